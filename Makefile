@@ -1,0 +1,40 @@
+# Two commands set everything up; each works alone on a new machine with Python 3.10 or later.
+#   make reproduce   installs, then reproduces the paper's claims into runs/
+#   make test        installs, then runs linters, type checks and tests
+
+PYTHON ?= python3
+VENV := .venv
+# The tested build. The package itself only has a floor (pyproject.toml).
+TORCH := torch==2.13.0
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: reproduce test lint clean
+
+reproduce: $(VENV)/.lab
+	$(VENV)/bin/normwise reproduce --out runs
+
+test: $(VENV)/.dev lint
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -q
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.lab: $(VENV)/.venv pyproject.toml
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[lab]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.lab pyproject.toml
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,66 @@
+"""normwise: weight decay for normalised networks.
+
+Most weights of a modern network are followed by a normalisation, so only their direction matters.
+Weight decay on them does not regularise: it sets the effective learning rate. normwise says which
+weights these are, decays them by rules that are functions of their norm, and predicts what follows.
+
+Names are imported on first use, so that ``import normwise`` (and the command line's ``--help``) does
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normwise.decay.decay import Decay as Decay
+    from normwise.decay.rules import L2 as L2
+    from normwise.decay.rules import AdaptiveWeightShrink as AdaptiveWeightShrink
+    from normwise.decay.rules import EpsilonShiftedL2 as EpsilonShiftedL2
+    from normwise.decay.rules import PowerShrink as PowerShrink
+    from normwise.decay.rules import Rule as Rule
+    from normwise.decay.rules import Sphere as Sphere
+    from normwise.dynamics import theory as theory
+    from normwise.normalization import functional as functional
+    from normwise.normalization.parametrizations import centered_weight_norm as centered_weight_norm
+    from normwise.normalization.parametrizations import weight_norm as weight_norm
+    from normwise.normalization.parametrizations import weight_standardization as weight_standardization
+    from normwise.units import Unit as Unit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveWeightShrink": "normwise.decay.rules",
+    "Decay": "normwise.decay.decay",
+    "EpsilonShiftedL2": "normwise.decay.rules",
+    "L2": "normwise.decay.rules",
+    "PowerShrink": "normwise.decay.rules",
+    "Rule": "normwise.decay.rules",
+    "Sphere": "normwise.decay.rules",
+    "Unit": "normwise.units",
+    "centered_weight_norm": "normwise.normalization.parametrizations",
+    "weight_norm": "normwise.normalization.parametrizations",
+    "weight_standardization": "normwise.normalization.parametrizations",
+}
+_MODULES = {
+    "functional": "normwise.normalization.functional",
+    "theory": "normwise.dynamics.theory",
+}
+
+__all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'normwise' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Theory and monitoring of what training does to norms and directions."""

@@ -1,0 +1,1 @@
+"""The paper, reproduced: data, models, runs, claims and the report."""
