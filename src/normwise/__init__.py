@@ -48,7 +48,7 @@ _MODULES = {
     "theory": "normwise.dynamics.theory",
 }
 
-__all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]  # noqa: PLE0604
+__all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]
 
 
 def __getattr__(name: str) -> Any:
