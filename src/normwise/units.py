@@ -134,9 +134,8 @@ class Unit:
                 raise TypeError(f"a unit needs real floating-point tensors, not {param.dtype}")
         if len({id(param) for param in self.params}) < len(self.params):
             raise ValueError("params holds the same tensor twice: give each tensor of a joint unit once")
-        dims = {
-            check_dim(dim, param.ndim, f"a tensor of shape {tuple(param.shape)}") for param in self.params
-        }
+        shapes = [tuple(param.shape) for param in self.params]
+        dims = {check_dim(dim, len(shape), f"a tensor of shape {shape}") for shape in shapes}
         if len(dims) > 1:
             raise ValueError(
                 f"dim={dim} means different dimensions of tensors with shapes {shapes}: give dim >= 0"
