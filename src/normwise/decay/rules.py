@@ -167,6 +167,12 @@ class Rule(ABC):
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return "scheduled" if callable(value) else value
+
+
 def _widened(norm: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return the norm as a tensor, and in the widest type that its device computes in."""
     norm = norm if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
