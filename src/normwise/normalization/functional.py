@@ -1,0 +1,130 @@
+"""The weight-normalisation family, from tensor to tensor.
+
+Exact at every scale, in every floating-point type: f(αw) = f(w) and ∇f(αw) = ∇f(w)/α for norms from
+1e-30 to 1e30, no NaN at a zero row. A unit is a slice along ``dim`` (0: rows, one output filter each), or
+the whole tensor (``dim=None``). A unit without a direction (all zero; for the centered members, constant)
+gives zeros and receives a zero gradient.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from normwise.normalization.kernels import Formula, normalize, unit_size
+from normwise.units import check_dim
+
+__all__ = ["centered_weight_norm", "weight_norm", "weight_standardization"]
+
+
+def weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
+    """Return w/‖w‖ of each unit: weight normalisation without the gain.
+
+    Salimans & Kingma, "Weight Normalization", 2016 (arXiv:1602.07868), equation 2 with g = 1.
+
+    Args:
+        w: The weight: floating point, any shape.
+        dim: The dimension that counts the units; negative ones count from the end. None: the whole tensor.
+
+    Returns:
+        A tensor of the shape and type of ``w``, each unit of Euclidean norm 1.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor.
+        ValueError: ``dim`` is out of range, or a unit has fewer than 2 elements: no direction.
+
+    Example:
+        >>> import torch
+        >>> weight_norm(torch.tensor([[3e30, 4e30], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    return normalize(w, None, weight_norm_formula(w, dim, "w"))
+
+
+def centered_weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
+    """Return (w − mean)/‖w − mean‖ of each unit: centered weight normalisation without the gain.
+
+    Huang et al., "Centered Weight Normalization in Accelerating Training of Deep Neural Networks",
+    ICCV 2017, equation 2.
+
+    Args:
+        w: The weight: floating point, any shape.
+        dim: The dimension that counts the units; negative ones count from the end. None: the whole tensor.
+
+    Returns:
+        A tensor of the shape and type of ``w``, each unit of mean 0 and Euclidean norm 1.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor.
+        ValueError: ``dim`` is out of range, or a unit has fewer than 3 elements: no direction.
+
+    Example:
+        >>> import torch
+        >>> centered_weight_norm(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+        tensor([[-0.7071,  0.0000,  0.7071],
+                [ 0.0000,  0.0000,  0.0000]])
+    """
+    return normalize(w, None, centered_weight_norm_formula(w, dim, "w"))
+
+
+def weight_standardization(w: Tensor, dim: int | None = 0, eps: float = 0.0) -> Tensor:
+    """Return (w − mean)/√(var + eps) of each unit, var the biased variance: weight standardisation.
+
+    Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019
+    (arXiv:1903.10520), equation 5.
+
+    Args:
+        w: The weight: floating point, any shape.
+        dim: The dimension that counts the units; negative ones count from the end. None: the whole tensor.
+        eps: Added to the variance. Only for checkpoints that were trained with one: it breaks scale
+            invariance (with 1e-6, weights of standard deviation 1e-4 come out ten times too small).
+
+    Returns:
+        A tensor of the shape and type of ``w``, each unit of mean 0 and standard deviation 1.
+
+    Raises:
+        TypeError: ``w`` is not a real floating-point tensor.
+        ValueError: ``dim`` is out of range, ``eps`` negative or not finite, or a unit has fewer than 3
+            elements: no direction.
+
+    Example:
+        >>> import torch
+        >>> weight_standardization(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.2247,  0.0000,  1.2247]])
+    """
+    return normalize(w, None, weight_standardization_formula(w, dim, "w", eps))
+
+
+def weight_norm_formula(w: Tensor, dim: int | None, what: str) -> Formula:
+    """Return the formula of weight normalisation for ``w``, or raise the error that names ``what``."""
+    dim = _check(w, dim, what, smallest=2)
+    return Formula(dim, center=False, factor=1.0)
+
+
+def centered_weight_norm_formula(w: Tensor, dim: int | None, what: str) -> Formula:
+    """Return the formula of centered weight normalisation for ``w``, or raise, naming ``what``."""
+    dim = _check(w, dim, what, smallest=3)
+    return Formula(dim, center=True, factor=1.0)
+
+
+def weight_standardization_formula(w: Tensor, dim: int | None, what: str, eps: float = 0.0) -> Formula:
+    """Return the formula of weight standardisation for ``w``, or raise, naming ``what``."""
+    dim = _check(w, dim, what, smallest=3)
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be finite and not negative, not {eps!r}: 0 keeps scale invariance")
+    return Formula(dim, center=True, factor=unit_size(w, dim) ** 0.5, eps=float(eps))
+
+
+def _check(w: Tensor, dim: int | None, what: str, smallest: int) -> int | None:
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{what} must be a tensor, not {type(w).__name__}")
+    if not w.is_floating_point():
+        raise TypeError(f"{what} must be a real floating-point tensor, not {w.dtype}: convert it first")
+    dim = check_dim(dim, w.ndim, what)
+    size = unit_size(w, dim)
+    if size < smallest:
+        raise ValueError(
+            f"{what} of shape {tuple(w.shape)} has units of {size} element(s) along dim={dim}, which carry "
+            f"no direction: at least {smallest} are needed; leave it out or give another dim"
+        )
+    return dim
