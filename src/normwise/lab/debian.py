@@ -66,10 +66,10 @@ def download_package(source: Source, work: Path, announce: Callable[[str], None]
 
 def _download_with_own_lists(source: Source, work: Path) -> None:
     """``apt-get download`` where the system's package lists are empty or stale, and not ours to update."""
-    state, cache = work / "state", work / "cache"
-    (state / "lists" / "partial").mkdir(parents=True)
+    lists, cache = work / "lists", work / "cache"
+    (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
-    own = ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={cache}", "-o", "Acquire::Languages=none"]
+    own = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Acquire::Languages=none"]
     update_error: DataError | None = None
     try:
         _run(["apt-get", *_APT_OPTIONS, *own, "update"], work, _APT_SECONDS)
