@@ -1,0 +1,89 @@
+"""The network of the experiments: convolutions of the weight-normalisation family and a plain linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import normwise as nw
+
+__all__ = ["MEMBERS", "ConvNet", "directions", "scale_directions"]
+
+MEMBERS = ("weight_norm", "centered_weight_norm", "weight_standardization", "plain")
+
+
+class ConvNet(nn.Module):
+    """Three 3×3 convolutions (strides 1, 2, 2), each with ReLU, global average pooling, and a linear head.
+
+    Args:
+        member: How the convolutions are normalised: one of :data:`MEMBERS`. ``"plain"`` leaves them as
+            they are, which is scale-invariant only with batch norm.
+        batch_norm: Whether a batch norm follows each convolution. Without it the convolutions have a gain
+            and a bias instead.
+        width: Channels of the first convolution; the others have two and four times as many.
+        classes: Outputs of the head.
+
+    Shapes:
+        Images (N, 1, H, W) to logits (N, classes).
+
+    Example:
+        >>> ConvNet("weight_norm")(torch.zeros(2, 1, 14, 14)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, member: str, batch_norm: bool = True, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        if member not in MEMBERS:
+            raise ValueError(f"member={member!r} is not known: choose from {', '.join(MEMBERS)}")
+        if member == "plain" and not batch_norm:
+            raise ValueError('member="plain" is not normalised at all without batch norm: batch_norm=True')
+        blocks: list[nn.Module] = []
+        inputs = 1
+        for stride, factor in ((1, 1), (2, 2), (2, 4)):
+            outputs = factor * width
+            conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=not batch_norm)
+            blocks += [_normalized(conv, member, batch_norm)]
+            blocks += [nn.BatchNorm2d(outputs)] if batch_norm else []
+            blocks += [nn.ReLU()]
+            inputs = outputs
+        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.head(self.body(images))
+        return logits
+
+
+def _normalized(conv: nn.Conv2d, member: str, batch_norm: bool) -> nn.Conv2d:
+    if member == "weight_norm":
+        return nw.weight_norm(conv)
+    if member == "centered_weight_norm":
+        return nw.centered_weight_norm(conv, gain=not batch_norm)
+    if member == "weight_standardization":
+        return nw.weight_standardization(conv, gain=not batch_norm)
+    return conv
+
+
+def directions(model: ConvNet) -> dict[str, nn.Parameter]:
+    """Return the weights of which only the direction matters, by layer: what the rules under test decay."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            originals = dict(module.named_parameters())
+            for key in (
+                "parametrizations.weight.original1",
+                "parametrizations.weight.original",
+                "weight",
+            ):
+                if key in originals:
+                    found[name] = originals[key]
+                    break
+    return found
+
+
+@torch.no_grad()
+def scale_directions(model: ConvNet, scale: float) -> None:
+    """Give every unit of :func:`directions` the norm ``scale``; the function of the model is the same."""
+    for weight in directions(model).values():
+        weight.mul_((scale / nw.Unit(weight).norms()).to(weight.dtype).view(-1, 1, 1, 1))
