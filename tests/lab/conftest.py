@@ -32,8 +32,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
                     self.send_error(416)
                     return
                 self.send_response(206)
-                shown = 0 if state.wrong_range else start
-                self.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
+                start = 0 if state.wrong_range else start
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             else:
                 self.send_response(200)
             if state.lengths:

@@ -71,6 +71,8 @@ def test_a_part_that_cannot_be_resumed_starts_again(
     put_cache(tmp_path, {"images.gz.part": part.get(trouble, PACKED["images.gz"][:7000])})
     assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
     assert not list(tmp_path.glob("*.part"))
+    asked = [wanted for name, wanted in site.requests if name == "images.gz"]
+    assert len(asked) == (1 if trouble == "no ranges" else 2)
 
 
 @pytest.mark.parametrize(
