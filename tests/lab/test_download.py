@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
+import io
+import itertools
 import multiprocessing
+import queue
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.lab.made_up import CONTENTS, PACKED, Site, ignore, never, put_cache
@@ -125,19 +130,46 @@ def test_a_crash_in_the_middle_leaves_no_final_file(
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "bin", *PACKED}
 
 
-def _obtain_in_a_process(source: Source, directory: Path, start: Any, results: Any) -> None:
-    start.wait()
-    results.put(obtain(source, directory, offline=False, announce=ignore) == CONTENTS)
+def _obtain_in_a_process(source: Source, directory: Path) -> dict[str, bytes]:
+    return obtain(source, directory, offline=False, announce=ignore)
 
 
-def test_two_processes_fetch_once_and_both_get_it(tmp_path: Path, source: Source, site: Site) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(3), context.SimpleQueue()
-    arguments = (source, tmp_path / "cache", start, results)
-    processes = [context.Process(target=_obtain_in_a_process, args=arguments) for _ in range(3)]
-    for process in processes:
-        process.start()
-    assert [results.get() for _ in processes] == [True] * 3
-    for process in processes:
-        process.join()
+def test_three_processes_fetch_once_and_all_get_it(tmp_path: Path, source: Source, site: Site) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(3, mp_context=spawn) as pool:
+        futures = [pool.submit(_obtain_in_a_process, source, tmp_path / "cache") for _ in range(3)]
+        assert [future.result() for future in futures] == [CONTENTS] * 3
     assert sorted(site.requests) == [("images.gz", None), ("labels.gz", None)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_who_comes_second_waits_aloud_and_fetches_nothing(tmp_path: Path, source: Source, site: Site) -> None:
+    import fcntl
+
+    said: queue.Queue[str] = queue.Queue()
+    with (tmp_path / ".lock").open("w") as stream, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        second = pool.submit(obtain, source, tmp_path, offline=False, announce=said.put)
+        assert "waiting for another process that is fetching it" in said.get(timeout=30)
+        put_cache(tmp_path, PACKED)
+        stream.close()
+        assert second.result(timeout=30) == CONTENTS
+    assert said.empty()
+    assert site.requests == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("tick", "shown"), [(3.0, True), (0.0, False)])
+def test_a_download_of_more_than_two_seconds_shows_a_bar(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, tick: float, shown: bool
+) -> None:
+    clock = itertools.count(0.0, tick)
+    monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    obtain(source, tmp_path, offline=False, announce=ignore)
+    assert ("images.gz" in terminal.getvalue()) is shown
