@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from normwise.decay import copying
 from normwise.decay.clock import CLOCKS
-from normwise.decay.rules import Rule, Sphere
+from normwise.decay.rules import Rule
 from normwise.units import Unit
 
 __all__ = ["MEASURES", "MODES", "check_settings", "check_state", "check_units", "group_of", "name_of"]
@@ -39,8 +39,9 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
             f'clock={clock!r} has no meaning with mode="coupled", which adds to the gradient and has no '
             'time of its own: use mode="flow" or "explicit", or leave clock out'
         )
-    if isinstance(rule, Sphere) and mode != "flow":
-        raise ValueError(f'a Sphere is a projection and has no rate for mode={mode!r}: use mode="flow"')
+    if mode not in rule.modes:
+        fitting = " or ".join(map(repr, rule.modes))
+        raise ValueError(f"mode={mode!r} cannot apply {rule}: use mode={fitting}, or another rule")
     if mode != "flow" and isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"mode={mode!r} does not go with LBFGS, which evaluates its closure many times in one step: "

@@ -22,18 +22,13 @@ A new rule is one class with the three functions ``_rate``, ``_flow`` and ``_pen
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from normwise.units import wide_dtype
+from normwise.decay.rule import Rule, Shrink, checked
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,161 +43,9 @@ __all__ = [
     "Sphere",
 ]
 
-Coefficient: TypeAlias = float | Callable[[int], float]
-
-
-def _checked(name: str, value: object, *, positive: bool = False) -> float:
-    """Return ``value`` as a float, or raise an error that names it."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    value = float(value)
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        allowed = "positive" if positive else "zero or positive"
-        raise ValueError(f"{name}={value} is not allowed: give a finite number that is {allowed}")
-    return value
-
-
-class Rule(ABC):
-    """A decay rule: a scalar field on norms. The subclasses are values: frozen, comparable, printable."""
-
-    @abstractmethod
-    def _rate(self, norm: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _flow(self, norm: Tensor, time: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _penalty(self, norm: Tensor) -> Tensor: ...
-
-    def rate(self, norm: Tensor | float) -> Tensor:
-        """Return c(n), the rate at which units of this norm shrink: dn/dt = −c(n)·n.
-
-        Args:
-            norm: Norms of units, zero or positive, of any shape.
-
-        Returns:
-            A tensor of the shape and type of ``norm``. Negative where the rule pushes outwards. A zero unit
-            has no ray to move on: its rate is the limit where that is finite, else 0.
-
-        Example:
-            >>> AdaptiveWeightShrink(0.1).rate(torch.tensor([1.0, 2.0]))
-            tensor([0.1000, 0.2000])
-        """
-        norm, wide = _widened(norm)
-        return self._rate(wide).to(norm.dtype)
-
-    def flow(self, norm: Tensor | float, time: Tensor | float) -> Tensor:
-        """Return φ(n, t), the norm after a time t: the exact solution of dn/dt = −c(n)·n.
-
-        Args:
-            norm: Norms of units, zero or positive, of any shape.
-            time: The time that passes, zero or positive: a number, or a tensor that broadcasts.
-
-        Returns:
-            A tensor of the shape and type of ``norm``; 0 where the norm is 0.
-
-        Raises:
-            ValueError: ``time`` is a number that is negative or not finite.
-
-        Example:
-            >>> AdaptiveWeightShrink(1.0).flow(torch.tensor([1.0, 1e30]), time=1.0)
-            tensor([0.5000, 1.0000])
-        """
-        norm, wide = _widened(norm)
-        if isinstance(time, Tensor):
-            time = time.to(device=wide.device, dtype=wide.dtype)
-        else:  # a fill, as a copy from the host would make CUDA wait
-            time = torch.full((), _checked("time", time), dtype=wide.dtype, device=wide.device)
-        moved = self._flow(wide, time)
-        return torch.where(wide > 0, moved, wide).to(norm.dtype)
-
-    def penalty(self, norm: Tensor | float) -> Tensor:
-        """Return R(n), the regularizer whose gradient is c(n)·n along the ray; differentiable.
-
-        Args:
-            norm: Norms of units, zero or positive, of any shape.
-
-        Returns:
-            A tensor of the shape and type of ``norm``.
-
-        Example:
-            >>> L2(0.1).penalty(torch.tensor(2.0))
-            tensor(0.2000)
-        """
-        norm, wide = _widened(norm)
-        return self._penalty(wide).to(norm.dtype)
-
-    @property
-    def constant_rate(self) -> float | None:
-        """The rate where it is the same for every norm, else None."""
-        return None
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether the coefficient is a function of the step."""
-        return callable(getattr(self, "coefficient", None))
-
-    def at(self, step: int) -> Self:
-        """Return the rule with the coefficient that it has at this step (itself where it is a number).
-
-        Example:
-            >>> L2(lambda step: 0.1 / (1 + step)).at(1)
-            L2(coefficient=0.05)
-        """
-        return self._replace(coefficient=self.coefficient(step)) if self.scheduled else self  # type: ignore[attr-defined]
-
-    def bound_to(self, norms: Tensor) -> Rule:
-        """Return the rule for units that had these norms when it was attached: itself, but for Sphere."""
-        return self
-
-    def settings(self) -> dict[str, Any]:
-        """Return the name of the rule and what it was given, as plain values."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {
-            "name": type(self).__name__,
-            **{k: "scheduled" if callable(v) else v for k, v in fields.items()},
-        }
-
-    def _replace(self, **changes: Any) -> Self:
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return "scheduled" if callable(value) else value
-
-
-def _widened(norm: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return the norm as a tensor, and in the widest type that its device computes in."""
-    norm = norm if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
-    if not norm.is_floating_point():
-        raise TypeError(f"norm must be a floating-point tensor, not {norm.dtype}")
-    return norm, norm.to(wide_dtype(norm.device))
-
 
 @dataclass(frozen=True)
-class _Shrink(Rule):
-    """A rule with a coefficient λ."""
-
-    coefficient: Coefficient
-
-    def __post_init__(self) -> None:
-        if not callable(self.coefficient):
-            object.__setattr__(self, "coefficient", _checked("coefficient", self.coefficient))
-
-    @property
-    def _lambda(self) -> float:
-        if callable(self.coefficient):
-            raise ValueError(
-                f"the coefficient of this {type(self).__name__} is a function of the step: "
-                "call .at(step) first, as Decay does"
-            )
-        return self.coefficient
-
-
-@dataclass(frozen=True)
-class L2(_Shrink):
+class L2(Shrink):
     r"""L2: c(n) = λ, the usual weight decay.
 
     Leaves the fraction exp(−λΣlr) of the initial norm.
@@ -231,7 +74,7 @@ class L2(_Shrink):
 
 
 @dataclass(frozen=True)
-class PowerShrink(_Shrink):
+class PowerShrink(Shrink):
     r"""Power shrink: c(n) = λ·nᵖ. A power of 1 is AdaptiveWeightShrink, a power near 0 is near L2.
 
     Args:
@@ -247,22 +90,25 @@ class PowerShrink(_Shrink):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "power", _checked("power", self.power, positive=True))
+        object.__setattr__(self, "power", checked("power", self.power, positive=True))
 
     def _rate(self, norm: Tensor) -> Tensor:
         return self._lambda * norm**self.power
 
     def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
-        # φ = n·exp(−log(1 + pλtnᵖ)/p), with the logarithm of the sum taken of its logarithms: nᵖ may overflow
-        exponent = torch.log(self.power * self._lambda * time) + self.power * torch.log(norm)
-        return norm * torch.exp(-torch.logaddexp(exponent, torch.zeros_like(exponent)) / self.power)
+        # x = pλtnᵖ may overflow, so small and large x have a form each; (n⁻ᵖ + pλt)^(−1/p) is the second
+        power, pulled = self.power, self.power * self._lambda * time
+        x = torch.exp(torch.log(pulled) + power * torch.log(norm))
+        decayed = norm * torch.exp(-torch.log1p(x) / power)
+        saturated = pulled ** (-1 / power) * torch.exp(-torch.log1p(1 / x) / power)
+        return torch.where(x < 1, decayed, saturated)
 
     def _penalty(self, norm: Tensor) -> Tensor:
         return self._lambda * norm ** (self.power + 2) / (self.power + 2)
 
 
 @dataclass(frozen=True)
-class AdaptiveWeightShrink(_Shrink):
+class AdaptiveWeightShrink(Shrink):
     r"""Adaptive Weight Shrink (AWS): c(n) = λn, a coefficient proportional to the magnitude of the weight.
 
     After a total time s it leaves a norm of at most 1/(λs), whatever the initial norm was: training forgets
@@ -302,9 +148,9 @@ class AdaptiveWeightShrink(_Shrink):
             >>> AdaptiveWeightShrink.for_budget(total_time=60.0)
             AdaptiveWeightShrink(coefficient=0.05)
         """
-        total_time = _checked("total_time", total_time, positive=True)
-        norm = _checked("norm", norm, positive=True)
-        return cls(_checked("strength", strength, positive=True) / (norm * total_time))
+        total_time = checked("total_time", total_time, positive=True)
+        norm = checked("norm", norm, positive=True)
+        return cls(checked("strength", strength, positive=True) / (norm * total_time))
 
     def _rate(self, norm: Tensor) -> Tensor:
         return self._lambda * norm
@@ -317,7 +163,7 @@ class AdaptiveWeightShrink(_Shrink):
 
 
 @dataclass(frozen=True)
-class EpsilonShiftedL2(_Shrink):
+class EpsilonShiftedL2(Shrink):
     r"""ε-shifted L2: c(n) = λ(1 − ε/n). Pulls every norm towards ε instead of 0.
 
     Source: Li, Chen & Yang, arXiv 1911.05920, which proposes the regularizer ½λ(‖w‖ − ε)². It has a
@@ -326,6 +172,10 @@ class EpsilonShiftedL2(_Shrink):
     Args:
         coefficient: λ, zero or positive, or a function of the step that returns it.
         epsilon: ε, the norm at rest, zero or positive.
+        form: ``"norm"``, the rule above. ``"std"``, the rule as the authors' own training code has it, for
+            faithful comparison: n is the unbiased standard deviation s of the unit, and its mean m is decayed
+            by plain L2, so that ∇ + λ((1 − ε/s)(w − m) + m) stands for ∇. It is no function of the norm and
+            turns w: only ``mode="coupled"`` applies it.
 
     Example:
         >>> EpsilonShiftedL2(1.0, epsilon=0.5).flow(torch.tensor([0.1, 0.5, 9.0]), time=100.0)
@@ -333,10 +183,19 @@ class EpsilonShiftedL2(_Shrink):
     """
 
     epsilon: float = 1e-3
+    _: KW_ONLY
+    form: str = "norm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "epsilon", _checked("epsilon", self.epsilon))
+        object.__setattr__(self, "epsilon", checked("epsilon", self.epsilon))
+        if self.form not in ("norm", "std"):
+            raise ValueError(f"form={self.form!r} is not known: choose from 'norm', 'std'")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that can apply it."""
+        return super().modes if self.form == "norm" else ("coupled",)
 
     def _rate(self, norm: Tensor) -> Tensor:
         return torch.where(norm > 0, self._lambda * (1 - self.epsilon / norm), torch.zeros_like(norm))
@@ -350,7 +209,7 @@ class EpsilonShiftedL2(_Shrink):
         return self._lambda * (norm - self.epsilon) ** 2 / 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Sphere(Rule):
     """Projection to a sphere: every unit has the norm ``radius`` after each step, whatever time passed.
 
@@ -359,21 +218,33 @@ class Sphere(Rule):
 
     Args:
         radius: The norm, positive. None: the norm that each unit had when the rule was attached.
+        rotate: Whether to scale the update too, so that every unit turns by the same angle in a step: t
+            radians, t being the time that the clock gives (with ``clock="lr"`` the learning rate), in the
+            direction of the tangential part of the optimizer's update. The optimizer is asked for a
+            direction only. Costs a copy of the parameters. Sources: Kosson et al., "Rotational Equilibrium",
+            arXiv 2305.17212, section 5 (rotational variants, which hold the average angle); Wen et al.,
+            "Hyperball Optimization", arXiv 2606.16899 (updates of norm ηR, whole matrices: ``dim=None``;
+            its angle is η up to the part of the update along w). A unit whose update has no tangential part
+            does not turn.
 
     Example:
         >>> Sphere(radius=2.0).flow(torch.tensor([0.1, 5.0]), time=0.1)
         tensor([2., 2.])
     """
 
-    radius: float | Tensor | None = None
+    radius: float | None = None
+    _: KW_ONLY
+    rotate: bool = False
+
+    projects = True
 
     def __post_init__(self) -> None:
-        if self.radius is not None and not isinstance(self.radius, Tensor):
-            object.__setattr__(self, "radius", _checked("radius", self.radius, positive=True))
+        if self.radius is not None:
+            object.__setattr__(self, "radius", checked("radius", self.radius, positive=True))
 
     def bound_to(self, norms: Tensor) -> Rule:
         """Return the sphere through these norms, where no radius was given."""
-        return Sphere(norms) if self.radius is None else self
+        return self if self.radius is not None else _BoundSphere(self.radius, rotate=self.rotate, norms=norms)
 
     def _rate(self, norm: Tensor) -> Tensor:
         raise ValueError('a Sphere is a projection and has no rate: use mode="flow", or another rule')
@@ -386,8 +257,16 @@ class Sphere(Rule):
             raise ValueError(
                 "this Sphere takes its radius from the units it is attached to: give radius=, or use Decay"
             )
-        radius = self.radius if isinstance(self.radius, Tensor) else torch.full_like(norm, self.radius)
-        return radius.to(norm).expand_as(norm)
+        return torch.full_like(norm, self.radius)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundSphere(Sphere):
+    _: KW_ONLY
+    norms: Tensor
+
+    def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
+        return self.norms.to(norm)
 
 
 RULES: tuple[type[Rule], ...] = (L2, AdaptiveWeightShrink, PowerShrink, EpsilonShiftedL2, Sphere)
