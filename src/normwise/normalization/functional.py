@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from normwise.normalization.kernels import Formula, normalize, unit_size
+from normwise.normalization.exact import Formula, unit_size
+from normwise.normalization.kernels import normalize
 from normwise.units import check_dim
 
 __all__ = ["centered_weight_norm", "weight_norm", "weight_standardization"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normwise.normalization import functional
-from normwise.normalization.kernels import Formula, natural_gain, normalize
+from normwise.normalization.exact import Formula, natural_gain
+from normwise.normalization.kernels import normalize
 
 __all__ = [
     "CenteredWeightNorm",

@@ -1,0 +1,134 @@
+"""The formula of the weight-normalisation family, evaluated exactly at every scale.
+
+Every member of the family is, for each unit ``v`` of ``d`` elements,
+
+    w = r · c / √(‖c‖² + d·ε),    c = v or v − mean(v),    r = gain · factor
+
+Weight normalisation has ε = 0 and factor 1, weight standardisation factor √d. In the weight's own type the
+plain formula fails where squares over- or underflow, at units without a direction and where the mean is
+large. Here it is computed in float64; where the type leaves no headroom (float64 weights, devices without
+float64) each unit is divided by its largest entry before. No branch depends on data, so nothing waits for
+an accelerator, and ``torch.compile``, ``torch.func`` and forward-mode AD go straight through.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normwise.units import wide_dtype
+
+__all__ = ["Formula", "exact_backward", "exact_forward", "natural_gain", "unit_size"]
+
+
+class Formula(NamedTuple):
+    """Which member of the family: w = gain · factor · c / √(‖c‖² + d·eps).
+
+    Attributes:
+        dim: The dimension that counts the units, non-negative, or None: the whole tensor is one unit.
+        center: Whether c = v − mean(v) (or c = v).
+        factor: What multiplies the unit vector: 1, or √d to have a standard deviation of 1.
+        eps: What is added to the variance, for checkpoints that were trained so. Breaks scale invariance.
+    """
+
+    dim: int | None
+    center: bool
+    factor: float
+    eps: float = 0.0
+
+
+class _Parts(NamedTuple):
+    unit: Tensor  # c / √(‖c‖² + d·eps), zero where that is 0/0
+    inverse: Tensor  # 1 / √(‖c‖² + d·eps) of the prescaled unit, zero where that is 1/0
+    scale: Tensor | None  # what the unit was multiplied by before
+
+
+def unit_size(weight: Tensor, dim: int | None) -> int:
+    """Return the number of elements that one unit of ``weight`` has."""
+    size = 1
+    for k, length in enumerate(weight.shape):
+        if k != dim:
+            size *= length
+    return size
+
+
+def exact_forward(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
+    """Return the normalised weight, made of differentiable operations.
+
+    Args:
+        weight: A real floating-point tensor of any shape, strides and device.
+        gain: A tensor that broadcasts against the units (size 1 in every dimension but ``dim``), or None.
+        formula: The member of the family.
+    """
+    unit = _parts(weight, formula).unit
+    return (unit * _row_factor(unit, gain, formula)).to(weight.dtype)
+
+
+def exact_backward(
+    gradient: Tensor, weight: Tensor, gain: Tensor | None, formula: Formula
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and gain, made of differentiable operations themselves.
+
+    The gradient less its part along the unit (and, if centered, its mean), times r/√(‖c‖² + d·eps).
+
+    Args:
+        gradient: The gradient of what `exact_forward` returned.
+        weight: As for `exact_forward`.
+        gain: As for `exact_forward`.
+        formula: As for `exact_forward`.
+    """
+    unit, inverse, scale = _parts(weight, formula)
+    dims = _reduced(weight, formula)
+    gradient = gradient.to(unit.dtype)
+    along = (gradient * unit).sum(dims, keepdim=True)
+    across = gradient - along * unit
+    if formula.center:
+        across = across - across.mean(dims, keepdim=True)
+    step = inverse if scale is None else inverse * scale
+    to_weight = (across * (step * _row_factor(unit, gain, formula))).to(weight.dtype)
+    if gain is None:
+        return to_weight, None
+    return to_weight, (along * formula.factor).reshape(gain.shape).to(gain.dtype)
+
+
+def natural_gain(weight: Tensor, formula: Formula) -> Tensor:
+    """Return the gain of each unit with which the formula gives c, the (centered) weight itself."""
+    _, inverse, scale = _parts(weight.detach(), formula)
+    norm = torch.where(inverse == 0, 0.0, inverse.reciprocal())
+    norm = norm if scale is None else norm / scale
+    gain = (norm / formula.factor).to(weight.dtype)
+    return gain.reshape(()) if formula.dim is None else gain
+
+
+def _parts(weight: Tensor, formula: Formula) -> _Parts:
+    wide, dims = wide_dtype(weight.device), _reduced(weight, formula)
+    v, scale = weight.to(wide), None
+    eps = torch.as_tensor(formula.eps * unit_size(weight, formula.dim), dtype=wide, device=weight.device)
+    if weight.dtype == wide or wide != torch.float64:
+        # No headroom for squares: bring the largest entry to 1. A constant to autograd, rightly so, as
+        # nothing depends on it. Below √eps the eps rules, and must not overflow in its turn.
+        bound = 1e300 if wide == torch.float64 else 1e30
+        largest = v.detach().abs().amax(dims, keepdim=True)
+        scale = largest.clamp(min=max(1 / bound, formula.eps**0.5), max=bound).reciprocal()
+        v, eps = v * scale, eps * scale * scale
+    if formula.center:
+        # Less the first element first: a constant unit comes out as exactly zero.
+        first = v.detach()
+        for k in dims:
+            first = first.narrow(k, 0, 1)
+        v = v - first
+        v = v - v.mean(dims, keepdim=True)
+    square = (v * v).sum(dims, keepdim=True) + eps
+    nothing = square == 0
+    inverse = torch.where(nothing, 0.0, torch.where(nothing, 1.0, square).rsqrt())
+    return _Parts(v * inverse, inverse, scale)
+
+
+def _reduced(weight: Tensor, formula: Formula) -> list[int]:
+    return [k for k in range(weight.ndim) if k != formula.dim]
+
+
+def _row_factor(unit: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | float:
+    return formula.factor if gain is None else gain.to(unit.dtype) * formula.factor
