@@ -1,0 +1,152 @@
+"""The command line: ``normwise reproduce`` and ``normwise report``. No logic of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+__all__ = ["main"]
+
+try:
+    import typer
+except ImportError:  # the core does not need the command line's packages
+    sys.exit("normwise: the command line needs the extra 'lab': pip install normwise[lab]")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Weight decay for normalised networks: the paper's claims as commands.",
+)
+
+
+def main() -> None:
+    """Run the command line. Exit code 2: something that was given is not possible; the line says what."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"normwise: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("normwise: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import normwise
+
+        print(normwise.__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@app.command()
+def reproduce(
+    claims: Annotated[
+        list[str] | None, typer.Argument(metavar="[CLAIM …]", help="Claims to test. Default: all.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
+    budget: Annotated[str, typer.Option(help="quick (minutes) or full (hours).")] = "quick",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: that of the budget.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs side by side. Default: one per core.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs, results.json and report.html.")] = Path("runs"),
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
+) -> None:
+    """Test claims of the paper on real data; write runs, results.json and report.html.
+
+    The same command resumes a job that was stopped. Finished runs are not repeated.
+    """
+    from normwise.lab.reproduce import reproduce as carry_out
+
+    with _progress() as progress:
+        results = carry_out(
+            claims or [],
+            out=out,
+            data=data,
+            budget=budget,
+            seeds=seeds,
+            jobs=_cores() if jobs is None else jobs,
+            offline=offline,
+            announce=_say,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
+    else:
+        _print_verdicts(results)
+        _say(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a normwise reproduce.")],
+) -> None:
+    """Build report.html anew from the files of a normwise reproduce."""
+    from normwise.lab.reproduce import rebuild_report
+
+    print(rebuild_report(folder))  # noqa: T201
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _say(line: str) -> None:
+    print(f"normwise: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _print_verdicts(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("claim", "verdict", "answer", show_lines=True)
+    colours = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
+    for name, claim in sorted(results["claims"].items(), key=lambda item: item[1]["order"]):
+        verdict = claim["verdict"]
+        table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", claim["answer"])
+    Console().print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show how many runs are done and how long the others will take: a bar, in a pipe a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("runs", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total > 0)
+
+
+def _lines(every: float = 20.0) -> Callable[[int, int], None]:
+    begin = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == 0:
+            _say(f"{total} runs to do" if total else "all runs are done already")
+        elif now - last >= every or done == total:
+            last = now
+            left = (now - begin) / done * (total - done)
+            _say(f"{done} of {total} runs, about {left:.0f} s left")
+
+    return line

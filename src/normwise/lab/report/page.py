@@ -1,0 +1,45 @@
+"""The page: results.json in plain words, plots and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from normwise.lab.report.figure import PALETTE, figure, inline
+from normwise.lab.store import write_atomically
+
+__all__ = ["write_report"]
+
+
+def write_report(results: dict[str, Any], path: Path) -> Path:
+    """Write the page, and beside it ``figures/`` with each plot as an SVG file; return the page's path.
+
+    Args:
+        results: What is in ``results.json``.
+        path: Of the page; it is written over.
+    """
+    claims = sorted(results["claims"].items(), key=lambda item: item[1]["order"])
+    figures = path.parent / "figures"
+    figures.mkdir(exist_ok=True)
+    plots: dict[str, list[Markup]] = {}
+    for name, claim in claims:
+        plots[name] = []
+        for k, plot in enumerate(claim["plots"]):
+            write_atomically(figures / f"{name}-{k + 1}.svg", figure(plot))
+            # drawn by matplotlib, which escapes the text in it
+            plots[name].append(Markup(inline(plot, f"{name}-{k + 1}")))
+    environment = Environment(
+        loader=PackageLoader("normwise.lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        claims=claims, plots=plots, results=results, colours=len(PALETTE)
+    )
+    write_atomically(path, page)
+    return path

@@ -1,0 +1,136 @@
+"""From the names of claims to verdicts in a folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import normwise as nw
+from normwise.lab.claims import claims_named
+from normwise.lab.claims.claim import Budget, Claim, Runs
+from normwise.lab.data import DATASETS, load
+from normwise.lab.report.page import write_report
+from normwise.lab.runs import carry_out
+from normwise.lab.settings import Settings
+from normwise.lab.store import Store, write_atomically
+
+__all__ = ["read_results", "rebuild_report", "reproduce"]
+
+Results = dict[str, Any]
+
+
+def reproduce(
+    names: list[str],
+    *,
+    out: Path,
+    data: str = "fashion-mnist",
+    budget: str = "quick",
+    seeds: int | None = None,
+    jobs: int = 1,
+    offline: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Results:
+    """Put claims to the test and write ``results.json`` and ``report.html``.
+
+    Runs that the folder already holds are not repeated, so the same call resumes a job that was killed.
+    Claims that were judged in this folder by earlier calls stay in the results, each with its own protocol.
+
+    Args:
+        names: Identifiers of claims; none: all of them.
+        out: The folder: new, empty, or of an earlier call.
+        data: Name of the data set.
+        budget: "quick" or "full".
+        seeds: Number of seeds; None: that of the budget.
+        jobs: How many runs go side by side.
+        offline: Forbids fetching data.
+        announce: Is called with a line for each thing that takes time or is fetched.
+        progress: Is called with the number of runs done and to do.
+
+    Returns:
+        What is in ``results.json``.
+
+    Raises:
+        ValueError: A claim, data set, budget or number is not allowed, the folder holds something else, or
+            the data are missing or damaged. Nothing has been written over.
+    """
+    claims = claims_named(names)
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs} is not possible: give 1 or more")
+    if data not in DATASETS:
+        raise ValueError(f"--data {data} is not known: choose from {', '.join(DATASETS)}")
+    Budget.of(budget, data, "", seeds)  # before anything is fetched or written
+    begin = time.perf_counter()
+    store = Store(out)
+    spent = Budget.of(budget, data, load(data, offline=offline, announce=announce).fingerprint, seeds)
+    wanted: list[Settings] = [settings for claim in claims for settings in claim.runs(spent)]
+    runs = Runs(carry_out(wanted, store, jobs, progress), store)
+    protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
+    results = read_results(store) or {"format": 1, "claims": {}}
+    for claim in claims:
+        results["claims"][claim.id] = _judged(claim, spent, runs) | {"protocol": protocol}
+    results["seconds"] = round(time.perf_counter() - begin, 1)
+    results["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_report(results, out / "report.html")
+    return results
+
+
+def read_results(store: Store) -> Results | None:
+    """Return what ``results.json`` of a folder holds, None where there is none yet.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = store.folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(results["claims"], dict) or results["format"] != 1:
+            raise ValueError("it is not of format 1")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and repeat the normwise reproduce that wrote it, which "
+            "keeps the finished runs"
+        ) from error
+    return dict(results)
+
+
+def rebuild_report(out: Path) -> Path:
+    """Write ``report.html`` anew from ``results.json``; return its path.
+
+    Raises:
+        ValueError: The folder is not one of results, or has none yet.
+    """
+    results = read_results(Store.existing(out))
+    if results is None:
+        raise ValueError(f"{out} has no results.json yet: run normwise reproduce --out {out} to the end")
+    return write_report(results, out / "report.html")
+
+
+def _judged(claim: Claim, budget: Budget, runs: Runs) -> dict[str, Any]:
+    identities = list(dict.fromkeys(settings.identity for settings in claim.runs(budget)))
+    failures = sum(runs.status(identity) != "finished" for identity in identities)
+    return {
+        **claim.texts(),
+        "order": claim.order,
+        **claim.judge(budget, runs).as_dict(),
+        "runs": {"count": len(identities), "not_finished": failures, "identities": identities},
+    }
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "normwise": nw.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
