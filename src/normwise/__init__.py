@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from normwise.decay.rules import Rule as Rule
     from normwise.decay.rules import Sphere as Sphere
     from normwise.dynamics import theory as theory
+    from normwise.invariance.find import find_invariances as find_invariances
+    from normwise.invariance.result import Invariances as Invariances
     from normwise.normalization import functional as functional
     from normwise.normalization.parametrizations import centered_weight_norm as centered_weight_norm
     from normwise.normalization.parametrizations import weight_norm as weight_norm
@@ -34,12 +36,14 @@ _HOMES = {
     "AdaptiveWeightShrink": "normwise.decay.rules",
     "Decay": "normwise.decay.decay",
     "EpsilonShiftedL2": "normwise.decay.rules",
+    "Invariances": "normwise.invariance.result",
     "L2": "normwise.decay.rules",
     "PowerShrink": "normwise.decay.rules",
     "Rule": "normwise.decay.rules",
     "Sphere": "normwise.decay.rules",
     "Unit": "normwise.units",
     "centered_weight_norm": "normwise.normalization.parametrizations",
+    "find_invariances": "normwise.invariance.find",
     "weight_norm": "normwise.normalization.parametrizations",
     "weight_standardization": "normwise.normalization.parametrizations",
 }

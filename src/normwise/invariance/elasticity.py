@@ -1,0 +1,222 @@
+"""Elasticities: how outputs answer to the scale of each parameter and of each of its units.
+
+For an output f, a cotangent v and a parameter w with gradient g = Jᵀv: Σ wᵢgᵢ = v·∂f(αw)/∂α at α = 1.
+One backward pass gives this sum for every parameter, every row and every column at once. The sum is
+compared with √Σ(wᵢgᵢ)², of which it is about 1 part where nothing is invariant, and 0 by cancellation
+where it is. Hooks reduce each gradient to these sums as it arrives, and free it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normwise.invariance.probe import NonFiniteOutputsError, Probe
+from normwise.units import wide_dtype
+
+__all__ = ["Array", "Row", "UnitSums", "gather", "stray_parameters"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class UnitSums:
+    """The sums of one parameter over each unit of one dimension, for one row.
+
+    Attributes:
+        scale: Σ wg of each unit. scale_squares: Σ (wg)². shift: Σ g. shift_squares: Σ g².
+    """
+
+    scale: Array
+    scale_squares: Array
+    shift: Array
+    shift_squares: Array
+
+    def __iadd__(self, other: UnitSums) -> UnitSums:
+        for name in ("scale", "scale_squares", "shift", "shift_squares"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+@dataclass
+class Row:
+    """What one backward pass says about every parameter.
+
+    Attributes:
+        elasticity: Σ wg of each parameter.
+        squares: Σ (wg)² of each parameter.
+        reached: Whether a gradient arrived at all.
+        units: {(parameter, dimension): sums per unit} of the parameters that were asked for.
+    """
+
+    elasticity: Array
+    squares: Array
+    reached: NDArray[np.bool_]
+    units: dict[tuple[int, int], UnitSums] = field(default_factory=dict)
+
+
+class _Collector:
+    """Hooks on the stand-ins that reduce each gradient into the current row and free it."""
+
+    def __init__(self, probe: Probe, detailed: set[int]) -> None:
+        self._parameters = probe.parameters
+        self._detailed = detailed
+        self.row = self.new_row()
+        self._handles = [
+            p.register_post_accumulate_grad_hook(lambda p, k=k: self._reduce(k, p))
+            for k, p in enumerate(probe.parameters)
+            if p.requires_grad
+        ]
+
+    def new_row(self) -> Row:
+        n = len(self._parameters)
+        self.row = Row(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool))
+        return self.row
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _reduce(self, index: int, parameter: Tensor) -> None:
+        # The backward pass runs under the interception, which must not see this arithmetic.
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            self._add(index, parameter)
+
+    def _add(self, index: int, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:
+            return
+        gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
+        row, dims = self.row, range(min(2, parameter.ndim)) if index in self._detailed else range(0)
+        wide = wide_dtype(parameter.device)
+        shifts = {d: (_over_units(gradient, d, wide), _squares_over_units(gradient, d, wide)) for d in dims}
+        # The gradient is ours to overwrite: products and squares need no memory of their own.
+        gradient = gradient.mul_(parameter) if gradient.is_contiguous() else gradient * parameter
+        sums = {d: _over_units(gradient, d, wide) for d in dims}
+        row.elasticity[index] += float(gradient.sum(dtype=wide))
+        row.squares[index] += float(torch.linalg.vector_norm(gradient, dtype=wide)) ** 2
+        row.reached[index] = True
+        for d in dims:
+            found = UnitSums(sums[d], _squares_over_units(gradient, d, wide), *shifts[d])
+            if (index, d) in row.units:  # a tied weight under reentrant checkpointing arrives in parts
+                row.units[index, d] += found
+            else:
+                row.units[index, d] = found
+
+
+def _others(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    return tuple(d for d in range(tensor.ndim) if d != dim)
+
+
+def _over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
+    rest = _others(tensor, dim)
+    summed = tensor.sum(dim=rest, dtype=wide) if rest else tensor.to(wide, copy=True)
+    return np.asarray(summed.cpu().double().numpy())
+
+
+def _squares_over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
+    rest = _others(tensor, dim)
+    norms = torch.linalg.vector_norm(tensor, dim=rest, dtype=wide) if rest else tensor.abs().to(wide)
+    return np.asarray(norms.cpu().double().numpy() ** 2)
+
+
+def gather(
+    probe: Probe,
+    seed: int,
+    cotangents: int,
+    detailed: set[int] | None = None,
+    *,
+    real_eps: bool = False,
+    strays: dict[int, str] | None = None,
+) -> Iterator[Row]:
+    """Yield ``cotangents`` rows at the generic point ``seed``, which share one forward pass.
+
+    Args:
+        probe: The probe.
+        seed: Numbers the point, the batch, the random draws and the cotangents.
+        cotangents: How many backward passes.
+        detailed: The parameters whose units are summed as well.
+        real_eps: Leave the eps of norm layers as they are.
+        strays: Receives {parameter: reason} for parameters used outside of their module.
+
+    Raises:
+        NonFiniteOutputsError: If outputs or gradients are NaN.
+    """
+    probe.move_to(seed)
+    collector = _Collector(probe, detailed or set())
+    generators: dict[torch.device, torch.Generator] = {}
+    try:
+        outputs = probe.outputs(real_eps=real_eps)
+        if strays is not None:
+            strays.update(stray_parameters(outputs, probe))
+        for number in range(cotangents):
+            weights = []
+            for tensor in outputs:
+                generator = generators.setdefault(
+                    tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
+                )
+                weights.append(_cotangent(tensor.detach(), generator))
+            row = collector.new_row()
+            try:
+                probe.backward(outputs, weights, real_eps=real_eps, keep=number + 1 < cotangents)
+            except RuntimeError as error:
+                if number == 0 or "second time" not in str(error):
+                    raise _backward_error(error) from error
+                outputs = probe.outputs(real_eps=real_eps)  # a graph that can be walked once only
+                row = collector.new_row()
+                probe.backward(outputs, weights, real_eps=real_eps, keep=False)
+            if not np.isfinite(row.elasticity).all():
+                raise NonFiniteOutputsError(
+                    "a gradient is NaN or infinite at the probed point: check the model's values and inputs "
+                    f"(parameter {probe.names[int(np.argmin(np.isfinite(row.elasticity)))]!r})"
+                )
+            yield row
+    finally:
+        collector.close()
+        probe.release()
+
+
+def _backward_error(error: RuntimeError) -> RuntimeError:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
+        return RuntimeError(f"out of memory in the backward pass of the probe: give smaller batches ({text})")
+    return RuntimeError(f"the backward pass failed: give a model that is differentiable, or forward=: {text}")
+
+
+def _cotangent(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random weights for the entries of ``output``, so that every output counts alike."""
+    v = torch.randn(output.shape, generator=generator, device=output.device, dtype=torch.float32).to(
+        output.dtype
+    )
+    finite = output.isfinite()
+    size: Tensor = torch.linalg.vector_norm(torch.where(finite, output, torch.zeros_like(output)))
+    masked: Tensor = torch.where(finite, v, torch.zeros_like(v))
+    return masked / size.clamp_min(torch.finfo(output.dtype).tiny ** 0.5)
+
+
+def stray_parameters(outputs: list[Tensor], probe: Probe) -> dict[int, str]:
+    """Return {parameter: reason} for those that the graph reaches as the model's own, not as stand-ins.
+
+    A parameter that a closure or a global holds cannot be swapped: nothing can be said about it.
+    """
+    own = {id(p): k for k, p in enumerate(probe.originals)}
+    found: dict[int, str] = {}
+    waiting = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        leaf = getattr(node, "variable", None)
+        if id(leaf) in own and leaf is not None:
+            found[own[id(leaf)]] = "used through a reference outside its module, so it could not be probed"
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found

@@ -1,0 +1,175 @@
+"""What a probe changes in the functions a model calls: the eps of norms, dropout, and precision.
+
+A model writes its eps as a module attribute, as an argument or as a literal. All of them end up in a
+torch function, so one :class:`torch.overrides.TorchFunctionMode` sees them all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["LARGEST_EPS", "Interception"]
+
+# A constant above this is part of the function, not a guard against division by zero.
+LARGEST_EPS = 1e-2
+
+# Where each function takes its eps: (position, keyword).
+_EPS_ARGUMENT: dict[Callable[..., Any], int] = {
+    F.layer_norm: 4,
+    F.rms_norm: 3,
+    F.group_norm: 4,
+    F.batch_norm: 7,
+    F.instance_norm: 7,
+    F.normalize: 3,
+    F.cosine_similarity: 3,
+    torch.layer_norm: 4,
+    torch.rms_norm: 3,
+    torch.group_norm: 4,
+    torch.batch_norm: 7,
+    torch.instance_norm: 7,
+    torch.native_layer_norm: 4,
+    torch.native_group_norm: 7,
+    torch.native_batch_norm: 7,
+}
+_MISSING_EPS_IS_MACHINE_EPS = {F.rms_norm, torch.rms_norm}
+_ADDITIONS = {
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+    torch.clamp,
+    torch.clamp_min,
+    torch.clip,
+    Tensor.clamp,
+    Tensor.clamp_,
+    Tensor.clip,
+    Tensor.clamp_min,
+    Tensor.clamp_min_,
+    torch.maximum,
+    Tensor.maximum,
+}
+_DROPOUTS = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.alpha_dropout,
+    torch.alpha_dropout_,
+    torch.feature_dropout,
+    torch.feature_dropout_,
+    torch.feature_alpha_dropout,
+    torch.feature_alpha_dropout_,
+}
+# Composite functions: the mode is off inside them, so their dropout is set from outside.
+_DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
+    F.multi_head_attention_forward: "dropout_p",
+    F.scaled_dot_product_attention: "dropout_p",
+}
+_CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+class Interception(TorchFunctionMode):
+    """Within this context every eps is multiplied by a factor, dropout is off, and floats have one type.
+
+    Args:
+        eps_factor: What every eps is multiplied by: 1 is the model as it is.
+        dtype: The type that every cast to a floating-point type goes to.
+
+    Example:
+        >>> tiny = torch.tensor([[1e-3, -1e-3]], dtype=torch.float64)
+        >>> with Interception(1e-8, torch.float64):
+        ...     round(F.layer_norm(tiny, (2,))[0, 0].item(), 6)
+        1.0
+    """
+
+    def __init__(self, eps_factor: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps_factor = eps_factor
+        self.dtype = dtype
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _DROPOUTS:
+            return args[0] if args else named["input"]
+        if func in _CASTS:
+            return args[0].to(self.dtype)
+        args = tuple(self._one_type(a) for a in args)
+        named = {key: self._one_type(a) for key, a in named.items()}
+        if func in _EPS_ARGUMENT:
+            args, named = self._with_small_eps(func, args, named)
+        elif func in _ADDITIONS:
+            args = tuple(self._shrink(a) for a in args)
+            named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
+        elif func in _DROPOUT_ARGUMENT:
+            args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
+        return func(*args, **named)
+
+    def _one_type(self, argument: Any) -> Any:
+        return self.dtype if isinstance(argument, torch.dtype) and argument in _FLOATS else argument
+
+    def _shrink(self, argument: Any) -> Any:
+        """Return ``argument`` times the factor if it is a small positive constant, else as it is."""
+        if isinstance(argument, float) and 0.0 < argument <= LARGEST_EPS:
+            return argument * self.eps_factor
+        is_constant = isinstance(argument, Tensor) and argument.ndim == 0 and argument.is_floating_point()
+        if is_constant and argument.grad_fn is None and not argument.requires_grad:
+            value = float(argument)
+            if 0.0 < value <= LARGEST_EPS:
+                return argument.detach() * self.eps_factor
+        return argument
+
+    def _with_small_eps(
+        self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        place = _EPS_ARGUMENT[func]
+        eps = args[place] if len(args) > place else named.get("eps", _default_eps(func))
+        if eps is None and func in _MISSING_EPS_IS_MACHINE_EPS:
+            eps = torch.finfo(self.dtype).eps
+        if not isinstance(eps, (int, float)) or not math.isfinite(eps):
+            return args, named
+        eps = float(eps) * self.eps_factor
+        if len(args) > place:
+            return (*args[:place], eps, *args[place + 1 :]), named
+        return args, {**named, "eps": eps}
+
+
+def _default_eps(func: Callable[..., Any]) -> float | None:
+    """Return the eps that ``func`` takes when none is given."""
+    if func in _MISSING_EPS_IS_MACHINE_EPS:
+        return None
+    defaults = {F.normalize: 1e-12, F.cosine_similarity: 1e-8}
+    return defaults.get(func, 1e-5)
+
+
+def _with_argument(
+    func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments of ``func`` in which ``name`` has ``value``."""
+    if func is F.scaled_dot_product_attention:  # a builtin: no signature to read
+        if len(args) > 4:
+            return (*args[:4], value, *args[5:]), named
+        return args, {**named, name: value}
+    bound = inspect.signature(func).bind(*args, **named)
+    bound.arguments[name] = value
+    return bound.args, bound.kwargs

@@ -1,0 +1,129 @@
+"""What :func:`normwise.find_invariances` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+__all__ = ["Evidence", "Invariances"]
+
+
+@dataclass
+class Evidence:
+    """What was measured about one parameter.
+
+    Attributes:
+        verdict: "scale-invariant", "scale-invariant up to eps", "partly scale-invariant", "no effect",
+            "not invariant" or "undetermined".
+        dim: The dimension that counts the units that the verdict speaks of: 0, 1, or None (whole tensor).
+        residual: |Σwg|/√Σ(wg)², pooled over the rows, the largest over the invariant units (or of the
+            whole tensor), every eps shrunk. About 1 where nothing is invariant; NaN without any gradient.
+        residual_real_eps: The same with the eps of the model.
+        shift_dim: The units to which a constant can be added, if any.
+        shift_residual: |Σg|/√Σg², the smallest of rows, columns and whole tensor (of each, the largest unit).
+        units: How many units of ``dim``; invariant_units: how many are invariant; unseen_units: how many
+            got no gradient, so that nothing is known about them.
+        blocks: Ranges of units that are invariant together and not one by one: the groups of a group
+            norm, the heads of a packed projection.
+        reason: Why, in words, where there is more to say.
+    """
+
+    verdict: str
+    dim: int | None = None
+    residual: float = float("nan")
+    residual_real_eps: float = float("nan")
+    shift_dim: int | None = None
+    shift_residual: float = float("nan")
+    units: int = 1
+    invariant_units: int = 0
+    unseen_units: int = 0
+    blocks: list[tuple[int, int]] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass
+class Invariances:
+    """The invariances of a model: a verdict for each parameter, and all joint rescaling symmetries.
+
+    Attributes:
+        scale_invariant: {name: dim}: α·unit changes nothing, α > 0, for each row (0), each column (1) or
+            only the whole tensor (None).
+        partial: {name: (dim, mask)}: only the rows or columns in the boolean mask are scale-invariant,
+            one by one or in the blocks that the evidence lists.
+        up_to_eps: {name: residual}: those of the two above whose residual at the model's own eps is above
+            the tolerance: invariant but for the eps of a norm layer.
+        shift_invariant: Names: adding a constant to each row, each column or the whole tensor changes
+            nothing (``evidence[name].shift_dim`` says which).
+        no_effect: Names: any values change nothing.
+        not_invariant: Names: none of the above, but maybe in ``joint``.
+        undetermined: {name: reason}.
+        joint: [{name: exponent}]: w_k → α^e_k·w_k for all k changes nothing: a sparse basis, in small
+            integers, of the symmetries beyond the parameters that are invariant alone.
+        joint_parts: The same with packed tensors split: keys are "name[a:b]" (rows) or "name[:, a:b]".
+            Only symmetries that need a split.
+        groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
+            members; every parameter that is in any such group is in at least one.
+        unconfirmed_joint: Symmetries of the null space that rescaling did not confirm.
+        evidence: {name: what was measured}.
+        frozen: Names of parameters with ``requires_grad=False``: they have verdicts like all others.
+        rows: Backward passes behind the joint symmetries. rank: the rank they reached.
+        passes: Backward passes behind the verdicts. trials: forward passes that confirmed them.
+        dtype: The type that the probe computed in, as "float64".
+
+    Example:
+        >>> import torch
+        >>> import normwise as nw
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 3))
+        >>> inv = nw.find_invariances(net, [torch.randn(16, 4)])
+        >>> inv.scale_invariant
+        {'0.weight': None}
+        >>> inv.joint
+        [{'1.weight': 1, '1.bias': 1, '2.weight': -1}]
+    """
+
+    scale_invariant: dict[str, int | None] = field(default_factory=dict)
+    partial: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    up_to_eps: dict[str, float] = field(default_factory=dict)
+    shift_invariant: set[str] = field(default_factory=set)
+    no_effect: set[str] = field(default_factory=set)
+    not_invariant: set[str] = field(default_factory=set)
+    undetermined: dict[str, str] = field(default_factory=dict)
+    joint: list[dict[str, int]] = field(default_factory=list)
+    joint_parts: list[dict[str, int]] = field(default_factory=list)
+    groups: list[dict[str, int]] = field(default_factory=list)
+    unconfirmed_joint: list[dict[str, int]] = field(default_factory=list)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
+    rows: int = 0
+    rank: int = 0
+    passes: int = 0
+    trials: int = 0
+    dtype: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every parameter, in the order of the model."""
+        return list(self.evidence)
+
+    def __str__(self) -> str:
+        """Return one line per kind of verdict."""
+        counts = Counter(e.verdict for e in self.evidence.values())
+        lines = [f"{number:5d} {verdict}" for verdict, number in counts.most_common()]
+        lines.append(f"{len(self.shift_invariant):5d} shift-invariant")
+        lines.append(
+            f"{len(self.joint):5d} joint symmetries ({len(self.groups)} jointly scale-invariant groups)"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        counts = {
+            f.name: len(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if hasattr(getattr(self, f.name), "__len__") and f.name not in ("dtype", "evidence")
+        }
+        inside = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+        return f"Invariances({inside or 'nothing'})"

@@ -1,0 +1,143 @@
+"""Batches and outputs of any structure: reading, casting, flattening, describing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Forward", "bind_forward", "describe", "differentiable_outputs", "map_tensors", "take_batches"]
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def take_batches(batches: Any, most: int) -> list[Any]:
+    """Return at most ``most`` batches of ``batches``, which may be one batch.
+
+    Args:
+        batches: An iterable of batches (a list, a DataLoader, a generator), or one batch: a tensor or
+            a mapping. A list or tuple is always an iterable of batches.
+        most: How many batches are read at most.
+
+    Raises:
+        TypeError: If ``batches`` is not iterable.
+        ValueError: If it is empty.
+
+    Example:
+        >>> x = torch.zeros(2, 3)
+        >>> len(take_batches([x, x], 4)), len(take_batches(x, 4))
+        (2, 1)
+    """
+    if isinstance(batches, (Tensor, Mapping)):
+        return [batches]
+    if isinstance(batches, str) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an iterable of batches (or one tensor or mapping), not "
+            f"{type(batches).__name__}: give for example [x], [(x, mask)] or [{'input_ids': ids}]"
+        )
+    found = list(itertools.islice(batches, most))
+    if not found:
+        raise ValueError("batches is empty (too few batches: 0): give at least one, as in [x]")
+    return found
+
+
+def bind_forward(forward: Callable[..., Any] | None) -> Forward:
+    """Return a function (model, batch) → outputs.
+
+    Args:
+        forward: None (a tensor is given as ``model(x)``, a tuple or list as ``model(*x)``, a mapping as
+            ``model(**x)``), a function of (model, batch), or a function of a batch that has its model
+            already, as a bound method or a closure.
+
+    Raises:
+        TypeError: If ``forward`` is not callable.
+    """
+    if forward is None:
+        return _call
+    if not callable(forward):
+        raise TypeError(f"forward must be a function (model, batch) -> outputs or None, not {forward!r}")
+    given = forward
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # builtins have none
+        return lambda model, batch: given(model, batch)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return lambda model, batch: given(batch)
+    return lambda model, batch: given(model, batch)
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``tree`` (tensors in lists, tuples and mappings) with ``function`` applied to each tensor."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(item, function) for item in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(item, function) for item in tree)
+    if isinstance(tree, Mapping):
+        # A class of its own (a tokenizer's batch) may not be rebuilt from a dict, and need not be.
+        return {key: map_tensors(item, function) for key, item in tree.items()}
+    return tree
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested sequences, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from _tensors(item)
+    elif isinstance(tree, Sequence) and not isinstance(tree, (str, bytes)):
+        for item in tree:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from _tensors(getattr(tree, field.name))
+
+
+def differentiable_outputs(outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of ``outputs`` that carry a gradient, each once.
+
+    Args:
+        outputs: What a model returned: a tensor, or tensors in (nested) tuples, lists, mappings or
+            dataclasses. Other objects, such as a cache of keys and values, are not looked into.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> len(differentiable_outputs({"logits": x * 2, "ids": torch.tensor([1]), "again": (x + 1,)}))
+        2
+    """
+    unique = {id(t): t for t in _tensors(outputs)}
+    carrying = [t for t in unique.values() if (t.is_floating_point() or t.is_complex()) and t.requires_grad]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in carrying]
+
+
+def describe(tree: Any) -> str:
+    """Return the shapes of a batch in words, for an error.
+
+    Example:
+        >>> describe({"x": torch.zeros(2, 3), "n": 4})
+        '{x: (2, 3), n: int}'
+    """
+    if isinstance(tree, Tensor):
+        return str(tuple(tree.shape))
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in tree.items()) + "}"
+    if isinstance(tree, (list, tuple)):
+        return "[" + ", ".join(describe(item) for item in tree) + "]"
+    return type(tree).__name__
