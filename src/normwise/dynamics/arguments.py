@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normwise.decay.checks import MODES
-from normwise.decay.rules import Rule, Sphere
+from normwise.decay.rules import Rule
 from normwise.units import wide_dtype
 
 __all__ = ["check_degree", "check_mode", "check_momentum", "check_rule", "constant", "wide"]
@@ -69,11 +69,14 @@ def check_mode(mode: object, name: str = "mode") -> str:
 
 
 def check_rule(rule: object, mode: str, degree: int = 2) -> Rule:
-    """Return ``rule`` if it is a rule that this mode can apply, or raise an error."""
+    """Return ``rule`` if it is a function of the norm that this mode can apply, or raise an error."""
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a decay rule such as L2(0.1), not {rule!r}")
-    if isinstance(rule, Sphere) and mode != "flow":
-        raise ValueError(f'mode={mode!r} cannot apply a Sphere, which is a projection: use mode="flow"')
+    if "flow" not in rule.modes:
+        raise ValueError(f"rule={rule} is not a function of the norm, and has no theory: give one that is")
+    if mode not in rule.modes:
+        allowed = " or ".join(f"mode={known!r}" for known in rule.modes)
+        raise ValueError(f"mode={mode!r} cannot apply {rule}: give {allowed}")
     if mode == "coupled" and degree == 1:
         raise ValueError(
             'mode="coupled" with degree=1 has no theory: an Adam-like optimizer divides the decay by the '

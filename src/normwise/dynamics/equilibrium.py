@@ -110,7 +110,7 @@ def equilibrium_norm(
     rule = constant(check_rule(rule, mode, degree))
     lr, gradient_scale = wide("lr", lr), wide("gradient_scale", gradient_scale)
     growth = lr * gradient_scale**2 / 2 * _correlation(momentum, mode, degree)
-    if isinstance(rule, Sphere):
+    if rule.projects:
         return rule.flow(torch.ones_like(growth), 0.0)
     norm = _balance(rule, growth, 2 * degree)
     coefficient = (lr * growth / norm ** (2 * degree)).max() if norm.numel() else norm.sum()
@@ -138,8 +138,9 @@ def equilibrium_rotation(
     units turn equally fast whatever their gradients; θ ∝ γ^(1/5) for AdaptiveWeightShrink; θ ∝ γ on a
     Sphere, where n is the radius.
 
-    Valid where the norm is, and for small angles, θ² ≪ 1−μ (a step without momentum turns by the
-    arctangent of the angle given).
+    Valid where the norm is, and for small angles, θ ≪ 1−μ: without momentum a step turns by the arctangent
+    of the angle given; with it, on a Sphere, by a fraction of some θ²μ²/2(1−μ)² less (measured for SGD:
+    5 % at θ = 0.18, μ = 0.5). A ``Sphere(rotate=True)`` turns by lr.
 
     Args:
         rule: A rule with a constant coefficient.
@@ -165,6 +166,8 @@ def equilibrium_rotation(
         tensor([0.0250, 0.4000], dtype=torch.float64)
     """
     norm = equilibrium_norm(rule, lr, gradient_scale, momentum, mode, degree)
+    if isinstance(rule, Sphere) and rule.rotate:
+        return wide("lr", lr).expand_as(norm).clone()
     # The buffer is √(1/(1−μ²)) times as long as a gradient; u is measured after the averaging.
     update = wide("gradient_scale", gradient_scale) / (math.sqrt(1 - momentum**2) if degree == 2 else 1)
     return _effective_lr(wide("lr", lr), norm, degree) * update

@@ -83,8 +83,8 @@ def _of_one(to: type[Rule] | Rule) -> Rule:
     if not isinstance(to, Rule) and not (isinstance(to, type) and issubclass(to, Rule)):
         raise TypeError(f"to must be a decay rule or a class of them, such as L2, not {to!r}")
     if isinstance(to, Rule):
-        scheduled_or_sphere = to.scheduled or isinstance(to, Sphere)
-        return to if scheduled_or_sphere else dataclasses.replace(to, coefficient=1.0)  # type: ignore[type-var]
+        refused = to.scheduled or to.projects
+        return to if refused else dataclasses.replace(to, coefficient=1.0)  # type: ignore[type-var]
     try:
         return to(1.0)  # type: ignore[call-arg]
     except TypeError as error:
@@ -95,8 +95,10 @@ def _of_one(to: type[Rule] | Rule) -> Rule:
 
 
 def _with_rate(rule: Rule, mode: str, name: str) -> Rule:
-    if isinstance(rule, Sphere):
-        raise ValueError(f"{name}=Sphere has no rate that could be matched: give another rule")
+    if isinstance(rule, Rule) and rule.projects:
+        raise ValueError(
+            f"{name}={rule} is a projection and has no rate that could be matched: give another rule"
+        )
     return constant(check_rule(rule, mode), name)
 
 
@@ -200,6 +202,11 @@ def without_decay(
     """
     mode, degree, momentum = check_mode(mode), check_degree(degree), check_momentum(momentum)
     rule = check_rule(rule, mode, degree)
+    if isinstance(rule, Sphere) and rule.rotate:
+        raise ValueError(
+            "rule=Sphere(rotate=True) scales the updates too, so the norms do not tell the steps that it "
+            "took: give another rule"
+        )
     norms = wide("norms", norms)
     if norms.ndim == 0:
         raise ValueError("norms has no dimension for the steps: give a tensor of shape (T, units) or (T,)")
