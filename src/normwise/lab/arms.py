@@ -12,7 +12,7 @@ from typing import TypeVar
 import normwise as nw
 from normwise.lab.settings import Settings
 
-__all__ = ["ARMS", "AWS", "L2", "NONE", "scaled", "with_arm"]
+__all__ = ["ARMS", "AWS", "EPSILON", "EXPLICIT_AWS", "L2", "NONE", "scaled", "with_arm"]
 
 S = TypeVar("S", bound=Settings)
 

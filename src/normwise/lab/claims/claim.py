@@ -71,7 +71,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: points with the interval that belongs to each (None where a run did not finish)."""
+    """A curve: points with the interval that belongs to each (None where a run did not finish).
+
+    Curves of the same ``color``, an index into the report's palette, belong together; None: each its own.
+    """
 
     label: str
     x: Sequence[float]
@@ -79,6 +82,7 @@ class Series:
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
     dashed: bool = False
+    color: int | None = None
 
 
 @dataclass(frozen=True)

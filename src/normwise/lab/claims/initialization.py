@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from normwise.lab.arms import ARMS, AWS, L2, scaled, with_arm
+from normwise.lab.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.settings import Settings, TrainSettings
 from normwise.lab.statistics import Estimate, mean_with_interval, paired_difference
@@ -122,6 +122,7 @@ def _plot(member: str, means: dict[str, list[Estimate]]) -> Plot:
             [e.mean if e.n else None for e in estimates],
             [e.low if e.n > 1 else None for e in estimates],
             [e.high if e.n > 1 else None for e in estimates],
+            dashed=arm in (EPSILON, EXPLICIT_AWS),  # which lie on the curves of L2 and AWS
         )
         for arm, estimates in means.items()
     ]

@@ -90,7 +90,13 @@ class UnderFitting(Claim):
                         + [str(gain), "severe" if severe else "–"]
                     )
                 curves += [
-                    Series(f"{arm}, lr {lr:g}", SCALES, at_rate[arm], dashed=arm == NONE)
+                    Series(
+                        f"{arm}, lr {lr:g}",
+                        SCALES,
+                        at_rate[arm],
+                        dashed=arm == NONE,
+                        color=RATES.index(lr),
+                    )
                     for arm in (NONE, L2)
                 ]
             plots.append(
@@ -122,16 +128,14 @@ class UnderFitting(Claim):
 
 def _answer(cells: list[dict[str, Any]]) -> str:
     severe = [cell for cell in cells if cell["severe"]]
-    where = sorted({cell["norm"] for cell in severe})
     spared = [cell for cell in cells if not cell["severe"]]
     answer = f"Training accuracy is at least {SEVERE:g} points lower without decay than with L2 in "
     answer += f"{len(severe)} of {len(cells)} cells"
     if severe:
         worst = max(severe, key=lambda cell: float(cell["L2_minus_none"]["mean"]))
         answer += (
-            f", all at initial norms {', '.join(f'{norm:g}' for norm in where)}; most, "
-            f"{worst['L2_minus_none']['mean']:.0f} points, at norm {worst['norm']:g} and learning rate "
-            f"{worst['lr']:g}"
+            f"; most, by {worst['L2_minus_none']['mean']:.0f} points, at initial norm {worst['norm']:g} and "
+            f"learning rate {worst['lr']:g}"
         )
     if spared:
         mildest = min(spared, key=lambda cell: float(cell["L2_minus_none"]["mean"]))

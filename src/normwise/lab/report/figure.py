@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
-__all__ = ["PALETTE", "figure", "inline"]
+__all__ = ["PALETTE", "color_of", "figure", "inline"]
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart, each with a shape of its own.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
@@ -66,10 +67,13 @@ def _draw(plot: dict[str, Any], ink: str, legend: bool) -> str:
             _curve(axes, series, k)
         axes.set_xlabel(plot["x_label"])
         axes.set_ylabel(plot["y_label"])
-        if plot["log_x"]:
-            axes.set_xscale("log")
-        if plot["log_y"]:
-            axes.set_yscale("log")
+        for log, axis, scale in (
+            (plot["log_x"], axes.xaxis, axes.set_xscale),
+            (plot["log_y"], axes.yaxis, axes.set_yscale),
+        ):
+            if log:
+                scale("log")
+                axis.set_major_formatter(lambda value, _: _power_of_ten(value))
         if legend:
             axes.set_title(plot["title"], fontsize=10)
             fig.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -79,8 +83,24 @@ def _draw(plot: dict[str, Any], ink: str, legend: bool) -> str:
     return text.getvalue()
 
 
+def color_of(series: dict[str, Any], k: int) -> int:
+    """Return the index into the palette of the k-th series of a plot."""
+    chosen = series["color"]
+    return int(k if chosen is None else chosen) % len(PALETTE)
+
+
+def _power_of_ten(value: float) -> str:
+    """Write 0.001 … 1000 out, and other powers of ten with a superscript: matplotlib's own is mathtext."""
+    if not value > 0:
+        return ""
+    exponent = round(math.log10(value))
+    if abs(exponent) <= 3:
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _curve(axes: Any, series: dict[str, Any], k: int) -> None:
-    colour, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
+    colour, marker = PALETTE[color_of(series, k)], MARKERS[k % len(MARKERS)]
     nan = float("nan")
     x = list(series["x"])
     y = [nan if value is None else value for value in series["y"]]

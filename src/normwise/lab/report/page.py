@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from normwise.lab.report.figure import PALETTE, figure, inline
+from normwise.lab.report.figure import PALETTE, color_of, figure, inline
 from normwise.lab.store import write_atomically
 
 __all__ = ["write_report"]
@@ -39,7 +39,7 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html").render(
-        claims=claims, plots=plots, results=results, colours=len(PALETTE)
+        claims=claims, plots=plots, results=results, colors=len(PALETTE), color_of=color_of
     )
     write_atomically(path, page)
     return path

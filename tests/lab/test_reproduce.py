@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.lab.small import budget
+
+from normwise.cli import main
+from normwise.lab.claims.claim import Budget
+from normwise.lab.reproduce import rebuild_report, reproduce
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Budget.of
+
+    def of(name: str, data: str, fingerprint: str, seeds: int | None = None) -> Budget:
+        real(name, data, fingerprint, seeds)  # its checks
+        return budget(seeds=tuple(range(seeds or 2)))
+
+    monkeypatch.setattr(Budget, "of", of)
+
+
+def _run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["normwise", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_reproduce_leaves_runs_results_and_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["reproduce", "--data", "digits", "--out", str(out), "--jobs", "1", "--offline", "--json"]
+    assert _run(*arguments, monkeypatch=monkeypatch) == 0
+    printed = json.loads(capsys.readouterr().out)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert printed == results
+    assert set(results["claims"]) == {"under-fitting", "effective-learning-rate", "initialization"}
+    for claim in results["claims"].values():
+        assert claim["verdict"] in ("reproduced", "partly", "not reproduced")
+        for identity in claim["runs"]["identities"]:
+            folder = out / "runs" / identity
+            assert {path.name for path in folder.iterdir()} == {
+                "config.json",
+                "metrics.jsonl",
+                "summary.json",
+            }
+    assert results["claims"]["effective-learning-rate"]["verdict"] == "reproduced"
+    assert "What was found" in (out / "report.html").read_text(encoding="utf-8")
+
+    # again, another claim selection: nothing is repeated and nothing is lost
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
+    assert _run(*arguments[:1], "initialization", *arguments[1:-1], monkeypatch=monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert "all runs are done already" in captured.err
+    assert "initialization" in captured.out
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == stamps
+    again = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert again["claims"] == results["claims"]
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    (out / "report.html").unlink()
+    assert _run("report", str(out), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    rebuilt = (out / "report.html").read_text(encoding="utf-8")
+    assert rebuilt == page
+
+    (out / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results.json is damaged .*: delete it and repeat"):
+        rebuild_report(out)
+
+
+_JOB = """
+from pathlib import Path
+import sys
+from tests.lab.small import budget
+from normwise.lab.claims.claim import Budget
+from normwise.lab.reproduce import reproduce
+Budget.of = lambda *_: budget()
+reproduce(["under-fitting"], out=Path(sys.argv[1]), data="digits", jobs=2)
+"""
+
+
+@pytest.mark.usefixtures("small")
+def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    job = subprocess.Popen([sys.executable, "-c", _JOB, str(killed)], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("runs/*/summary.json"))) < 3:
+        assert time.monotonic() < deadline
+        assert job.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    # its worker processes may still finish the runs that they had begun
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/summary.json")}
+    assert not (killed / "results.json").exists()
+    resumed = reproduce(["under-fitting"], out=killed, data="digits")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    uninterrupted = reproduce(["under-fitting"], out=whole, data="digits")
+    assert resumed["claims"] == uninterrupted["claims"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gravity"], "claim 'gravity' is not known: choose from under-fitting"),
+        (["--data", "imagenet"], "--data imagenet is not known: choose from fashion-mnist, digits"),
+        (["--budget", "endless"], "--budget endless is not known: choose from quick, full"),
+        (["--seeds", "1"], "--seeds 1 is too few for an interval: give 2 or more"),
+        (["--jobs", "0"], "--jobs 0 is not possible: give 1 or more"),
+        (["--depth", "3"], "No such option: --depth"),
+        (["--seeds", "many"], "Invalid value for '--seeds'"),
+    ],
+)
+def test_what_is_not_possible_is_said_in_a_line_with_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert _run("reproduce", "--out", str(out), *arguments, monkeypatch=monkeypatch) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in said
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    for command in ("reproduce", "--data", "digits", "--out", str(tmp_path)), ("report", str(tmp_path)):
+        assert _run(*command, monkeypatch=monkeypatch) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_missing_data_are_an_error_when_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NORMWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("normwise.lab.debian.installed_files", lambda *_: {}, raising=False)
+    assert _run("reproduce", "--offline", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch) == 2
+    assert "fashion-mnist" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; import normwise, normwise.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import normwise
+
+    assert _run("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.strip() == normwise.__version__

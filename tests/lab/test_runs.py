@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.lab.small import replaying, training
+
+import normwise as nw
+from normwise.lab.models import ConvNet, directions
+from normwise.lab.runs import carry_out
+from normwise.lab.settings import Settings
+from normwise.lab.store import Store
+from normwise.lab.train import Images, batches, build, train
+
+
+def _without_time(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def _wanted() -> list[Settings]:
+    return [
+        training(),
+        training(seed=1).with_rule(nw.AdaptiveWeightShrink(1.0)),
+        training(init_scale=1e3).with_rule(nw.AdaptiveWeightShrink(1.0), mode="explicit"),
+        replaying(length=5).with_rule(nw.L2(0.5)),
+    ]
+
+
+def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
+    one = carry_out(_wanted(), Store(tmp_path / "one"), jobs=1)
+    two = carry_out(_wanted(), Store(tmp_path / "two"), jobs=2)
+    assert set(one) == {settings.identity for settings in _wanted()}
+    assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
+    for settings in _wanted():
+        assert Store(tmp_path / "one").metrics(settings) == Store(tmp_path / "two").metrics(settings)
+
+
+def test_threads_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        carry_out([training()], Store(tmp_path))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_finished_runs_are_not_repeated_and_damaged_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    seen: list[tuple[int, int]] = []
+    first, second = training(), training(seed=1)
+    summaries = carry_out(
+        [first, second, first], store, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+    (store.run_folder(second) / "summary.json").write_text('{"status": "fini')
+    done: list[Settings] = []
+
+    def noted(settings: Any, log: Any) -> dict[str, Any]:
+        done.append(settings)
+        return train(settings, log)
+
+    monkeypatch.setattr("normwise.lab.runs.train", noted)
+    again = carry_out([first, second], store)
+    assert done == [second]
+    assert _without_time(again[second.identity]) == _without_time(summaries[second.identity])
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = training()
+    carry_out([run], store)
+    config = store.run_folder(run) / "config.json"
+    config.write_text(json.dumps(replace(run, lr=0.7).as_dict()))
+    assert store.summary(run) is None
+
+
+def test_a_refused_step_is_recorded_with_its_reason(tmp_path: Path) -> None:
+    run = training(init_scale=1e3).with_rule(nw.AdaptiveWeightShrink(1.0), mode="explicit")
+    summary = carry_out([run], Store(tmp_path))[run.identity]
+    assert (summary["status"], summary["step"]) == ("refused", 0)
+    assert 'mode="explicit"' in summary["reason"]
+
+
+def test_a_loss_that_is_not_finite_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConvNet, "forward", lambda self, x: self.head(self.body(x)) * torch.inf)
+    summary = train(training(), lambda line: None)
+    assert summary["status"] == "not finite"
+
+
+def test_metrics_hold_norms_effective_rates_and_turns() -> None:
+    lines: list[dict[str, Any]] = []
+    train(training(init_scale=2.0), lines.append)
+    assert [line["step"] for line in lines] == [4, 8]
+    for line in lines:
+        for layer in line["layers"].values():
+            # means over units of equal norms to a few per cent: lr/n²
+            assert layer["effective_lr"] == pytest.approx(line["lr"] / layer["norm"] ** 2, rel=0.1)
+            assert 0 < layer["turn"] < torch.pi
+
+
+def test_start_and_batches_depend_on_the_seed_alone() -> None:
+    one, other = training(), training(init_scale=5.0, lr=0.3).with_rule(nw.L2(0.1))
+    images = Images(one)
+    for (x, y), (u, v) in zip(batches(one, images), batches(other, images), strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+    assert not torch.equal(*(next(iter(directions(build(s, 10)).values())) for s in (one, other)))
+    torch.testing.assert_close(build(one, 10)(x), build(other, 10)(x))
+    assert not torch.equal(build(one, 10).head.weight, build(replace(one, seed=1), 10).head.weight)
+
+
+@pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
+@pytest.mark.parametrize("rule", [nw.L2(0.3), nw.AdaptiveWeightShrink(0.3), nw.PowerShrink(0.3, 2.0)])
+def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str, tmp_path: Path) -> None:
+    to = nw.PowerShrink(1.0, 2.0) if isinstance(rule, nw.PowerShrink) else type(rule)
+    run = replaying().with_rule(nw.theory.match(rule, to, momentum=0.9, to_mode=mode), mode=mode)
+    summary = carry_out([run], Store(tmp_path))[run.identity]
+    assert summary["replay"]["largest_angle"] < 1e-11
+    assert summary["naive"]["largest_angle"] > 1e-3
+    assert summary["twin"]["largest_angle"] > 0
+    assert summary["replay"]["predictions_that_differ"] == 0
+    assert len(Store(tmp_path).metrics(run)) == run.length
+
+
+def test_a_changed_data_set_is_noticed() -> None:
+    with pytest.raises(ValueError, match="digits has changed since the job began"):
+        Images(replace(training(), fingerprint="f" * 64))
