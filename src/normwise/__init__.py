@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from normwise.invariance.find import find_invariances as find_invariances
     from normwise.invariance.result import Invariances as Invariances
     from normwise.normalization import functional as functional
+    from normwise.normalization.checkpoints import upgrade_state_dict as upgrade_state_dict
+    from normwise.normalization.convert import convert as convert
+    from normwise.normalization.fold import fold as fold
     from normwise.normalization.parametrizations import centered_weight_norm as centered_weight_norm
     from normwise.normalization.parametrizations import weight_norm as weight_norm
     from normwise.normalization.parametrizations import weight_standardization as weight_standardization
@@ -43,7 +46,10 @@ _HOMES = {
     "Sphere": "normwise.decay.rules",
     "Unit": "normwise.units",
     "centered_weight_norm": "normwise.normalization.parametrizations",
+    "convert": "normwise.normalization.convert",
     "find_invariances": "normwise.invariance.find",
+    "fold": "normwise.normalization.fold",
+    "upgrade_state_dict": "normwise.normalization.checkpoints",
     "weight_norm": "normwise.normalization.parametrizations",
     "weight_standardization": "normwise.normalization.parametrizations",
 }

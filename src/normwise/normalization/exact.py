@@ -20,7 +20,7 @@ from torch import Tensor
 
 from normwise.units import wide_dtype
 
-__all__ = ["Formula", "exact_backward", "exact_forward", "natural_gain", "unit_size"]
+__all__ = ["Formula", "exact_backward", "exact_forward", "natural_gain", "unit_and_slope", "unit_size"]
 
 
 class Formula(NamedTuple):
@@ -79,15 +79,14 @@ def exact_backward(
         gain: As for `exact_forward`.
         formula: As for `exact_forward`.
     """
-    unit, inverse, scale = _parts(weight, formula)
+    unit, slope = unit_and_slope(weight, gain, formula)
     dims = _reduced(weight, formula)
     gradient = gradient.to(unit.dtype)
     along = (gradient * unit).sum(dims, keepdim=True)
     across = gradient - along * unit
     if formula.center:
         across = across - across.mean(dims, keepdim=True)
-    step = inverse if scale is None else inverse * scale
-    to_weight = (across * (step * _row_factor(unit, gain, formula))).to(weight.dtype)
+    to_weight = (across * slope).to(weight.dtype)
     if gain is None:
         return to_weight, None
     return to_weight, (along * formula.factor).reshape(gain.shape).to(gain.dtype)
@@ -100,6 +99,12 @@ def natural_gain(weight: Tensor, formula: Formula) -> Tensor:
     norm = norm if scale is None else norm / scale
     gain = (norm / formula.factor).to(weight.dtype)
     return gain.reshape(()) if formula.dim is None else gain
+
+
+def unit_and_slope(weight: Tensor, gain: Tensor | None, formula: Formula) -> tuple[Tensor, Tensor]:
+    """Return c/√(‖c‖² + d·eps), and r/√(‖c‖² + d·eps) of each unit: how gradients are multiplied."""
+    unit, inverse, scale = _parts(weight, formula)
+    return unit, (inverse if scale is None else inverse * scale) * _row_factor(unit, gain, formula)
 
 
 def _parts(weight: Tensor, formula: Formula) -> _Parts:

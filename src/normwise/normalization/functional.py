@@ -61,9 +61,8 @@ def centered_weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
 
     Example:
         >>> import torch
-        >>> centered_weight_norm(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
-        tensor([[-0.7071,  0.0000,  0.7071],
-                [ 0.0000,  0.0000,  0.0000]])
+        >>> centered_weight_norm(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-0.7071,  0.0000,  0.7071]])
     """
     return normalize(w, None, centered_weight_norm_formula(w, dim, "w"))
 

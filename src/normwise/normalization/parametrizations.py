@@ -10,15 +10,16 @@ all three members and the same as torch's own ``weight_norm``:
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normwise.normalization import functional
+from normwise.normalization.attachment import LegacyKeys, WatchedParametrization, attach
 from normwise.normalization.exact import Formula, natural_gain
-from normwise.normalization.kernels import normalize
+from normwise.normalization.kernels import is_transformed, normalize
 
 __all__ = [
     "CenteredWeightNorm",
@@ -33,7 +34,7 @@ __all__ = [
 M = TypeVar("M", bound=nn.Module)
 
 
-class NormalizedWeight(nn.Module):
+class NormalizedWeight(WatchedParametrization):
     """A parametrization by a member of the family; the members are subclasses.
 
     Args:
@@ -51,10 +52,16 @@ class NormalizedWeight(nn.Module):
     def forward(self, *originals: Tensor) -> Tensor:
         """Return the weight, from (gain, weight) or (weight,)."""
         gain, weight = originals if self.gain else (None, originals[0])
-        return normalize(weight, gain, self.formula)
+        if torch.compiler.is_compiling() or is_transformed():
+            return normalize(weight, gain, self.formula)
+        self.check()
+        out = normalize(weight, gain, self.formula)
+        self.watch(out)
+        return out
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return originals that give ``weight``, exactly or as nearly as the member can."""
+        self.forget()
         if not self.gain:
             return weight
         gain = natural_gain(weight, self.formula)
@@ -81,19 +88,6 @@ class CenteredWeightNorm(NormalizedWeight):
 
 class WeightStandardization(NormalizedWeight):
     """w = g·(v − mean)/std (see `weight_standardization`)."""
-
-
-class _LegacyKeys:
-    """Reads the keys ``weight_g`` and ``weight_v`` of torch's hook-based weight_norm; picklable."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        old = [f"{prefix}{self.name}_g", f"{prefix}{self.name}_v"]
-        if all(key in state_dict for key in old):
-            for k, key in enumerate(old):
-                state_dict[f"{prefix}parametrizations.{self.name}.original{k}"] = state_dict.pop(key)
 
 
 def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
@@ -123,10 +117,7 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
         >>> layer.parametrizations.weight.original0.shape, layer.parametrizations.weight.original1.shape
         (torch.Size([40, 1]), torch.Size([40, 20]))
     """
-    weight, what = _parameter(module, name)
-    formula = functional.weight_norm_formula(weight, _as_torch(dim), what)
-    _register(module, name, WeightNorm(formula, True, what))
-    module._register_load_state_dict_pre_hook(_LegacyKeys(name))
+    install(module, name, build(module, name, "weight_norm", dim, gain=True))
     return module
 
 
@@ -156,9 +147,8 @@ def centered_weight_norm(module: M, name: str = "weight", dim: int | None = 0, g
         >>> bool(layer.weight.mean((1, 2, 3)).abs().max() < 1e-6)
         True
     """
-    weight, what = _parameter(module, name)
-    formula = functional.centered_weight_norm_formula(weight, _as_torch(dim), what)
-    return _register(module, name, CenteredWeightNorm(formula, gain, what))
+    install(module, name, build(module, name, "centered_weight_norm", dim, gain))
+    return module
 
 
 def weight_standardization(
@@ -197,36 +187,58 @@ def weight_standardization(
         >>> bool((layer.weight.std(1, correction=0) - 1).abs().max() < 1e-6)
         True
     """
-    weight, what = _parameter(module, name)
-    formula = functional.weight_standardization_formula(weight, _as_torch(dim), what, eps)
+    install(module, name, build(module, name, "weight_standardization", dim, gain, eps, fan_in_scale))
+    return module
+
+
+def build(
+    module: nn.Module,
+    name: str,
+    kind: str,
+    dim: int | None,
+    gain: bool,
+    eps: float = 0.0,
+    fan_in_scale: bool = False,
+    label: str | None = None,
+) -> NormalizedWeight:
+    """Return the parametrization for a weight, or raise; change nothing.
+
+    Arguments as for `weight_standardization`; ``label`` is how errors call the weight.
+    """
+    weight, what = _parameter(module, name, label)
+    if dim == -1 and not isinstance(dim, bool):
+        dim = None
+    if kind == "weight_norm":
+        return WeightNorm(functional.weight_norm_formula(weight, dim, what), gain, what)
+    if kind == "centered_weight_norm":
+        return CenteredWeightNorm(functional.centered_weight_norm_formula(weight, dim, what), gain, what)
+    formula = functional.weight_standardization_formula(weight, dim, what, eps)
     if fan_in_scale:
         # A unit of a grouped transposed convolution spans the groups; each output sees one of them.
         groups = int(getattr(module, "groups", 1)) if getattr(module, "transposed", False) else 1
         formula = formula._replace(factor=groups**0.5)
-    return _register(module, name, WeightStandardization(formula, gain, what))
+    return WeightStandardization(formula, gain, what)
 
 
-def _as_torch(dim: int | None) -> int | None:
-    return None if dim == -1 and not isinstance(dim, bool) else dim
+def install(module: nn.Module, name: str, parametrization: NormalizedWeight) -> None:
+    """Put what `build` returned on the weight."""
+    attach(module, name, parametrization)
+    if isinstance(parametrization, WeightNorm) and parametrization.gain:
+        module._register_load_state_dict_pre_hook(LegacyKeys(name))
 
 
-def _parameter(module: nn.Module, name: str) -> tuple[nn.Parameter, str]:
+def _parameter(module: nn.Module, name: str, label: str | None) -> tuple[nn.Parameter, str]:
     """Return the parameter and how errors call it, or raise where there is none to reparametrize."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be an nn.Module, not {type(module).__name__}")
-    what = f"{name!r} of {type(module).__name__}({module.extra_repr()})"
-    if parametrize.is_parametrized(module, name):
+    what = f"{name if label is None else label!r} of {type(module).__name__}({module.extra_repr()})"
+    hooked = any(getattr(hook, "name", None) == name for hook in module._forward_pre_hooks.values())
+    if hooked or parametrize.is_parametrized(module, name):
         raise ValueError(f"{what} is parametrized already: fold it first")
     weight = module._parameters.get(name)
     if weight is None:
         own = sorted(key for key, value in module._parameters.items() if value is not None)
-        raise ValueError(f"{what} is not a parameter: it has {own}")
+        raise ValueError(f"{what} is not a plain parameter: choose one of {own}")
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{what} has no shape yet: run the lazy module once first")
     return weight, what
-
-
-def _register(module: M, name: str, parametrization: NormalizedWeight) -> M:
-    with torch.no_grad():
-        parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-    return module
