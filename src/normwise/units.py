@@ -8,16 +8,18 @@ unit is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Unit", "check_dim", "row_norms", "wide_dtype"]
+__all__ = ["Unit", "check_dim", "joined_norms", "row_norms", "wide_dtype"]
 
 # Between these norms a sum of float32 squares neither overflows nor loses its smallest terms.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e15
+# A norm in another type than the tensor's copies it: so many elements at a time.
+_COPIED_NUMEL = 2**20
 
 
 def check_dim(dim: object, ndim: int, what: str) -> int | None:
@@ -52,7 +54,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def row_norms(weight: Tensor, dim: int | None = 0) -> Tensor:
-    """Return the Euclidean norm of each unit of ``weight``, exact for every representable norm.
+    """Return the Euclidean norm of each unit of ``weight``, right for norms from 1e-37 to 1e38.
 
     Args:
         weight: A real floating-point tensor of any shape (a DTensor too).
@@ -68,25 +70,63 @@ def row_norms(weight: Tensor, dim: int | None = 0) -> Tensor:
                 [0.]], dtype=torch.float64)
     """
     dim = check_dim(dim, weight.ndim, "the weight")
-    wide = wide_dtype(weight.device)
-    reduced = tuple(k for k in range(weight.ndim) if k != dim)
-    if not reduced:  # every element is a unit of its own
-        return weight.detach().abs().to(wide)
-    weight = weight.detach()
-    if weight.dtype == torch.float64:
-        return _norm(weight, reduced, torch.float64)
-    if weight.device.type == "cpu" and not torch.compiler.is_compiling():
-        # float32 sums are several times faster; their range is checked, which on a CPU costs nothing.
-        norms = _norm(weight, reduced, torch.float32)
-        low, high = torch.aminmax(norms) if norms.numel() else (norms.sum(), norms.sum())
-        if weight.dtype == torch.float16 or bool((low > _SAFE_LOW) & (high < _SAFE_HIGH)):
-            return norms.to(wide)
-    return _norm(weight, reduced, wide)
+    shape = [weight.shape[k] if k == dim else 1 for k in range(weight.ndim)]
+    return joined_norms([weight], dim)[0].view(shape)
 
 
-def _norm(weight: Tensor, reduced: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=reduced, keepdim=True, dtype=dtype)
+def joined_norms(weights: Sequence[Tensor], dim: int | None) -> tuple[Tensor, bool]:
+    """Return the norms of the units of several tensors, one after the other, and what is known of them.
+
+    Args:
+        weights: Tensors on one device, each with a dimension ``dim``.
+        dim: The dimension that counts the units, not negative, or None.
+
+    Returns:
+        A tensor of the widest type and shape (number of units,), and whether all its values are known to be
+        positive and finite (False where finding out would make an accelerator wait).
+
+    Example:
+        >>> joined_norms([torch.ones(1, 4), torch.ones(2, 9)], dim=0)
+        (tensor([2., 3., 3.], dtype=torch.float64), True)
+    """
+    weights = [weight.detach() for weight in weights]
+    wide = wide_dtype(weights[0].device)
+    if weights[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.cat([_norms(weight, dim, wide).to(wide) for weight in weights]), False
+    # float32 sums are several times faster than float64 ones; their range is checked, which costs little here
+    norms = [_norms(w, dim, torch.float32 if w.dtype != wide else wide) for w in weights]
+    joined = norms[0] if len(norms) == 1 else torch.cat(norms)
+    if not joined.numel():
+        return joined.to(wide), True
+    low, high = (bound.item() for bound in torch.aminmax(joined))
+    if low > _SAFE_LOW and high < _SAFE_HIGH:
+        return joined.to(wide), True
+    corrected = torch.cat([_corrected(n.to(wide), w, dim) for n, w in zip(norms, weights, strict=True)])
+    return corrected, False
+
+
+def _corrected(norms: Tensor, weight: Tensor, dim: int | None) -> Tensor:
+    """Replace the norms whose squares may have left the range of float32."""
+    doubtful = ((norms <= _SAFE_LOW) | (norms >= _SAFE_HIGH)).nonzero().flatten()
+    if weight.dtype not in (torch.float16, torch.float64) and doubtful.numel():
+        rows = weight if dim is None else weight.index_select(dim, doubtful)
+        norms[doubtful] = _norms(rows, dim, norms.dtype)
     return norms
+
+
+def _norms(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
+    """Return the norms as a vector, computed in this type, in pieces where torch would copy the tensor."""
+    reduced = [k for k in range(weight.ndim) if k != dim]
+    if not reduced:  # every element is a unit of its own
+        return weight.abs().to(dtype).reshape(-1)
+    copied = weight.dtype != dtype and weight.numel() > _COPIED_NUMEL
+    pieces = weight.split(max(1, _COPIED_NUMEL * len(weight) // weight.numel())) if copied else (weight,)
+    norms: list[Tensor] = [
+        torch.linalg.vector_norm(piece, dim=reduced, dtype=dtype).reshape(-1) for piece in pieces
+    ]
+    if len(norms) == 1:
+        return norms[0]
+    return torch.cat(norms) if dim == 0 else torch.stack(norms).norm(dim=0)
 
 
 class Unit:

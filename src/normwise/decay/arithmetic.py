@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from normwise.decay.rules import Rule
-from normwise.units import Unit
+from normwise.decay.rules import EpsilonShiftedL2, Rule
+from normwise.units import Unit, wide_dtype
 
-__all__ = ["add_pull", "explicit_factors", "flow_factors", "shrink"]
+__all__ = ["add_pull", "explicit_factors", "flow_factors", "multiply", "multiply_all"]
+
+# A factor in another type than the weight's makes torch copy the weight: so many elements at a time.
+_COPIED_NUMEL = 2**20
 
 
-def flow_factors(rule: Rule, magnitudes: Tensor, time: float | Tensor) -> Tensor:
+def flow_factors(rule: Rule, magnitudes: Tensor, time: float | Tensor, regular: bool = False) -> Tensor:
     """Return φ(n, t)/n, and 1 for units that have no direction (zero) or no norm (not finite).
 
     Args:
         rule: The rule.
         magnitudes: n, of any shape.
         time: t.
+        regular: Whether all n are known to be positive and finite, which saves the test.
 
     Example:
         >>> from normwise.decay.rules import AdaptiveWeightShrink
@@ -25,7 +31,7 @@ def flow_factors(rule: Rule, magnitudes: Tensor, time: float | Tensor) -> Tensor
         tensor([1.0000, 0.5000, 0.2500])
     """
     factors = rule.flow(magnitudes, time) / magnitudes
-    return torch.where((magnitudes > 0) & magnitudes.isfinite(), factors, torch.ones_like(factors))
+    return factors if regular else torch.where(_has_direction(magnitudes), factors, torch.ones_like(factors))
 
 
 def explicit_factors(
@@ -33,8 +39,10 @@ def explicit_factors(
 ) -> float | Tensor:
     """Return 1 − t·c(n): one number where the rate is constant, else a tensor of the magnitudes' shape.
 
+    Units without a direction or a finite norm get 1.
+
     Raises:
-        ValueError: t·c(n) ≥ 1 (or not a number) for a unit that is meant; reading this waits for CUDA.
+        ValueError: t·c(n) ≥ 1 for a unit that is meant; reading this waits for CUDA.
 
     Example:
         >>> from normwise.decay.rules import L2
@@ -46,13 +54,20 @@ def explicit_factors(
         if not float(time * constant) < 1:
             raise ValueError(_too_strong(name, float(time * constant), None, rule))
         return 1 - time * constant
-    shrunk = time * rule.rate(magnitudes)
-    meant = shrunk if mask is None else torch.where(mask, shrunk, torch.zeros_like(shrunk))
-    fine = meant < 1
-    if not bool(fine.all()):
-        worst = int(torch.where(fine, -torch.inf, meant.nan_to_num(torch.inf)).argmax())
+    shrunk = _where(_has_direction(magnitudes), time * rule.rate(magnitudes))
+    meant = shrunk if mask is None else _where(mask, shrunk)
+    if not bool((meant < 1).all()):
+        worst = int(meant.nan_to_num(torch.inf).argmax())
         raise ValueError(_too_strong(name, float(meant[worst]), float(magnitudes[worst]), rule))
     return 1 - shrunk
+
+
+def _has_direction(magnitudes: Tensor) -> Tensor:
+    return (magnitudes > 0) & magnitudes.isfinite()
+
+
+def _where(condition: Tensor, values: Tensor) -> Tensor:
+    return torch.where(condition, values, torch.zeros_like(values))
 
 
 def _too_strong(name: str, strength: float, magnitude: float | None, rule: Rule) -> str:
@@ -63,26 +78,48 @@ def _too_strong(name: str, strength: float, magnitude: float | None, rule: Rule)
     )
 
 
-def shrink(param: Tensor, unit: Unit, factor: float | Tensor, found_inf: Tensor | None) -> None:
+def multiply(param: Tensor, factor: float | Tensor, unit: Unit, found_inf: Tensor | None = None) -> None:
     """Multiply the units of a parameter in place, unless a GradScaler found infinities.
 
     Args:
         param: The parameter; its storage is changed.
-        unit: The Unit that it belongs to.
-        factor: A number or 0-dim tensor for all units, or a tensor of shape (count,).
+        factor: A number or 0-dim tensor for all units, or a tensor with one value per unit.
+        unit: The Unit that it belongs to, which knows the dim and the mask.
         found_inf: What the GradScaler left with a fused optimizer: 1 where the step is skipped.
     """
-    if unit.mask is not None or (isinstance(factor, Tensor) and factor.ndim):
-        # in float32 at least: a factor rounded to bfloat16 would be 1
-        wide = torch.promote_types(param.dtype, torch.float32)
-        factors = factor if isinstance(factor, Tensor) else torch.tensor(factor, device=param.device)
-        factors = factors.to(dtype=wide).expand(unit.count)
+    if unit.mask is None and found_inf is None and not isinstance(factor, Tensor):
+        param.mul_(factor)
+        return
+    if not isinstance(factor, Tensor):
+        factor = torch.full((), factor, dtype=wide_dtype(param.device), device=param.device)
+    multiply_all([param], [factor.expand(unit.count)], [unit], found_inf)
+
+
+def multiply_all(
+    params: Sequence[Tensor], factors: Sequence[Tensor], units: Sequence[Unit], found_inf: Tensor | None
+) -> None:
+    """Multiply the units of parameters of one type in place; arguments as for :func:`multiply`."""
+    dtype = params[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)  # a factor rounded to bfloat16 would be 1
+    ready = []
+    for param, factor, unit in zip(params, factors, units, strict=True):
+        factor = factor.to(wide)
         if unit.mask is not None:
-            factors = torch.where(unit.mask, factors, torch.ones_like(factors))
-        factor = unit.broadcast(factors, param)
-    if found_inf is not None:
-        factor = torch.where(found_inf.to(param.device) > 0, torch.ones((), device=param.device), factor)
-    param.mul_(factor)
+            factor = torch.where(unit.mask, factor, 1.0)
+        if found_inf is not None:
+            factor = torch.where(found_inf.to(param.device) > 0, 1.0, factor)
+        ready.append(unit.broadcast(factor, param))
+    if dtype == wide:
+        torch._foreach_mul_(list(params), ready)
+        return
+    for param, factor, unit in zip(params, ready, units, strict=True):
+        if param.numel() <= _COPIED_NUMEL:
+            param.mul_(factor)
+            continue
+        rows = max(1, _COPIED_NUMEL * len(param) // param.numel())
+        for start in range(0, len(param), rows):
+            part = slice(start, start + rows)
+            param[part].mul_(factor[part] if unit.dim == 0 else factor)
 
 
 def add_pull(
@@ -108,12 +145,26 @@ def add_pull(
     constant = rule.constant_rate
     if constant is not None and unit.mask is None and scale is None:  # the very expression of torch.optim
         return torch.add(grad, param, alpha=sign * constant)
-    rates = sign * rule.rate(magnitudes)
-    rates = torch.where(magnitudes > 0, rates, torch.zeros_like(rates))
-    if unit.mask is not None:
-        rates = torch.where(unit.mask, rates, torch.zeros_like(rates))
-    if scale is not None:
-        rates = rates * scale.to(rates)
     wide = torch.promote_types(param.dtype, torch.float32)
-    pull = unit.broadcast(rates.to(wide), param)
-    return torch.addcmul(grad.to(wide), param.to(wide), pull).to(grad.dtype)
+    strength = torch.full((unit.count,), sign, dtype=magnitudes.dtype, device=magnitudes.device)
+    if unit.mask is not None:
+        strength = _where(unit.mask, strength)
+    if scale is not None:
+        strength = strength * scale.to(strength)
+    if isinstance(rule, EpsilonShiftedL2) and rule.form == "std":
+        pulled, factors = _published_pull(rule, unit, param), strength
+    else:
+        pulled, factors = param, strength * _where(_has_direction(magnitudes), rule.rate(magnitudes))
+    by_unit = unit.broadcast(factors.to(wide), param)
+    return torch.addcmul(grad.to(wide), pulled.to(wide), by_unit).to(grad.dtype)
+
+
+def _published_pull(rule: EpsilonShiftedL2, unit: Unit, param: Tensor) -> Tensor:
+    """Return λ((1 − ε/s)(w − m) + m), with the unbiased deviation s and the mean m of each unit."""
+    wide = [one.to(wide_dtype(one.device)) for one in unit.params]
+    sums = [one.sum([k for k in range(one.ndim) if k != unit.dim]) if one.ndim else one for one in wide]
+    mean = torch.stack([s.reshape(-1) for s in sums]).sum(0) / unit.numel
+    centered = [one - unit.broadcast(mean, one) for one in wide]
+    deviation = Unit(centered, unit.dim).norms() / max(1, unit.numel - 1) ** 0.5
+    shifted, level = unit.broadcast(rule.rate(deviation), param), unit.broadcast(mean, param)
+    return shifted * (param - level) + rule.strength * level

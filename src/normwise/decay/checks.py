@@ -12,13 +12,24 @@ from torch.optim import Optimizer
 
 from normwise.decay import copying
 from normwise.decay.clock import CLOCKS
-from normwise.decay.rules import Rule
+from normwise.decay.rules import EpsilonShiftedL2, Rule, Sphere
 from normwise.units import Unit
 
-__all__ = ["MEASURES", "MODES", "check_settings", "check_state", "check_units", "group_of", "name_of"]
+__all__ = [
+    "MEASURES",
+    "MODES",
+    "POLICIES",
+    "check_options",
+    "check_settings",
+    "check_state",
+    "check_units",
+    "group_of",
+    "name_of",
+]
 
 MODES = ("flow", "explicit", "coupled")
 MEASURES = ("norm", "rms")
+POLICIES = ("skip", "warn", "raise")
 
 
 def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, measure: str) -> None:
@@ -47,6 +58,27 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
             f"mode={mode!r} does not go with LBFGS, which evaluates its closure many times in one step: "
             'use mode="flow"'
         )
+
+
+def check_options(
+    rule: Rule, mode: str, measure: str, compensated: bool, nonfinite: str, check_every: int
+) -> None:
+    """Raise an error that names the first option that is not allowed or does not go with a setting."""
+    if nonfinite not in POLICIES:
+        raise ValueError(
+            f"nonfinite={nonfinite!r} is not known: choose from {', '.join(map(repr, POLICIES))}"
+        )
+    if isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1:
+        raise ValueError(f"check_every={check_every!r} is not allowed: give a number of steps, 1 or more")
+    if not isinstance(compensated, bool):
+        raise TypeError(f"compensated must be True or False, not {compensated!r}")
+    if compensated and (mode == "coupled" or (isinstance(rule, Sphere) and rule.rotate)):
+        raise ValueError(
+            f"compensated=True does not go with mode={mode!r} and {rule}, where decay is not a factor of its "
+            'own: use mode="flow" and another rule, or leave compensated out'
+        )
+    if isinstance(rule, EpsilonShiftedL2) and rule.form == "std" and measure != "norm":
+        raise ValueError(f'measure={measure!r} has no meaning with form="std": leave measure out')
 
 
 def check_units(
@@ -113,7 +145,7 @@ def check_state(theirs: Any, own: dict[str, Any]) -> None:
     """Raise an error that names the first difference between a state_dict and what this Decay is."""
     if not isinstance(theirs, dict) or set(theirs) != set(own):
         raise ValueError(f"state_dict is not one of a Decay: it needs the keys {', '.join(own)}")
-    for key in ("format", "rule", "mode", "clock", "measure"):
+    for key in ("format", "rule", "mode", "clock", "measure", "compensated"):
         if theirs[key] != own[key]:
             raise ValueError(
                 f"state_dict was made with {key}={_spoken(theirs[key])}, and this Decay has "

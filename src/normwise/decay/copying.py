@@ -71,14 +71,15 @@ def _reduce_optimizer(optimizer: Optimizer, protocol: Any) -> Any:
 
 def _specification(decay: Decay) -> tuple[Any, ...]:
     units = [(unit.params, unit.dim, unit.mask) for unit in decay.units]
-    return decay.rule, units, decay.mode, decay.clock, decay.measure, decay.state_dict()
+    names = ("mode", "clock", "measure", "compensated", "nonfinite", "check_every")
+    return decay.rule, units, {name: getattr(decay, name) for name in names}, decay.state_dict()
 
 
 def _rebuild(
     construct: Callable[..., Optimizer],
     arguments: tuple[Any, ...],
     state: Any,
-    decays: list[tuple[Any, list[tuple[tuple[Tensor, ...], int | None, Tensor | None]], str, str, str, Any]],
+    decays: list[tuple[Any, list[tuple[tuple[Tensor, ...], int | None, Tensor | None]], dict[str, Any], Any]],
 ) -> Optimizer:
     from normwise.decay.decay import Decay
 
@@ -88,7 +89,7 @@ def _rebuild(
         state = {key: value for key, value in state.items() if key not in (_LIST, _REDUCE)}
     if state is not None:
         optimizer.__setstate__(state)
-    for rule, units, mode, clock, measure, saved in decays:
+    for rule, units, settings, saved in decays:
         made = [Unit(params, dim, mask) for params, dim, mask in units]
-        Decay(optimizer, rule, made, mode=mode, clock=clock, measure=measure).load_state_dict(saved)
+        Decay(optimizer, rule, made, **settings).load_state_dict(saved)
     return optimizer

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay import copying
-from normwise.decay.arithmetic import add_pull, explicit_factors, flow_factors, shrink
-from normwise.decay.checks import check_settings, check_state, check_units, group_of, name_of
+from normwise.decay.checks import check_options, check_settings, check_state, check_units
 from normwise.decay.clock import Clock
+from normwise.decay.compensation import Compensation
+from normwise.decay.coupling import Coupling
+from normwise.decay.live import Live, live_parameters
 from normwise.decay.rules import Rule, Sphere
+from normwise.decay.shrinking import Shrinking
+from normwise.decay.watch import report_non_finite
 from normwise.units import Unit
 
 __all__ = ["Decay"]
 
 _STATE_FORMAT = 1
-
-
-class _Live(NamedTuple):
-    """A parameter that has a gradient in this step."""
-
-    which: int  # the index of its Unit
-    unit: Unit
-    param: Tensor
-    group: int
-
-
-class _Swap(NamedTuple):
-    """A gradient that was replaced for the length of a step."""
-
-    param: Tensor
-    grad: Tensor
-    changed: Tensor
-    version: int
 
 
 class Decay:
@@ -63,17 +49,27 @@ class Decay:
             gradients rapidly increase near the end of training", arXiv 2506.02285); ``"step"``, 1.
         measure: The magnitude n that the rule sees: ``"norm"``, or ``"rms"``, the norm over √numel of the
             unit (for Adam-like optimizers, whose steps are constant per element).
+        compensated: Whether to keep decay that is finer than the precision of a parameter beside it until it
+            can be seen (:class:`~normwise.decay.compensation.Compensation`). For bfloat16 and float16
+            parameters without a float32 copy, whose decay would else be lost. Not in mode "coupled", where
+            the optimizer itself rounds. Costs two more norms a step, and one number per unit in the state.
+        nonfinite: What happens to a unit whose norm is not finite: ``"skip"``, the rule leaves it alone;
+            ``"warn"`` or ``"raise"`` also say so, naming the parameter and the unit. Looking costs a pass
+            over the weights and makes an accelerator wait; "skip" in mode "flow" never does.
+        check_every: Look for such units in every so many steps only.
 
     Attributes:
         optimizer: The optimizer that it is attached to.
         rule: The rule as given.
         units: The units that it acts on, as a tuple.
-        steps: How many steps it has decayed; a scheduled coefficient is a function of this number.
+        steps: How many steps it has decayed; a scheduled coefficient is a function of this number. (Steps
+            that a GradScaler makes a fused optimizer skip count, unless the coefficient is scheduled.)
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument is not allowed, a parameter is not in the optimizer, or is under a rule
             already.
+        RuntimeError: In ``step()``, with ``nonfinite="raise"``.
 
     In ``step()``, mode "explicit" raises ValueError where t·c(n) ≥ 1, which would flip the weight, before
     anything has been changed; "coupled" raises on a closure, as the gradient does not exist yet when the
@@ -99,41 +95,59 @@ class Decay:
         mode: str = "flow",
         clock: str = "lr",
         measure: str = "norm",
+        *,
+        compensated: bool = False,
+        nonfinite: str = "skip",
+        check_every: int = 1,
     ) -> None:
         check_settings(optimizer, rule, mode, clock, measure)
+        check_options(rule, mode, measure, compensated, nonfinite, check_every)
         self.optimizer = optimizer
         self.rule = rule
         self.mode = mode
         self.clock = clock
         self.measure = measure
+        self.compensated = compensated
+        self.nonfinite = nonfinite
+        self.check_every = check_every
         self.steps = 0
         self.units = check_units(optimizer, rule, params, dim)
         self._clock = Clock(clock)
-        self._reference = self._reference_norms()
+        self._compensation = Compensation(self.units) if compensated else None
+        self._shrinking = Shrinking(optimizer, self.units, self._clock, measure, self._compensation)
+        if isinstance(rule, Sphere) and rule.radius is None:
+            self._shrinking.refer_to_present_norms()
+        self._coupling = Coupling()
         # A subclass whose step() calls super().step() fires the hooks twice, and a step that raises never
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
         self._shrunk = False
-        self._swaps: list[_Swap] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
         copying.register(optimizer, self)
 
-    # -- the hooks ---------------------------------------------------------------------------------------
+    # -- the hooks; torch.compile leaves them to Python, so that no number in them is compiled in ----------
 
+    @torch.compiler.disable
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        if self.mode == "coupled":
+        nested, self._in_step = self._in_step, True
+        if self.mode == "flow":
+            if not nested:
+                self._shrinking.keep_weights(self.rule, self._live())
+        elif self.mode == "coupled":
             if closure is not None:
+                self._in_step = nested
                 raise ValueError(
                     'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the '
                     'step begins: call the closure before optimizer.step(), or use mode="flow"'
                 )
-            self._couple()
-        nested, self._in_step = self._in_step, True
-        if self.mode == "explicit" and not self._shrunk:
+            live = self._live()
+            self._report(live)
+            self._coupling.add(self.optimizer, self.rule.at(self.steps), live, self.measure)
+        elif not self._shrunk:
             if closure is None:
                 self._shrink_explicitly()
             elif not nested:
@@ -153,115 +167,38 @@ class Decay:
             return args, {**kwargs, "closure": closure_then_shrink}
         return (args[0], closure_then_shrink, *args[2:]), kwargs
 
+    def _shrink_explicitly(self) -> None:
+        live = self._live()
+        self._report(live)
+        self._clock.advance(self.optimizer)
+        self._shrinking.explicitly(self.rule.at(self.steps), live)
+        self._shrunk = True
+
+    @torch.compiler.disable
     def _after_step(self, *_: Any) -> None:
         if not self._in_step:
             return
+        self._in_step = self._shrunk = False
+        self._coupling.restore()
         if self.mode == "flow":
-            self._shrink_by_flow()
-        for param, grad, changed, _version in self._swaps:
-            if param.grad is changed:
-                param.grad = grad
+            live = self._live()
+            self._report(live)
+            self._clock.advance(self.optimizer)
+            self._shrinking.by_flow(self.rule.at(self.steps), live)
         if not (self.rule.scheduled and self._skipped()):
             self.steps += 1
-        self._swaps = []
-        self._in_step = self._shrunk = False
 
     def _skipped(self) -> bool:
         """Whether a GradScaler makes a fused optimizer skip this step (reading this waits for CUDA)."""
         found_inf = getattr(self.optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf)
 
-    # -- the three modes ---------------------------------------------------------------------------------
+    def _live(self) -> list[Live]:
+        return live_parameters(self.optimizer, self.units)
 
-    @torch.no_grad()
-    def _shrink_by_flow(self) -> None:
-        live = self._live()
-        self._clock.advance(self.optimizer)
-        magnitudes = {one.which: self._magnitudes(one.unit) for one in live}
-        chunks: dict[Any, list[_Live]] = {}
-        for one in live:  # one evaluation of the rule for all that share it, their time and their device
-            of_its_own = one.which if self._reference else None
-            chunks.setdefault((one.group, one.param.device, of_its_own), []).append(one)
-        for (group, _, _), chunk in chunks.items():
-            joined = torch.cat([magnitudes[one.which] for one in chunk])
-            time = self._clock.time(self.optimizer, group)
-            factors = flow_factors(self._rule_for(chunk[0].which), joined, time)
-            for one, factor in zip(chunk, factors.split([one.unit.count for one in chunk]), strict=True):
-                self._multiply(one, factor)
-
-    @torch.no_grad()
-    def _shrink_explicitly(self) -> None:
-        live = self._live()
-        self._clock.advance(self.optimizer)
-        factors = []
-        for one in live:
-            time, name = self._clock.time(self.optimizer, one.group), name_of(self.optimizer, one.param)
-            magnitudes = self._magnitudes(one.unit)
-            factors.append(explicit_factors(self._rule_for(one.which), magnitudes, time, one.unit.mask, name))
-        for one, factor in zip(live, factors, strict=True):  # only now, so that an error has changed nothing
-            self._multiply(one, factor)
-        self._shrunk = True
-
-    @torch.no_grad()
-    def _couple(self) -> None:
-        # Called again in a nested step, or after one that raised: what holds its pull is not pulled twice.
-        held = {
-            id(s.param) for s in self._swaps if s.param.grad is s.changed and s.changed._version == s.version
-        }
-        scale = getattr(self.optimizer, "grad_scale", None)
-        for which, unit, param, group in self._live():
-            grad = param.grad
-            if grad is None or id(param) in held:
-                continue
-            if grad.is_sparse:
-                raise ValueError(
-                    f'{name_of(self.optimizer, param)} has a sparse gradient, to which mode="coupled" cannot '
-                    'add a dense pull: use mode="flow"'
-                )
-            sign = -1.0 if self.optimizer.param_groups[group].get("maximize") else 1.0
-            changed = add_pull(grad, param, unit, self._rule_for(which), self._magnitudes(unit), sign, scale)
-            param.grad = changed
-            self._swaps.append(_Swap(param, grad, changed, changed._version))
-
-    def _multiply(self, one: _Live, factor: Tensor | float) -> None:
-        shrink(one.param, one.unit, factor, getattr(self.optimizer, "found_inf", None))
-
-    def _live(self) -> list[_Live]:
-        groups = group_of(self.optimizer)
-        live = []
-        for index, unit in enumerate(self.units):
-            for param in unit.params:
-                if id(param) not in groups:
-                    raise RuntimeError(
-                        f"a parameter of shape {tuple(param.shape)} that this Decay was attached to is no "
-                        "longer in the optimizer (was it replaced, as fully_shard does?): remove() this "
-                        "Decay and construct it anew"
-                    )
-                if param.grad is not None:
-                    live.append(_Live(index, unit, param, groups[id(param)]))
-        return live
-
-    def _magnitudes(self, unit: Unit) -> Tensor:
-        norms = unit.norms()
-        return norms / unit.numel**0.5 if self.measure == "rms" else norms
-
-    def _rule_for(self, index: int) -> Rule:
-        rule = self.rule.at(self.steps)
-        return rule.bound_to(self._reference[index]) if self._reference else rule
-
-    def _reference_norms(self) -> list[Tensor]:
-        """What a Sphere without a radius holds each unit at: the magnitudes as they are now."""
-        if not isinstance(self.rule, Sphere) or self.rule.radius is not None:
-            return []
-        references = [self._magnitudes(unit) for unit in self.units]
-        for unit, reference in zip(self.units, references, strict=True):
-            meant = reference if unit.mask is None else reference[unit.mask]
-            if not bool(((meant > 0) & meant.isfinite()).all()):
-                raise ValueError(
-                    f"{name_of(self.optimizer, unit.params[0])} has units whose norm is zero or not finite, "
-                    "through which no Sphere goes: give Sphere(radius=...), or initialise it first"
-                )
-        return references
+    def _report(self, live: list[Live]) -> None:
+        if self.steps % self.check_every == 0:
+            report_non_finite(self.optimizer, live, self.nonfinite)
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -273,10 +210,12 @@ class Decay:
             "mode": self.mode,
             "clock": self.clock,
             "measure": self.measure,
+            "compensated": self.compensated,
             "units": [unit.describe() for unit in self.units],
             "steps": self.steps,
             "max_lr": [rate.clone() if isinstance(rate, Tensor) else rate for rate in self._clock.max_lr],
-            "reference": [reference.clone() for reference in self._reference],
+            "reference": [reference.clone() for reference in self._shrinking.reference],
+            "pending": [[factors.clone() for factors in one] for one in self._pending()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -289,10 +228,13 @@ class Decay:
         check_state(state_dict, self.state_dict())
         self.steps = state_dict["steps"]
         self._clock.max_lr = list(state_dict["max_lr"])
-        self._reference = [
-            saved.to(own, copy=True)
-            for saved, own in zip(state_dict["reference"], self._reference, strict=True)
-        ]
+        own = [*self._shrinking.reference, *(factors for one in self._pending() for factors in one)]
+        saved = [*state_dict["reference"], *(factors for one in state_dict["pending"] for factors in one)]
+        for mine, theirs in zip(own, saved, strict=True):
+            mine.copy_(theirs)
+
+    def _pending(self) -> list[list[Tensor]]:
+        return [] if self._compensation is None else self._compensation.pending
 
     def remove(self) -> None:
         """Detach from the optimizer: its steps decay nothing any more. A second call does nothing."""

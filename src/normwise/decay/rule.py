@@ -174,7 +174,8 @@ class Shrink(Rule):
             object.__setattr__(self, "coefficient", checked("coefficient", self.coefficient))
 
     @property
-    def _lambda(self) -> float:
+    def strength(self) -> float:
+        """λ as a number."""
         if callable(self.coefficient):
             raise ValueError(
                 f"the coefficient of this {type(self).__name__} is a function of the step: "

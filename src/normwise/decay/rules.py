@@ -61,16 +61,16 @@ class L2(Shrink):
     @property
     def constant_rate(self) -> float | None:
         """λ."""
-        return self._lambda
+        return self.strength
 
     def _rate(self, norm: Tensor) -> Tensor:
-        return torch.full_like(norm, self._lambda)
+        return torch.full_like(norm, self.strength)
 
     def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
-        return norm * torch.exp(-self._lambda * time)
+        return norm * torch.exp(-self.strength * time)
 
     def _penalty(self, norm: Tensor) -> Tensor:
-        return self._lambda * norm**2 / 2
+        return self.strength * norm**2 / 2
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,18 @@ class PowerShrink(Shrink):
         object.__setattr__(self, "power", checked("power", self.power, positive=True))
 
     def _rate(self, norm: Tensor) -> Tensor:
-        return self._lambda * norm**self.power
+        return self.strength * norm**self.power
 
     def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
         # x = pλtnᵖ may overflow, so small and large x have a form each; (n⁻ᵖ + pλt)^(−1/p) is the second
-        power, pulled = self.power, self.power * self._lambda * time
+        power, pulled = self.power, self.power * self.strength * time
         x = torch.exp(torch.log(pulled) + power * torch.log(norm))
         decayed = norm * torch.exp(-torch.log1p(x) / power)
         saturated = pulled ** (-1 / power) * torch.exp(-torch.log1p(1 / x) / power)
         return torch.where(x < 1, decayed, saturated)
 
     def _penalty(self, norm: Tensor) -> Tensor:
-        return self._lambda * norm ** (self.power + 2) / (self.power + 2)
+        return self.strength * norm ** (self.power + 2) / (self.power + 2)
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ class AdaptiveWeightShrink(Shrink):
         return cls(checked("strength", strength, positive=True) / (norm * total_time))
 
     def _rate(self, norm: Tensor) -> Tensor:
-        return self._lambda * norm
+        return self.strength * norm
 
     def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
-        return norm / (1 + self._lambda * time * norm)
+        return norm / (1 + self.strength * time * norm)
 
     def _penalty(self, norm: Tensor) -> Tensor:
-        return self._lambda * norm**3 / 3
+        return self.strength * norm**3 / 3
 
 
 @dataclass(frozen=True)
@@ -198,15 +198,15 @@ class EpsilonShiftedL2(Shrink):
         return super().modes if self.form == "norm" else ("coupled",)
 
     def _rate(self, norm: Tensor) -> Tensor:
-        return torch.where(norm > 0, self._lambda * (1 - self.epsilon / norm), torch.zeros_like(norm))
+        return torch.where(norm > 0, self.strength * (1 - self.epsilon / norm), torch.zeros_like(norm))
 
     def _flow(self, norm: Tensor, time: Tensor) -> Tensor:
         # not ε + (n − ε)·e^(−λt), which loses all digits of a small n
-        elapsed = -self._lambda * time
+        elapsed = -self.strength * time
         return norm * torch.exp(elapsed) - self.epsilon * torch.expm1(elapsed)
 
     def _penalty(self, norm: Tensor) -> Tensor:
-        return self._lambda * (norm - self.epsilon) ** 2 / 2
+        return self.strength * (norm - self.epsilon) ** 2 / 2
 
 
 @dataclass(frozen=True)
