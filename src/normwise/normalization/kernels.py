@@ -29,32 +29,33 @@ _LOW, _HIGH = 1e-8, 1e8
 _MEAN_OVER_STD, _MEAN_OVER_STD_HALF = 4.0, 1.0
 # The fused weight norm adds float32 squares in sequence: the error of longer rows exceeds a few ULP.
 _LONGEST_ROW = 16384
+_SMALLEST_NORMAL_HALF = 2.0**-14
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def normalize(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
     """Return the normalised weight. Arguments as for `exact_forward`."""
-    transformed = torch.compiler.is_compiling() or is_transformed()
-    if not transformed and _may_look_at_values(weight) and not formula.eps:
+    if torch.compiler.is_compiling() or is_transformed():
+        return exact_forward(weight, gain, formula)
+    # May Python look at values at no cost? On a CPU and with nothing recording operations.
+    if (
+        weight.is_cpu
+        and type(weight) in _PLAIN
+        and not formula.eps
+        and weight.numel()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_tracing()
+    ):
         out = _fused(weight, gain, formula)
         if out is not None:
             return out
-    return exact_forward(weight, gain, formula) if transformed else _exact(weight, gain, formula)
+    exact: Tensor = _Exact.apply(weight, gain, formula)
+    return exact
 
 
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work: they differentiate the formula themselves."""
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-
-
-def _may_look_at_values(weight: Tensor) -> bool:
-    """Whether Python may branch on the values of ``weight`` at no cost: on a CPU, nothing traced."""
-    return (
-        weight.device.type == "cpu"
-        and type(weight) in (Tensor, torch.nn.Parameter)
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
-        and weight.numel() > 0
-    )
 
 
 # ----------------------------------------------------------------------------------------- fused kernels
@@ -88,8 +89,8 @@ def _fused_plain(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tenso
         out, norms = weight * (g * square.rsqrt()), square.detach().sqrt()
     else:
         out, norms = torch._weight_norm_interface(weight.contiguous(), g, 0)
-        if out.grad_fn is not None:
-            out.grad_fn.register_hook(partial(_second_order, weight, g, formula))
+        if (node := out.grad_fn) is not None:
+            node.register_hook(partial(_second_order, weight, g, formula))
     low, high = torch.aminmax(norms)
     return out if low.item() > _LOW and high.item() < _HIGH else None
 
@@ -105,7 +106,7 @@ def _second_order(
 
     Its own double backward takes the norms as constants and is wrong (torch 2.13, CPU).
     """
-    if not (torch.is_grad_enabled() or is_transformed()):
+    if not (torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None):
         return None
     exact = exact_backward(gradients_out[0], weight, gain, formula)
     return tuple(None if old is None else new for old, new in zip(gradients_in, exact, strict=True))
@@ -116,12 +117,15 @@ def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Te
     root = math.sqrt(weight.numel() / weight.shape[0])
     out: Tensor
     out, mean, inverse_std = torch.native_layer_norm(weight, weight.shape[1:], None, None, 0.0)
-    with torch.no_grad():
-        low, high = torch.aminmax(inverse_std)
-        offset = torch.linalg.vector_norm(mean * inverse_std, math.inf)
-    smallest = max(root / _HIGH, torch.finfo(inverse_std.dtype).tiny)
+    low, high = (extreme.item() for extreme in torch.aminmax(inverse_std))
+    smallest = root / _HIGH if weight.dtype != torch.float16 else _SMALLEST_NORMAL_HALF
+    if not (low > smallest and high < root / _LOW):
+        return None
     furthest = _MEAN_OVER_STD_HALF if weight.dtype.itemsize == 2 else _MEAN_OVER_STD
-    if not (low.item() > smallest and high.item() < root / _LOW and offset.item() < furthest):
+    low_mean, high_mean = torch.aminmax(mean)
+    # The bound over all rows first: it needs no further operation, and almost always suffices.
+    near = max(high_mean.item(), -low_mean.item()) * high < furthest
+    if not (near or (mean * inverse_std).abs().max().item() < furthest):
         return None
     if gain is None and formula.factor == root:
         return out
@@ -136,38 +140,32 @@ def _bring_to_one(weight: Tensor, gain: Tensor | None, center: bool) -> tuple[Te
     Rows without a direction become rows with one and a gain of 0, so that they give zeros and get a zero
     gradient. None where that does not help: the range of the gains or of the entries is too large.
     """
+    if center and weight.dtype.itemsize == 2:  # the difference to the first entry would be rounded to half
+        return None
+    like_rows = [-1] + [1] * (weight.ndim - 1)
     with torch.no_grad():
         rows = weight.flatten(1)
-        low, high = torch.aminmax(rows, dim=1, keepdim=True)
-        first = rows[:, :1] if center else torch.zeros_like(low)
-        largest = torch.maximum(high - first, first - low)
-        nothing = largest == 0
+        first = rows[:, :1] if center else rows.new_zeros(())
+        largest = torch.maximum(rows.amax(1, keepdim=True) - first, first - rows.amin(1, keepdim=True))
         most = int(math.log2(torch.finfo(weight.dtype).max)) - 1
         exponent = torch.frexp(largest).exponent.clamp(-most, most)
-        scale = torch.ldexp(torch.ones_like(largest), -exponent)
-        offset = -first * scale
-        if not bool(largest.isfinite().all() & offset.isfinite().all()):
-            return None
+        scale = torch.ldexp(torch.ones_like(largest), -exponent).reshape(like_rows)
+        nothing = largest == 0
+        usable = largest.isfinite()
         if gain is not None:
-            size = gain.detach().abs()
-            if not bool(((size == 0) | ((size > _LOW) & (size < _HIGH))).all()):
-                return None
-        if bool(nothing.any()):
-            filler = torch.zeros_like(rows)
-            filler[:, -1:] = nothing.to(rows.dtype)
-            offset = offset + filler
-        like_rows = [-1] + [1] * (weight.ndim - 1)
-        scale, keep = scale.reshape(like_rows), (~nothing).to(weight.dtype).reshape(like_rows)
-        offset = offset.reshape(weight.shape if offset.shape == rows.shape else like_rows)
-    return torch.addcmul(offset, weight, scale), keep if gain is None else gain * keep
+            size = gain.abs().reshape(-1, 1)
+            usable &= (size == 0) | ((size > _LOW) & (size < _HIGH))
+        if not bool(usable.all()):
+            return None
+    brought = (weight - first.reshape(like_rows) if center else weight) * scale
+    keep = (~nothing).to(weight.dtype).reshape(like_rows)
+    if bool(nothing.any()):
+        with torch.no_grad():  # adding a constant is nothing to autograd
+            brought.flatten(1)[:, -1:].add_(nothing)
+    return brought, keep if gain is None else gain * keep
 
 
 # -------------------------------------------------------------------------------------- exact evaluation
-def _exact(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
-    out: Tensor = _Exact.apply(weight, gain, formula)
-    return out
-
-
 class _Exact(torch.autograd.Function):
     """`exact_forward`, keeping only its arguments for the backward pass (and not their float64 copies)."""
 
