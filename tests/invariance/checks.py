@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,14 @@ def assert_same_space(found: list[dict[str, int]], expected: list[dict[str, int]
 
 
 def assert_every_parameter_has_one_verdict(inv: Invariances) -> None:
-    kinds = [inv.scale_invariant, inv.partial, inv.no_effect, inv.not_invariant, inv.undetermined]
-    listed = [name for kind in kinds for name in list(kind)]
+    kinds: list[Iterable[str]] = [
+        inv.scale_invariant,
+        inv.partial,
+        inv.no_effect,
+        inv.not_invariant,
+        inv.undetermined,
+    ]
+    listed = [str(name) for kind in kinds for name in kind]
     assert sorted(listed) == sorted(inv.names)
 
 

@@ -41,9 +41,10 @@ class Judge:
         """
         largest = 0.0
         for seed in self._seeds:
-            if self._probe.seed != seed or seed not in self._base:
+            if self._probe.seed != seed:
                 self._probe.move_to(seed)
-                self._base.setdefault(seed, self._run())
+            if seed not in self._base:
+                self._base[seed] = self._run()
             generator = torch.Generator().manual_seed(5_000_011 + seed)
             indices = sorted({k for item in items for k in touched(item)})
             try:

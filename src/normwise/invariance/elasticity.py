@@ -8,7 +8,7 @@ where it is. Hooks reduce each gradient to these sums as it arrives, and free it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,15 +96,17 @@ class _Collector:
         gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
         row, dims = self.row, range(min(2, parameter.ndim)) if index in self._detailed else range(0)
         wide = wide_dtype(parameter.device)
-        shifts = {d: (_over_units(gradient, d, wide), _squares_over_units(gradient, d, wide)) for d in dims}
-        # The gradient is ours to overwrite: products and squares need no memory of their own.
-        gradient = gradient.mul_(parameter) if gradient.is_contiguous() else gradient * parameter
-        sums = {d: _over_units(gradient, d, wide) for d in dims}
-        row.elasticity[index] += float(gradient.sum(dtype=wide))
-        row.squares[index] += float(torch.linalg.vector_norm(gradient, dtype=wide)) ** 2
+        shift = [_over_units(gradient, d, wide) for d in dims]
+        shift_squares = _each_over_units(gradient.square, dims, wide)
+        # The gradient is ours to overwrite: the products need no memory of their own.
+        products = gradient.mul_(parameter) if gradient.is_contiguous() else gradient * parameter
+        scale = [_over_units(products, d, wide) for d in dims]
+        row.elasticity[index] += float(products.sum(dtype=wide))
+        squares = products.square_()
+        row.squares[index] += float(squares.sum(dtype=wide))
         row.reached[index] = True
         for d in dims:
-            found = UnitSums(sums[d], _squares_over_units(gradient, d, wide), *shifts[d])
+            found = UnitSums(scale[d], _over_units(squares, d, wide), shift[d], shift_squares[d])
             if (index, d) in row.units:  # a tied weight under reentrant checkpointing arrives in parts
                 row.units[index, d] += found
             else:
@@ -121,10 +123,10 @@ def _over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
     return np.asarray(summed.cpu().double().numpy())
 
 
-def _squares_over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
-    rest = _others(tensor, dim)
-    norms = torch.linalg.vector_norm(tensor, dim=rest, dtype=wide) if rest else tensor.abs().to(wide)
-    return np.asarray(norms.cpu().double().numpy() ** 2)
+def _each_over_units(make: Callable[[], Tensor], dims: range, wide: torch.dtype) -> list[Array]:
+    """Return the sums over the units of each dimension of a tensor that is made, and freed, for them."""
+    made = make() if len(dims) else None
+    return [_over_units(made, d, wide) for d in dims if made is not None]
 
 
 def gather(
@@ -135,6 +137,7 @@ def gather(
     *,
     real_eps: bool = False,
     strays: dict[int, str] | None = None,
+    moved: Sequence[int] | None = None,
 ) -> Iterator[Row]:
     """Yield ``cotangents`` rows at the generic point ``seed``, which share one forward pass.
 
@@ -145,11 +148,12 @@ def gather(
         detailed: The parameters whose units are summed as well.
         real_eps: Leave the eps of norm layers as they are.
         strays: Receives {parameter: reason} for parameters used outside of their module.
+        moved: The parameters that move to the point; the others stay where they are. Default: all.
 
     Raises:
         NonFiniteOutputsError: If outputs or gradients are NaN.
     """
-    probe.move_to(seed)
+    probe.move_to(seed, moved)
     collector = _Collector(probe, detailed or set())
     generators: dict[torch.device, torch.Generator] = {}
     try:

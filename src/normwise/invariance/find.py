@@ -18,7 +18,7 @@ from normwise.invariance.result import Evidence, Invariances
 from normwise.invariance.swap import check_model, preserved_random_state
 from normwise.invariance.thresholds import Thresholds
 from normwise.invariance.trees import bind_forward, take_batches
-from normwise.invariance.verdicts import Draft, draft_verdicts
+from normwise.invariance.verdicts import Draft, Rows, draft_verdicts
 
 __all__ = ["find_invariances"]
 
@@ -88,7 +88,7 @@ def find_invariances(
         )
     call = bind_forward(forward)
     devices = {p.device for p in model.parameters()}
-    with preserved_random_state(devices), Progress(progress) as bar:
+    with torch.inference_mode(False), preserved_random_state(devices), Progress(progress) as bar:
         taken = take_batches(batches, MOST_BATCHES)
         kinds = _precisions(model)
         for dtype in kinds:
@@ -160,33 +160,49 @@ class _Search:
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._file(draft)
-        self._result.passes, self._result.trials = (POINTS + 1) * COTANGENTS, self._judge.passes
         if joint:
             find_joint(self._probe, rows, self._result, self._at, self._judge, self._bar)
+        self._result.trials = self._judge.passes
         return self._result
 
     def _verdicts(self) -> tuple[list[Row], Draft]:
         everything = set(range(len(self._probe.parameters)))
         expected = (POINTS + 1) * COTANGENTS
         strays: dict[int, str] = {}
-        small: list[Row] = []
-        for seed in range(POINTS):
-            for row in gather(self._probe, seed, COTANGENTS, everything, strays=strays):
-                small.append(row)
-                self._bar.update("verdicts", len(small), expected)
-        real: list[Row] = []
-        for row in gather(self._probe, 0, COTANGENTS, everything, real_eps=True):
-            real.append(row)
-            self._bar.update("verdicts", len(small) + len(real), expected)
+        rows = Rows()
+
+        def add(seed: int, *, real_eps: bool) -> None:
+            to = rows.real if real_eps else rows.small
+            for row in gather(
+                self._probe,
+                seed,
+                COTANGENTS,
+                everything,
+                real_eps=real_eps,
+                strays=None if real_eps else strays,
+            ):
+                to.append(row)
+                self._bar.update("verdicts", len(rows.small) + len(rows.real), expected)
+            if real_eps:
+                rows.twins += rows.small[-COTANGENTS:]
+
+        for seed in range(1, POINTS):
+            add(seed, real_eps=False)
+        add(0, real_eps=False)
+        add(0, real_eps=True)
+        if not all((row.reached == rows.small[0].reached).all() for row in rows.small):
+            add(POINTS, real_eps=False)  # what a random draw left out (a dropped layer) gets another chance
+            add(POINTS, real_eps=True)
+        self._result.passes = len(rows.small) + len(rows.real)
         shapes = [p.shape for p in self._probe.parameters]
-        if not any(row.reached.any() for row in small) and not strays:
+        if not any(row.reached.any() for row in rows.small) and not strays:
             raise ValueError(
                 "the outputs depend on no parameter: return what the model computes, or give forward="
             )
-        draft = draft_verdicts(shapes, small, real, strays, self._at)
-        for row in small:
+        draft = draft_verdicts(shapes, rows, strays, self._at)
+        for row in rows.small:
             row.units.clear()
-        return small, draft
+        return rows.small, draft
 
     def _judge_silent(self, draft: Draft) -> None:
         """Decide by new values on parameters without a visible gradient."""

@@ -19,7 +19,7 @@ from normwise.invariance.thresholds import Thresholds
 __all__ = ["find_joint"]
 
 _STILL = 8  # rows without a new rank
-_AT_ONCE = 4  # cotangents that share a forward pass
+_AT_ONCE = 8  # cotangents that share a forward pass
 _FIRST_SEED = 16  # the verdicts use lower ones
 
 
@@ -69,7 +69,7 @@ def _gather_until_still(
         rank = numerical_rank(matrix, at.null)
         if len(earlier) and numerical_rank(earlier, at.null) == rank:
             return matrix
-        fresh = [row.elasticity[taken] for row in gather(probe, seed, _AT_ONCE)]
+        fresh = [row.elasticity[taken] for row in gather(probe, seed, _AT_ONCE, moved=taken)]
         matrix = np.concatenate([matrix, np.stack(fresh)])
         bar.update("joint symmetries", len(matrix), len(taken) + _STILL)
         seed += 1

@@ -100,7 +100,7 @@ class Probe:
         self.names, self.parameters = self._swap.names, self._swap.parameters
         self.originals = self._swap.originals
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
-        self.seed = 0
+        self.seed = -1
 
     def __enter__(self) -> Probe:
         devices = {p.device for p in self.parameters}
@@ -108,7 +108,6 @@ class Probe:
             self._stack.callback(self._swap.restore)
             self._stack.enter_context(preserved_random_state(devices))
             self._stack.enter_context(eager(self._model))
-            self._stack.enter_context(torch.inference_mode(False))
             default = torch.get_default_dtype()
             self._stack.callback(torch.set_default_dtype, default)
             torch.set_default_dtype(self.dtype)
@@ -124,10 +123,10 @@ class Probe:
     ) -> None:
         self._stack.close()
 
-    def move_to(self, seed: int) -> None:
-        """Move all parameters to the generic point number ``seed``."""
+    def move_to(self, seed: int, moved: Sequence[int] | None = None) -> None:
+        """Move all parameters, or those in ``moved``, to the generic point number ``seed``."""
         self.seed = seed
-        for index in range(len(self.parameters)):
+        for index in range(len(self.parameters)) if moved is None else moved:
             self.reset(index)
 
     def reset(self, index: int) -> None:
@@ -165,7 +164,7 @@ class Probe:
         if not found:
             raise ValueError(
                 "no output depends on a parameter with a gradient: return floating-point tensors (in tuples, "
-                "lists, mappings or dataclasses) computed outside torch.no_grad and not detached, or give forward="
+                "lists, mappings or dataclasses) computed outside torch.no_grad, or give forward="
             )
         for tensor in found:
             if bool(tensor.detach().isnan().any()) or not bool(tensor.detach().isfinite().any()):
@@ -181,7 +180,7 @@ class Probe:
         """Run the backward pass of :meth:`outputs`; ``keep`` the graph for another one.
 
         Checkpointed parts run forward again in it, so it needs what the forward pass had.
-        torch.autograd.backward would switch the interception off for its duration; the engine that it calls does not.
+        torch.autograd.backward would switch the interception off meanwhile; the engine itself does not.
         """
         with torch.enable_grad(), self._interception(real_eps):
             torch.autograd.Variable._execution_engine.run_backward(

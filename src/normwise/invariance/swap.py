@@ -43,12 +43,14 @@ class Swap:
         self._dtype = dtype
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
         self._snapshot = [(m, dict(m.__dict__), _copies(m.__dict__)) for m in model.modules()]
+        self._flags = [m.training for m, _, _ in self._snapshot]
 
     def install(self) -> None:
         """Point every module at the stand-ins, with fresh clones of its buffers and other tensors."""
         self.restore()
         clones: dict[int, Tensor] = {}
-        for module, attributes, _ in self._snapshot:
+        for (module, attributes, _), training in zip(self._snapshot, self._flags, strict=True):
+            module.__dict__["training"] = training
             for key, value in attributes.items():
                 if key in ("_parameters", "_buffers"):
                     value.update({name: self._replaced(item, clones) for name, item in value.items()})
@@ -66,11 +68,10 @@ class Swap:
                 module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
 
     def train(self, model: nn.Module) -> None:
-        """Switch a model that is in eval mode to training, for every later :meth:`install`."""
+        """Switch to training, as the model itself does it, in every later :meth:`install`."""
         model.train()
-        self._snapshot = [
-            (m, {**attributes, "training": m.training}, copies) for m, attributes, copies in self._snapshot
-        ]
+        self._flags = [m.training for m, _, _ in self._snapshot]
+        self.restore()
 
     def restore(self) -> None:
         """Give every module back the very objects that it had, containers with what was in them."""

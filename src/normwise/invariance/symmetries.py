@@ -148,9 +148,9 @@ def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
 
 
 def _weight(vector: Integers) -> tuple[int, int, int]:
-    """Return what makes a vector hard to read: its length, its size, its mixed signs."""
+    """Return what makes a vector hard to read: large and many exponents, then mixed signs."""
     negative = min(int((vector < 0).sum()), int((vector > 0).sum()))
-    return int(np.count_nonzero(vector)), int(np.abs(vector).sum()), negative
+    return int((vector**2).sum()), negative, int(np.flatnonzero(vector)[-1] - np.flatnonzero(vector)[0])
 
 
 def _shortened(basis: list[Integers]) -> list[Integers]:

@@ -38,7 +38,7 @@ def take_batches(batches: Any, most: int) -> list[Any]:
     if isinstance(batches, str) or not isinstance(batches, Iterable):
         raise TypeError(
             f"batches must be an iterable of batches (or one tensor or mapping), not "
-            f"{type(batches).__name__}: give for example [x], [(x, mask)] or [{'input_ids': ids}]"
+            f"{type(batches).__name__}: give for example [x], [(x, mask)] or [dict(input_ids=ids)]"
         )
     found = list(itertools.islice(batches, most))
     if not found:

@@ -15,7 +15,7 @@ from normwise.invariance.elasticity import Array, Row
 from normwise.invariance.result import Evidence
 from normwise.invariance.thresholds import Thresholds
 
-__all__ = ["Draft", "draft_verdicts"]
+__all__ = ["Draft", "Rows", "draft_verdicts"]
 
 
 _LIT = 100.0  # a gradient this many times larger at the model's eps is due to it
@@ -28,6 +28,21 @@ class _Is(IntEnum):
     INVARIANT = 1
     UNCLEAR = 2
     NOT = 3
+
+
+@dataclass
+class Rows:
+    """The rows behind the verdicts.
+
+    Attributes:
+        small: With shrunk eps.
+        real: With the model's eps.
+        twins: Those of ``small`` that differ from ``real`` in nothing but the eps.
+    """
+
+    small: list[Row] = field(default_factory=list)
+    real: list[Row] = field(default_factory=list)
+    twins: list[Row] = field(default_factory=list)
 
 
 @dataclass
@@ -49,24 +64,21 @@ class Draft:
     lit: set[int] = field(default_factory=set)
 
 
-def draft_verdicts(
-    shapes: list[torch.Size], small: list[Row], real: list[Row], strays: dict[int, str], at: Thresholds
-) -> Draft:
+def draft_verdicts(shapes: list[torch.Size], rows: Rows, strays: dict[int, str], at: Thresholds) -> Draft:
     """Return a draft for each parameter.
 
     Args:
         shapes: The shape of each parameter.
-        small: Rows with shrunk eps, with the sums over units.
-        real: Rows with the model's eps, with the same cotangents as the first of ``small``.
+        rows: The rows, with the sums over units.
         strays: {parameter: reason} of those that cannot be probed.
         at: The thresholds.
     """
-    squares = np.stack([row.squares for row in small])
+    squares = np.stack([row.squares for row in rows.small])
     loudest = np.sqrt(squares.max(axis=1, keepdims=True))
     loud = (np.sqrt(squares) > at.silent * loudest).any(axis=0)
     draft = Draft([])
-    dim = np.sqrt(squares[: len(real)].max(axis=0))
-    lit = np.sqrt(np.stack([row.squares for row in real]).max(axis=0)) > _LIT * dim
+    size, size_real = (np.sqrt(np.max([r.squares for r in of], axis=0)) for of in (rows.twins, rows.real))
+    lit = size_real > _LIT * size
     for k, shape in enumerate(shapes):
         if k in strays:
             draft.evidence.append(Evidence("undetermined", reason=strays[k]))
@@ -77,46 +89,42 @@ def draft_verdicts(
             draft.silent.append(k)
             if lit[k]:
                 draft.lit.add(k)
-            if not any(row.reached[k] for row in small):
+            if not any(row.reached[k] for row in rows.small):
                 draft.unreached.add(k)
         else:
-            draft.evidence.append(_judge(k, shape, small, real, at, draft))
+            draft.evidence.append(_judge(k, shape, rows, at, draft))
     return draft
 
 
-def _judge(
-    k: int, shape: torch.Size, small: list[Row], real: list[Row], at: Thresholds, draft: Draft
-) -> Evidence:
+def _judge(k: int, shape: torch.Size, rows: Rows, at: Thresholds, draft: Draft) -> Evidence:
     """Return the evidence of a parameter that has a gradient."""
-    totals = np.array([[r.elasticity[k]] for r in small]), np.array([[r.squares[k]] for r in small])
-    totals_real = np.array([[r.elasticity[k]] for r in real]), np.array([[r.squares[k]] for r in real])
-    whole, whole_real = float(residual(*totals)[0]), float(residual(*totals_real)[0])
-    overall = _read(*totals, *totals_real, at)[0]
+    total = _Sums.of(k, None, rows)
+    overall = int(total.read(at)[0])
+    whole, whole_real = float(residual(*total.small)[0]), float(residual(*total.real)[0])
     evidence = Evidence("not invariant", residual=whole, residual_real_eps=whole_real)
-    evidence.shift_dim, evidence.shift_residual = _shift(k, shape, small, at)
+    evidence.shift_dim, evidence.shift_residual = _shift(k, shape, rows.small, at)
     dims = [d for d in range(min(2, len(shape))) if d == 0 or shape[d] > 1]
-    readings = {d: _units(k, d, small, real, at) for d in dims}
-    for d, (codes, units, units_real) in readings.items():
+    sums = {d: _Sums.of(k, d, rows) for d in dims}
+    readings = {d: sums[d].read(at) for d in dims}
+    for d, codes in readings.items():
         seen = codes != _Is.UNSEEN
         if seen.any() and (codes[seen] == _Is.INVARIANT).all():
             evidence.dim, evidence.units = d, len(codes)
             evidence.invariant_units, evidence.unseen_units = int(seen.sum()), int((~seen).sum())
-            evidence.residual, evidence.residual_real_eps = (
-                float(units[seen].max()),
-                float(units_real[seen].max()),
-            )
+            evidence.residual = float(residual(*sums[d].small)[seen].max())
+            evidence.residual_real_eps = float(residual(*sums[d].real)[seen].max())
             return _invariant(evidence, "scale-invariant", at)
     if overall == _Is.INVARIANT:
         for d in dims:
-            blocks = _blocks(k, d, small, at)
+            blocks = sums[d].blocks(at)
             if len(blocks) > 1 and not evidence.blocks:
                 evidence.blocks, evidence.units = blocks, shape[d]
         evidence.invariant_units = evidence.units
         return _invariant(evidence, "scale-invariant", at)
     for d in dims:
-        if _partial(k, d, readings[d][0], small, real, at, evidence, draft):
+        if _partial(k, d, readings[d], sums[d], at, evidence, draft):
             return _invariant(evidence, "partly scale-invariant", at)
-    unclear = [d for d in dims if not (readings[d][0] == _Is.NOT).any()]
+    unclear = [d for d in dims if not (readings[d] == _Is.NOT).any()]
     if overall != _Is.NOT or unclear:
         evidence.verdict = "undetermined"
         evidence.reason = (
@@ -134,53 +142,66 @@ def _invariant(evidence: Evidence, verdict: str, at: Thresholds) -> Evidence:
     return evidence
 
 
-def _read(
-    sums: Array, squares: Array, real_sums: Array, real_squares: Array, at: Thresholds
-) -> NDArray[np.int64]:
-    """Return what the residuals of units say: invariant if zero, or if they fall with eps."""
-    r, r_real = residual(sums, squares), residual(real_sums, real_squares)
-    # Compared over the same cotangents.
-    matched = residual(sums[: len(real_sums)], squares[: len(real_sums)])
-    mass = squares.sum(0)
-    codes = np.full(len(r), _Is.UNCLEAR, dtype=np.int64)
-    with np.errstate(invalid="ignore"):
-        falls = (matched <= 0.05 * r_real) & (r <= 30 * at.honest)
-        codes[(r >= at.honest) & (matched > 0.3 * r_real)] = _Is.NOT
-        codes[r >= 0.3] = _Is.NOT
-        codes[(r <= at.invariant) | falls] = _Is.INVARIANT
-    codes[~(mass > at.silent**2 * mass.max())] = _Is.UNSEEN
-    return codes
+Pair = tuple[Array, Array]
 
 
-def _sums(k: int, d: int, rows: list[Row]) -> tuple[Array, Array]:
-    found = [row.units[k, d] for row in rows if (k, d) in row.units]
+@dataclass
+class _Sums:
+    """Σ wg and Σ (wg)² of each unit, rows × units, at shrunk eps, its twins, and at the model's eps."""
+
+    small: Pair
+    twins: Pair
+    real: Pair
+
+    @staticmethod
+    def of(k: int, d: int | None, rows: Rows) -> _Sums:
+        """Return the sums of parameter ``k`` over the units of ``d``, in the rows that reach it."""
+        small, twins, real = (
+            _stacked(k, d, [r for r in of if r.reached[k]]) for of in (rows.small, rows.twins, rows.real)
+        )
+        assert small is not None
+        nothing = np.zeros((0, small[0].shape[1])), np.zeros((0, small[0].shape[1]))
+        return _Sums(small, twins or nothing, real or nothing)
+
+    def read(self, at: Thresholds) -> NDArray[np.int64]:
+        """Return what the residuals of units say: invariant if zero, or if they fall with eps."""
+        r, twin, real = residual(*self.small), residual(*self.twins), residual(*self.real)
+        codes = np.full(len(r), _Is.UNCLEAR, dtype=np.int64)
+        with np.errstate(invalid="ignore"):
+            falls = (twin <= 0.05 * real) & (r <= 30 * at.honest)
+            codes[(r >= at.honest) & (twin > 0.3 * real)] = _Is.NOT
+            codes[r >= 0.3] = _Is.NOT
+            codes[(r <= at.invariant) | falls] = _Is.INVARIANT
+        mass = self.small[1].sum(0)
+        codes[~(mass > at.silent**2 * mass.max())] = _Is.UNSEEN
+        return codes
+
+    def blocks(self, at: Thresholds) -> list[tuple[int, int]]:
+        """Return the ranges of units that are invariant together."""
+        return invariant_blocks(*self.small, at.invariant, at.silent)
+
+
+def _stacked(k: int, d: int | None, rows: list[Row]) -> Pair | None:
+    if not rows:  # a random draw left the parameter out
+        return None
+    if d is None:
+        return np.array([[r.elasticity[k]] for r in rows]), np.array([[r.squares[k]] for r in rows])
+    found = [row.units[k, d] for row in rows]
     return np.stack([u.scale for u in found]), np.stack([u.scale_squares for u in found])
-
-
-def _units(
-    k: int, d: int, small: list[Row], real: list[Row], at: Thresholds
-) -> tuple[NDArray[np.int64], Array, Array]:
-    sums, sums_real = _sums(k, d, small), _sums(k, d, real)
-    return _read(*sums, *sums_real, at), residual(*sums), residual(*sums_real)
-
-
-def _blocks(k: int, d: int, rows: list[Row], at: Thresholds) -> list[tuple[int, int]]:
-    return invariant_blocks(*_sums(k, d, rows), at.invariant, at.silent)
 
 
 def _partial(
     k: int,
     d: int,
     codes: NDArray[np.int64],
-    small: list[Row],
-    real: list[Row],
+    sums: _Sums,
     at: Thresholds,
     evidence: Evidence,
     draft: Draft,
 ) -> bool:
     """Enter the invariant rows or columns, alone or in blocks, if there are any beside others."""
     mask = codes == _Is.INVARIANT
-    blocks = _blocks(k, d, small, at)
+    blocks = sums.blocks(at)
     for a, b in blocks:
         mask[a:b] = True
     if not mask.any() or mask.all():
@@ -190,10 +211,9 @@ def _partial(
     evidence.invariant_units, evidence.unseen_units = int(mask.sum()), int((codes == _Is.UNSEEN).sum())
     evidence.blocks = [(a, b) for a, b in blocks if not alone[a:b].all()]
     starts = blocks or [(int(i), int(i) + 1) for i in np.flatnonzero(alone)]
-    for name, rows in (("residual", small), ("residual_real_eps", real)):
-        sums, squares = _sums(k, d, rows)
+    for name, (scale, squares) in (("residual", sums.small), ("residual_real_eps", sums.real)):
         ranges = [
-            float(residual(sums[:, a:b].sum(1, keepdims=True), squares[:, a:b].sum(1, keepdims=True))[0])
+            float(residual(scale[:, a:b].sum(1, keepdims=True), squares[:, a:b].sum(1, keepdims=True))[0])
             for a, b in starts
         ]
         setattr(evidence, name, float(np.nanmax(ranges)))
@@ -205,7 +225,7 @@ def _shift(k: int, shape: torch.Size, rows: list[Row], at: Thresholds) -> tuple[
     """Return the dimension whose units can be shifted, and the residual (above the threshold if none can)."""
     choices: list[tuple[int | None, Array]] = []
     for d in range(min(2, len(shape))):
-        found = [row.units[k, d] for row in rows]
+        found = [row.units[k, d] for row in rows if row.reached[k]]
         sums, squares = np.stack([u.shift for u in found]), np.stack([u.shift_squares for u in found])
         mass = squares.sum(0)
         choices.insert(d, (d, residual(sums, squares)[mass > at.silent**2 * mass.max()]))
