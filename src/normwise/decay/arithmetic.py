@@ -156,6 +156,8 @@ def add_pull(
     else:
         pulled, factors = param, strength * _where(_has_direction(magnitudes), rule.rate(magnitudes))
     by_unit = unit.broadcast(factors.to(wide), param)
+    if param.device.type != "cpu" or not bool(magnitudes.isfinite().all()):
+        pulled = torch.where(by_unit != 0, pulled, 0.0)  # zero times infinity is not a number
     return torch.addcmul(grad.to(wide), pulled.to(wide), by_unit).to(grad.dtype)
 
 

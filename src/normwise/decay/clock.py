@@ -38,9 +38,14 @@ class Clock:
         self.max_lr: list[float | Tensor] = []
 
     def advance(self, optimizer: Optimizer) -> None:
-        """Take note of the rates of this step; called once a step, before ``time``."""
+        """Take note of the rates of this step; called once a step, before ``time``.
+
+        Not of the rates of a step that a GradScaler makes a fused optimizer skip (which for
+        ``"lr^2/max_lr"`` under a GradScaler makes CUDA wait).
+        """
         if self.kind == "lr^2/max_lr":
-            rates = [group.get("lr", 0.0) for group in optimizer.param_groups]
+            taken = not getattr(optimizer, "found_inf", None)
+            rates = [group.get("lr", 0.0) if taken else 0.0 for group in optimizer.param_groups]
             before = self.max_lr + [0.0] * (len(rates) - len(self.max_lr))
             self.max_lr = [_larger(a, b) for a, b in zip(before, rates, strict=True)]
 

@@ -1,0 +1,346 @@
+"""Every way of stepping an optimizer on one device: decayed exactly once a step, with that step's rate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+import normwise as nw
+from normwise.decay.rules import Rule
+
+MODES = ["flow", "explicit", "coupled"]
+RULES: list[Rule] = [
+    nw.L2(0.1),
+    nw.AdaptiveWeightShrink(0.05),
+    nw.PowerShrink(0.02, 1.5),
+    nw.EpsilonShiftedL2(0.1, 0.3),
+]
+each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+each_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))))
+
+
+def gradients(like: Tensor, steps: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return [torch.randn(like.shape, generator=generator) for _ in range(steps)]
+
+
+# -- automatic mixed precision -----------------------------------------------------------------------------
+
+SCALED: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "SGD": lambda p: SGD(p, lr=0.1, momentum=0.9),
+    "SGD fused": lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adam": lambda p: Adam(p, lr=0.01),
+    "Adam fused": lambda p: Adam(p, lr=0.01, fused=True),
+    "AdamW fused": lambda p: AdamW(p, lr=0.01, weight_decay=0, fused=True),
+}
+
+
+@each_rule
+@each_mode
+@pytest.mark.parametrize("name", SCALED)
+def test_grad_scaler_decays_steps_taken_and_no_step_skipped(name: str, mode: str, rule: Rule) -> None:
+    """The run under a GradScaler equals the run without, less the step whose gradient overflowed."""
+    scaled, plain = weight(4, 6), weight(4, 6)
+    optimizer, its_twin = SCALED[name]([scaled]), SCALED[name]([plain])
+    for one, param in ((optimizer, scaled), (its_twin, plain)):
+        nw.Decay(one, rule, param, mode=mode)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    for step, grad in enumerate(gradients(scaled, 6)):
+        before = scaled.detach().clone()
+        scaled.grad = grad * scaler.get_scale()
+        scaler.scale(torch.zeros(()))  # initialises the scaler
+        if step == 2:
+            scaled.grad[1, 2] = math.inf
+        kept = scaled.grad
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaled.grad is kept
+        if step == 2:
+            assert torch.equal(scaled, before)
+            continue
+        plain.grad = grad.clone()
+        its_twin.step()
+        if mode == "coupled":  # the sum is rounded at another scale
+            torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(scaled, plain)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_skipped_step_is_no_step_of_a_schedule(name: str) -> None:
+    param = weight(4, 6)
+    optimizer = SCALED[name]([param])
+    decay = nw.Decay(optimizer, nw.L2(lambda step: 0.1 * step), param)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    for value in (1.0, math.inf, 1.0):
+        param.grad = torch.full_like(param, value)
+        scaler.step(optimizer)
+        scaler.update()
+    assert decay.steps == 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_does_not_move_the_peak_rate(fused: bool) -> None:
+    param = weight(4, 6)
+    optimizer = SGD([param], lr=0.1, fused=fused)
+    decay = nw.Decay(optimizer, nw.L2(0.1), param, clock="lr^2/max_lr")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    for lr, value in ((0.1, 1.0), (5.0, math.inf), (0.2, 1.0)):
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.full_like(param, value)
+        scaler.step(optimizer)
+        scaler.update()
+    assert decay.state_dict()["max_lr"] == [0.2]
+
+
+def test_under_autocast_with_accumulation() -> None:
+    """Two backward passes, one step, one decay; the last step is taken on gradients of both."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    first: Any = model[0]
+    optimizer = SGD(model.parameters(), lr=0.0)
+    nw.Decay(optimizer, nw.L2(0.5), first.weight, clock="step")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = first.weight.detach().clone()
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(torch.randn(5, 6)).square().mean() / 2
+        scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(first.weight.detach(), before * math.exp(-0.5))
+
+
+# -- the rate of that very step, of the parameter's own group ----------------------------------------------
+
+
+@each_rule
+@each_mode
+def test_tensor_rates_equal_numbers(mode: str, rule: Rule) -> None:
+    ends = []
+    for kind in (float, lambda lr: torch.tensor(lr, dtype=torch.float64)):
+        param = weight(3, 5)
+        optimizer = SGD([param], lr=kind(0.5), momentum=0.9)
+        nw.Decay(optimizer, rule, param, mode=mode, clock="lr^2/max_lr" if mode == "flow" else "lr")
+        for lr, grad in zip((0.5, 0.25, 0.125), gradients(param, 3), strict=True):
+            optimizer.param_groups[0]["lr"] = kind(lr)
+            param.grad = grad
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+
+
+def test_a_tensor_rate_filled_in_place_keeps_its_peak() -> None:
+    param = weight(3, 5)
+    lr = torch.tensor(0.5)
+    optimizer = SGD([param], lr=lr)
+    nw.Decay(optimizer, nw.L2(1.0), param, clock="lr^2/max_lr")
+    for rate in (0.5, 0.25):
+        lr.fill_(rate)
+        before = param.detach().clone()
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        torch.testing.assert_close(param.detach(), before * math.exp(-(rate**2) / 0.5))
+
+
+@each_mode
+def test_the_rate_that_a_scheduler_has_set_for_this_step(mode: str) -> None:
+    param = weight(3, 5)
+    optimizer = SGD([param], lr=1.0)
+    nw.Decay(optimizer, nw.L2(0.5), param, mode=mode)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    expected = param.detach().clone()
+    for lr in (1.0, 0.1, 0.01):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        scheduler.step()
+        expected *= math.exp(-0.5 * lr) if mode == "flow" else 1 - 0.5 * lr
+    torch.testing.assert_close(param.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "clock"), [*((mode, "lr") for mode in MODES), *((m, "lr^2/max_lr") for m in MODES[:2])]
+)
+def test_groups_added_later_have_their_own_rate(mode: str, clock: str) -> None:
+    first, later = weight(3, 5), weight(2, 2)
+    optimizer = SGD([first], lr=1.0)
+    nw.Decay(optimizer, nw.L2(0.5), first, mode=mode, clock=clock)
+    first.grad = torch.zeros_like(first)
+    optimizer.step()
+    optimizer.add_param_group({"params": [later], "lr": 0.1})
+    nw.Decay(optimizer, nw.L2(0.5), later, mode=mode, clock=clock)
+    before = [p.detach().clone() for p in (first, later)]
+    for param in (first, later):
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, old, lr in zip((first, later), before, (1.0, 0.1), strict=True):
+        factor = math.exp(-0.5 * lr) if mode == "flow" else 1 - 0.5 * lr
+        torch.testing.assert_close(param.detach(), old * factor)
+
+
+# -- unusual steps -----------------------------------------------------------------------------------------
+
+
+class Nested(SGD):
+    """A subclass whose step calls its parent's, after tampering with the gradients."""
+
+    tamper = "nothing"
+
+    def step(self, closure: Any = None) -> Any:
+        for param in (p for group in self.param_groups for p in group["params"]):
+            if self.tamper == "in place":
+                param.grad.mul_(0.5)
+            elif self.tamper == "anew":
+                param.grad = param.grad * 0.5
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("tamper", ["nothing", "in place", "anew"])
+@pytest.mark.parametrize("parent_hooked", [False, True])
+@each_rule
+@each_mode
+def test_a_step_within_a_step_decays_once(mode: str, rule: Rule, parent_hooked: bool, tamper: str) -> None:
+    if parent_hooked:
+        SGD([weight(1, 1)], lr=1.0)  # from now on SGD.step itself calls hooks
+    param, plain = weight(3, 5), weight(3, 5)
+    nested, its_twin = Nested([param], lr=0.1), SGD([plain], lr=0.1 if tamper == "nothing" else 0.05)
+    nested.tamper = tamper
+    nw.Decay(nested, rule, param, mode=mode, clock="step" if mode == "flow" else "lr")
+    if tamper != "nothing" and mode == "explicit":
+        rule = type(rule)(**{**vars(rule), "coefficient": vars(rule)["coefficient"] * 2})
+    nw.Decay(its_twin, rule, plain, mode=mode, clock="step" if mode == "flow" else "lr")
+    for grad in gradients(param, 3):
+        param.grad, plain.grad = grad.clone(), grad.clone()
+        nested.step()
+        its_twin.step()
+    torch.testing.assert_close(param, plain, rtol=1e-5, atol=1e-6)
+
+
+@each_mode
+def test_a_step_that_raised_is_not_decayed_again(mode: str) -> None:
+    class Failing(SGD):
+        fails = False
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fails:
+                raise MemoryError("once")
+            return super().step(closure)
+
+    param, plain = weight(3, 5), weight(3, 5)
+    optimizer, its_twin = Failing([param], lr=0.1), SGD([plain], lr=0.1)
+    nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.3), param, mode=mode)
+    nw.Decay(its_twin, nw.AdaptiveWeightShrink(0.3), plain, mode=mode)
+    for step, grad in enumerate(gradients(param, 3)):
+        param.grad, plain.grad = grad.clone(), grad.clone()
+        optimizer.fails = step == 1
+        if optimizer.fails:
+            with pytest.raises(MemoryError):
+                optimizer.step()
+            optimizer.fails = False  # the same step is tried again
+        optimizer.step()
+        its_twin.step()
+        assert torch.equal(param, plain)
+        assert torch.equal(param.grad, grad)
+
+
+@each_rule
+@each_mode
+def test_an_optimizer_per_parameter_stepped_inside_backward(mode: str, rule: Rule) -> None:
+    def run(inside: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+        optimizers = {p: SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()}
+        for param, optimizer in optimizers.items():
+            if param.ndim > 1:
+                nw.Decay(optimizer, rule, param, mode=mode)
+            if inside:
+                param.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.ones(3, 4)).square().sum().backward()
+            if not inside:
+                for optimizer in optimizers.values():
+                    optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    for mine, other in zip(run(True), run(False), strict=True):
+        assert torch.equal(mine, other)
+
+
+@each_rule
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("mode", ["flow", "explicit"])
+def test_closures(mode: str, keyword: bool, rule: Rule) -> None:
+    """As AdamW does: the closure sees the weights before they are shrunk, the gradient step after."""
+    param, plain = weight(3, 5), weight(3, 5)
+    optimizer, its_twin = SGD([param], lr=0.1), SGD([plain], lr=0.1)
+    nw.Decay(optimizer, rule, param, mode=mode)
+    nw.Decay(its_twin, rule, plain, mode=mode)
+
+    def loss_of(one: nn.Parameter) -> Tensor:
+        one.grad = None
+        loss = (one - 1).pow(4).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        expected = loss_of(plain)
+        its_twin.step()
+        given: dict[str, Any] = {"closure": lambda: loss_of(param)}
+        value: Any = optimizer.step(**given) if keyword else optimizer.step(given["closure"])
+        assert torch.equal(value, expected)
+        assert torch.equal(param, plain)
+
+
+def test_adamw_with_a_closure_to_the_bit() -> None:
+    param, plain = weight(3, 5), weight(3, 5)
+    optimizer, adamw = AdamW([param], lr=0.1, weight_decay=0), AdamW([plain], lr=0.1, weight_decay=0.3)
+    nw.Decay(optimizer, nw.L2(0.3), param, mode="explicit")
+    for _ in range(5):
+        for one, its in ((optimizer, param), (adamw, plain)):
+
+            def closure(its: nn.Parameter = its) -> float:
+                its.grad = None
+                loss = (its - 1).pow(4).sum()
+                loss.backward()
+                return loss.item()
+
+            one.step(closure)
+    assert torch.equal(param, plain)
+
+
+def test_several_rules_beside_one_optimizer() -> None:
+    first, second, third = weight(3, 5), weight(3, 4), weight(2, 2)
+    optimizer = SGD([first, second, third], lr=1.0)
+    nw.Decay(optimizer, nw.L2(0.5), first)
+    nw.Decay(optimizer, nw.L2(0.25), second, mode="coupled")
+    before = [p.detach().clone() for p in (first, second, third)]
+    for param in (first, second, third):
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, old, factor in zip((first, second, third), before, (math.exp(-0.5), 0.75, 1.0), strict=True):
+        torch.testing.assert_close(param.detach(), old * factor)
+
+
+def test_no_warning_in_an_ordinary_loop_with_a_scheduler() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        param = weight(3, 5)
+        optimizer = SGD([param], lr=1.0)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+        nw.Decay(optimizer, nw.L2(0.5), param)
+        for _ in range(3):
+            param.grad = torch.zeros_like(param)
+            optimizer.step()
+            scheduler.step()
