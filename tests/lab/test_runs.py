@@ -94,6 +94,20 @@ def test_a_loss_that_is_not_finite_is_recorded(monkeypatch: pytest.MonkeyPatch) 
     assert summary["status"] == "not finite"
 
 
+def test_a_dead_layer_is_logged_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_dead_units(settings: Any, classes: int) -> ConvNet:
+        model = build(settings, classes)
+        with torch.no_grad():
+            for weight in directions(model).values():
+                weight.zero_()
+        return model
+
+    monkeypatch.setattr("normwise.lab.train.build", with_dead_units)
+    lines: list[dict[str, Any]] = []
+    assert train(training(), lines.append)["status"] == "finished"
+    assert {layer["effective_lr"] for layer in lines[0]["layers"].values()} == {None}
+
+
 def test_metrics_hold_norms_effective_rates_and_turns() -> None:
     lines: list[dict[str, Any]] = []
     train(training(init_scale=2.0), lines.append)

@@ -165,10 +165,11 @@ def _layers(model: ConvNet, lr: float, before: dict[str, Tensor], now: dict[str,
     layers = {}
     for name, weight in directions(model).items():
         norms = row_norms(weight).flatten()
+        alive = norms[(norms > 0) & norms.isfinite()]  # a unit that died or blew up has no effective rate
         turned = 2 * torch.asin(((now[name] - before[name]).norm(dim=1) / 2).clamp(max=1))
         layers[name] = {
             "norm": float(norms.mean()),
-            "effective_lr": float(nw.theory.effective_lr(lr, norms).mean()),
+            "effective_lr": float(nw.theory.effective_lr(lr, alive).mean()) if len(alive) else None,
             "turn": float(turned.mean()),
         }
     return layers
