@@ -22,14 +22,15 @@ from normwise.normalization.exact import Formula, exact_backward, exact_forward
 __all__ = ["normalize"]
 
 # Norms between which float32 squares, and the products of weights and gradients in the backward pass
-# (gradients of 1e-28 to 1e28), neither overflow nor lose digits.
+# (gradients of 1e-28 to 1e28), neither overflow nor lose digits. The backward pass of layer norm multiplies
+# by 1/std³.
 _LOW, _HIGH = 1e-8, 1e8
+_LOW_STD, _HIGH_STD = 1e-4, 1e4
 # |mean|/std up to which the fused layer norm, which expands (v − mean)/std, loses at most about two bits.
 # For the half types it keeps mean and std themselves in half.
 _MEAN_OVER_STD, _MEAN_OVER_STD_HALF = 4.0, 1.0
 # The fused weight norm adds float32 squares in sequence: the error of longer rows exceeds a few ULP.
 _LONGEST_ROW = 16384
-_SMALLEST_NORMAL_HALF = 2.0**-14
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -62,7 +63,7 @@ def is_transformed() -> bool:
 def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
     """Return what torch's fused kernels give, with the units as rows, or None where they are not exact."""
     dim, rows = formula.dim, weight
-    if gain is not None and gain.dtype != weight.dtype:
+    if (gain is not None and gain.dtype != weight.dtype) or not (formula.center or formula.factor == 1):
         return None
     if dim != 0:
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
@@ -118,8 +119,7 @@ def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Te
     out: Tensor
     out, mean, inverse_std = torch.native_layer_norm(weight, weight.shape[1:], None, None, 0.0)
     low, high = (extreme.item() for extreme in torch.aminmax(inverse_std))
-    smallest = root / _HIGH if weight.dtype != torch.float16 else _SMALLEST_NORMAL_HALF
-    if not (low > smallest and high < root / _LOW):
+    if not (low > 1 / _HIGH_STD and high < 1 / _LOW_STD) or not (gain is None or _ordinary(gain)):
         return None
     furthest = _MEAN_OVER_STD_HALF if weight.dtype.itemsize == 2 else _MEAN_OVER_STD
     low_mean, high_mean = torch.aminmax(mean)
@@ -131,6 +131,13 @@ def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Te
         return out
     scaled: Tensor = out * (formula.factor / root if gain is None else gain * (formula.factor / root))
     return scaled
+
+
+def _ordinary(gain: Tensor) -> bool:
+    """Whether no gain comes near the limits of the type; gains of 0 do not."""
+    size = gain.detach().abs()
+    low, high = torch.aminmax(size)
+    return high.item() < _HIGH and (low.item() > _LOW or bool(((size > _LOW) | (size == 0)).all()))
 
 
 def _bring_to_one(weight: Tensor, gain: Tensor | None, center: bool) -> tuple[Tensor, Tensor] | None:
@@ -151,11 +158,7 @@ def _bring_to_one(weight: Tensor, gain: Tensor | None, center: bool) -> tuple[Te
         exponent = torch.frexp(largest).exponent.clamp(-most, most)
         scale = torch.ldexp(torch.ones_like(largest), -exponent).reshape(like_rows)
         nothing = largest == 0
-        usable = largest.isfinite()
-        if gain is not None:
-            size = gain.abs().reshape(-1, 1)
-            usable &= (size == 0) | ((size > _LOW) & (size < _HIGH))
-        if not bool(usable.all()):
+        if not (bool(largest.isfinite().all()) and (gain is None or _ordinary(gain))):
             return None
     brought = (weight - first.reshape(like_rows) if center else weight) * scale
     keep = (~nothing).to(weight.dtype).reshape(like_rows)

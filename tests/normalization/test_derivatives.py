@@ -1,0 +1,148 @@
+"""Higher derivatives, forward mode, torch.func, compilation and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.normalization.reference import FUNCTIONS, KINDS, error_in_ulp, originals, reference, with_gradient
+from torch import Tensor, nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import normwise as nw
+from normwise.normalization.exact import Formula, exact_forward
+from normwise.normalization.kernels import normalize
+
+# torch scripts some of its own formulas when forward mode is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_gradcheck_and_gradgradcheck(kind: str, dim: int | None, scale: float) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+
+    def function(v: Tensor) -> Tensor:
+        out: Tensor = FUNCTIONS[kind](v * scale, dim)
+        return out
+
+    assert gradcheck(function, w, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, w, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_gradients_of_gain_and_weight_together(centered: bool) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.rand(3, 1, dtype=torch.float64).add(0.5).requires_grad_()
+    for scale in (1.0, 1e100):
+
+        def function(v: Tensor, gain: Tensor, scale: float = scale) -> Tensor:
+            return normalize(v * scale, gain, Formula(0, centered, 2.0))
+
+        assert gradcheck(function, (w, g))
+        assert gradgradcheck(function, (w, g))
+
+
+def test_gradient_penalty_is_right_where_torchs_kernel_is_not() -> None:
+    """The double backward of torch._weight_norm takes the norms as constants on a CPU."""
+    torch.manual_seed(0)
+    layer = nw.weight_norm(nn.Linear(5, 4).double())
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+
+    def penalty(v: Tensor, g: Tensor) -> Tensor:
+        y = torch.tanh(x @ (v * (g / v.norm(dim=1, keepdim=True))).T).sum()
+        return torch.autograd.grad(y, [v, g], create_graph=True)[0].square().sum()
+
+    leaves = originals(layer)[::-1]
+    layer.bias.data.zero_()
+    gradient = torch.autograd.grad(torch.tanh(layer(x)).sum(), leaves, create_graph=True)[0]
+    found = torch.autograd.grad(gradient.square().sum(), leaves)
+    expected = torch.autograd.grad(penalty(*leaves), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_func_transforms(kind: str) -> None:
+    torch.manual_seed(0)
+    function, w = FUNCTIONS[kind], torch.randn(6, 4, 5)
+    w[2, 1] = 0.0
+    stacked = torch.stack([function(row) for row in w])
+    torch.testing.assert_close(torch.vmap(function)(w), stacked)
+
+    def loss(v: Tensor) -> Tensor:
+        total: Tensor = function(v).sin().sum()
+        return total
+
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(w)[1], torch.func.grad(loss)(w[1]))
+    torch.testing.assert_close(torch.func.jacrev(function)(w[0]), torch.func.jacfwd(function)(w[0]))
+    double = w[0].double()
+    torch.testing.assert_close(
+        torch.func.hessian(loss)(double), torch.func.hessian(lambda v: reference(kind, v).sin().sum())(double)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_forward_mode_outside_of_torch_func(kind: str, scale: float) -> None:
+    torch.manual_seed(0)
+    w, t = torch.randn(4, 6) * scale, torch.randn(4, 6) * scale
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(FUNCTIONS[kind](forward_ad.make_dual(w, t))).tangent
+    assert tangent is not None
+    expected = torch.func.jvp(lambda v: reference(kind, v), (w.double(),), (t.double(),))[1]
+    assert error_in_ulp(tangent, expected) < 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_in_one_graph_at_every_scale(kind: str) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(FUNCTIONS[kind], fullgraph=True, backend="aot_eager")
+    w, upstream = torch.randn(4, 9), torch.randn(4, 9)
+    w[1] = 0.0
+    for scale in (1e-30, 1.0, 1e30):
+        found = with_gradient(compiled, w * scale, upstream)
+        exact = with_gradient(lambda v: reference(kind, v), (w * scale).double(), upstream.double())
+        assert max(error_in_ulp(f, e) for f, e in zip(found, exact, strict=True)) < 4
+
+
+def test_compiled_layer_by_inductor() -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = nw.weight_norm(nn.Linear(6, 4))
+    with torch.no_grad():
+        originals(layer)[1][1] = 0.0
+    x = torch.randn(3, 6)
+    y = layer(x)
+    y.sum().backward()
+    eager = [p.grad for p in layer.parameters()]
+    layer.zero_grad()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x), y)
+    compiled(x).sum().backward()
+    torch.testing.assert_close([p.grad for p in layer.parameters()], eager)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_the_statistics_alone(kind: str) -> None:
+    w = torch.randn(4, 9) * 1e20
+    w[1] = 0.0
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FUNCTIONS[kind](w)
+        layer = getattr(nw, kind)(nn.Linear(9, 4))
+        layer(torch.randn(2, 9)).sum().backward()
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, FUNCTIONS[kind](w))
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters() if p.grad is not None)
+
+
+def test_differences_between_eager_and_traced_are_rounding_only() -> None:
+    torch.manual_seed(0)
+    w, g = torch.randn(8, 20), torch.rand(8, 1)
+    for centered in (False, True):
+        formula = Formula(0, centered, 3.0)  # a factor that no member has
+        assert error_in_ulp(normalize(w, g, formula), exact_forward(w.double(), g.double(), formula)) < 4
