@@ -8,7 +8,7 @@ where it is. Hooks reduce each gradient to these sums as it arrives, and free it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,11 +37,6 @@ class UnitSums:
     shift: Array
     shift_squares: Array
 
-    def __iadd__(self, other: UnitSums) -> UnitSums:
-        for name in ("scale", "scale_squares", "shift", "shift_squares"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
 
 @dataclass
 class Row:
@@ -61,11 +56,20 @@ class Row:
 
 
 class _Collector:
-    """Hooks on the stand-ins that reduce each gradient into the current row and free it."""
+    """Hooks on the stand-ins that reduce each gradient into the current row and free it.
+
+    A row has room for all sums before the pass begins: small arrays that outlive the gradients between
+    which they were made would keep the allocator from ever giving those back.
+    """
 
     def __init__(self, probe: Probe, detailed: set[int]) -> None:
         self._parameters = probe.parameters
-        self._detailed = detailed
+        self._places: dict[tuple[int, int], slice] = {}
+        self._units = 0
+        for k in sorted(detailed):
+            for d, count in enumerate(probe.parameters[k].shape[:2]):
+                self._places[k, d] = slice(self._units, self._units + count)
+                self._units += count
         self.row = self.new_row()
         self._handles = [
             p.register_post_accumulate_grad_hook(lambda p, k=k: self._reduce(k, p))
@@ -76,6 +80,7 @@ class _Collector:
     def new_row(self) -> Row:
         n = len(self._parameters)
         self.row = Row(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool))
+        self._room = np.zeros((4, self._units))
         return self.row
 
     def close(self) -> None:
@@ -94,23 +99,26 @@ class _Collector:
         if gradient is None:
             return
         gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
-        row, dims = self.row, range(min(2, parameter.ndim)) if index in self._detailed else range(0)
-        wide = wide_dtype(parameter.device)
-        shift = [_over_units(gradient, d, wide) for d in dims]
-        shift_squares = _each_over_units(gradient.square, dims, wide)
+        row, wide = self.row, wide_dtype(parameter.device)
+        places = [(d, self._places[index, d]) for d in (0, 1) if (index, d) in self._places]
+        # Added, not assigned: a tied weight under reentrant checkpointing arrives in parts.
+        if places:
+            squares = gradient.square()
+            for d, place in places:
+                self._room[2, place] += _over_units(gradient, d, wide)
+                self._room[3, place] += _over_units(squares, d, wide)
+            del squares
         # The gradient is ours to overwrite: the products need no memory of their own.
         products = gradient.mul_(parameter) if gradient.is_contiguous() else gradient * parameter
-        scale = [_over_units(products, d, wide) for d in dims]
         row.elasticity[index] += float(products.sum(dtype=wide))
+        for d, place in places:
+            self._room[0, place] += _over_units(products, d, wide)
         squares = products.square_()
         row.squares[index] += float(squares.sum(dtype=wide))
         row.reached[index] = True
-        for d in dims:
-            found = UnitSums(scale[d], _over_units(squares, d, wide), shift[d], shift_squares[d])
-            if (index, d) in row.units:  # a tied weight under reentrant checkpointing arrives in parts
-                row.units[index, d] += found
-            else:
-                row.units[index, d] = found
+        for d, place in places:
+            self._room[1, place] += _over_units(squares, d, wide)
+            row.units[index, d] = UnitSums(*self._room[:, place])
 
 
 def _others(tensor: Tensor, dim: int) -> tuple[int, ...]:
@@ -121,12 +129,6 @@ def _over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
     rest = _others(tensor, dim)
     summed = tensor.sum(dim=rest, dtype=wide) if rest else tensor.to(wide, copy=True)
     return np.asarray(summed.cpu().double().numpy())
-
-
-def _each_over_units(make: Callable[[], Tensor], dims: range, wide: torch.dtype) -> list[Array]:
-    """Return the sums over the units of each dimension of a tensor that is made, and freed, for them."""
-    made = make() if len(dims) else None
-    return [_over_units(made, d, wide) for d in dims if made is not None]
 
 
 def gather(
