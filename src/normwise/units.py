@@ -18,8 +18,8 @@ __all__ = ["Unit", "check_dim", "joined_norms", "row_norms", "wide_dtype"]
 
 # Between these norms a sum of float32 squares neither overflows nor loses its smallest terms.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e15
-# A norm in another type than the tensor's copies it: so many elements at a time.
-_COPIED_NUMEL = 2**20
+# A norm in another type than the tensor's copies it: so many elements at a time (more where launches cost).
+_COPIED_NUMEL, _COPIED_NUMEL_ELSEWHERE = 2**20, 2**24
 
 
 def check_dim(dim: object, ndim: int, what: str) -> int | None:
@@ -119,8 +119,9 @@ def _norms(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
     reduced = [k for k in range(weight.ndim) if k != dim]
     if not reduced:  # every element is a unit of its own
         return weight.abs().to(dtype).reshape(-1)
-    copied = weight.dtype != dtype and weight.numel() > _COPIED_NUMEL
-    pieces = weight.split(max(1, _COPIED_NUMEL * len(weight) // weight.numel())) if copied else (weight,)
+    limit = _COPIED_NUMEL if weight.device.type == "cpu" else _COPIED_NUMEL_ELSEWHERE
+    copied = weight.dtype != dtype and weight.numel() > limit
+    pieces = weight.split(max(1, limit * len(weight) // weight.numel())) if copied else (weight,)
     norms: list[Tensor] = [
         torch.linalg.vector_norm(piece, dim=reduced, dtype=dtype).reshape(-1) for piece in pieces
     ]

@@ -163,10 +163,12 @@ def add_pull(
 
 def _published_pull(rule: EpsilonShiftedL2, unit: Unit, param: Tensor) -> Tensor:
     """Return λ((1 − ε/s)(w − m) + m), with the unbiased deviation s and the mean m of each unit."""
-    wide = [one.to(wide_dtype(one.device)) for one in unit.params]
+    wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in unit.params]
     sums = [one.sum([k for k in range(one.ndim) if k != unit.dim]) if one.ndim else one for one in wide]
     mean = torch.stack([s.reshape(-1) for s in sums]).sum(0) / unit.numel
     centered = [one - unit.broadcast(mean, one) for one in wide]
     deviation = Unit(centered, unit.dim).norms() / max(1, unit.numel - 1) ** 0.5
-    shifted, level = unit.broadcast(rule.rate(deviation), param), unit.broadcast(mean, param)
-    return shifted * (param - level) + rule.strength * level
+    own = next(c for one, c in zip(unit.params, centered, strict=True) if one is param)
+    shifted, level = rule.rate(deviation).to(own), rule.strength * mean
+    pulled: Tensor = own.mul_(unit.broadcast(shifted, own)).add_(unit.broadcast(level, own))
+    return pulled

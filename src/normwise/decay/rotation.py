@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normwise.units import Unit, wide_dtype
+from normwise.units import Unit
 
 __all__ = ["turned"]
 
@@ -18,7 +18,7 @@ def turned(unit: Unit, before: list[Tensor], norms: Tensor, angle: float | Tenso
 
     Args:
         unit: The unit, after the step.
-        before: Its tensors as they were before the step.
+        before: Its tensors as they were before the step; they are written over.
         norms: n, the norm that each unit is given, of shape (count,).
         angle: In radians.
 
@@ -31,29 +31,30 @@ def turned(unit: Unit, before: list[Tensor], norms: Tensor, angle: float | Tenso
         >>> turned(Unit(after), [before], torch.tensor([2.0]), torch.pi / 6)
         [tensor([[1.7321, 1.0000]])]
     """
-    wide = wide_dtype(before[0].device)
-    starts = [one.to(wide) for one in before]
-    lengths = Unit(starts, unit.dim).norms()
-    rays = [_ratio(one, unit.broadcast(lengths, one)) for one in starts]
-    updates = [param.detach().to(wide) - start for param, start in zip(unit.params, starts, strict=True)]
-    along = torch.stack([_sums(ray * update, unit) for ray, update in zip(rays, updates, strict=True)]).sum(0)
-    tangents = [u - unit.broadcast(along, u) * ray for u, ray in zip(updates, rays, strict=True)]
+    lengths = Unit(before, unit.dim).norms()
+    rays, tangents, along = [], [], torch.zeros_like(lengths)
+    for param, start in zip(unit.params, before, strict=True):
+        start = start.to(torch.promote_types(start.dtype, torch.float32))
+        update = param.detach() - start
+        ray = start.div_(unit.broadcast(torch.where(lengths > 0, lengths, 1.0).to(start), start))
+        along += _sums(ray * update, unit)
+        rays.append(ray)
+        tangents.append(update)
+    steps = Unit(tangents, unit.dim).norms()
+    for ray, tangent in zip(rays, tangents, strict=True):
+        tangent.addcmul_(ray, unit.broadcast(along.to(ray), ray), value=-1)
     arcs = Unit(tangents, unit.dim).norms()
-    rounding = max(torch.finfo(one.dtype).eps for one in before)  # what is shorter has no direction to trust
+    rounding = 4 * max(torch.finfo(param.dtype).eps for param in unit.params)
+    turns = arcs > rounding * torch.maximum(lengths, steps)  # what is shorter has no direction to trust
     full = angle.to(arcs).expand_as(arcs) if isinstance(angle, Tensor) else torch.full_like(arcs, angle)
-    angles = torch.where(arcs > rounding * lengths, full, torch.zeros_like(arcs))
+    cosine, sine = torch.where(turns, full.cos(), 1.0), torch.where(turns, full.sin(), 0.0)
+    had_direction = (lengths > 0) & lengths.isfinite() & arcs.isfinite()
     results = []
     for param, ray, tangent in zip(unit.params, rays, tangents, strict=True):
-        cosine, sine = unit.broadcast(angles.cos(), ray), unit.broadcast(angles.sin(), ray)
-        turned_ray = cosine * ray + sine * _ratio(tangent, unit.broadcast(arcs, ray))
-        scaled = (unit.broadcast(norms.to(wide), ray) * turned_ray).to(param.dtype)
-        had_direction = unit.broadcast((lengths > 0) & lengths.isfinite() & arcs.isfinite(), ray)
-        results.append(torch.where(had_direction, scaled, param.detach()))
+        ray.mul_(unit.broadcast((norms * cosine).to(ray), ray))
+        ray.addcmul_(tangent, unit.broadcast((norms * sine / torch.where(turns, arcs, 1.0)).to(ray), ray))
+        results.append(torch.where(unit.broadcast(had_direction, ray), ray.to(param.dtype), param.detach()))
     return results
-
-
-def _ratio(values: Tensor, norms: Tensor) -> Tensor:
-    return values / torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
 def _sums(values: Tensor, unit: Unit) -> Tensor:

@@ -118,11 +118,11 @@ class Shrinking:
             seen, time = self._magnitudes(one.which), times[one.group]
             size = unit.numel**0.5 if self.measure == "rms" else 1.0
             new = turned(unit, before, self._bound(rule, one.which).flow(seen, time) * size, time)
-            for param, start, value in zip(unit.params, before, new, strict=True):
+            for param, value in zip(unit.params, new, strict=True):
                 if unit.mask is not None:
                     value = torch.where(unit.broadcast(unit.mask, param), value, param)
                 if found_inf is not None:
-                    value = torch.where(found_inf.to(param.device) > 0, start, value)
+                    value = torch.where(found_inf.to(param.device) > 0, param, value)
                 param.copy_(value)
         self._before = {}
 
