@@ -31,24 +31,32 @@ if TYPE_CHECKING:
     from normwise.normalization.parametrizations import centered_weight_norm as centered_weight_norm
     from normwise.normalization.parametrizations import weight_norm as weight_norm
     from normwise.normalization.parametrizations import weight_standardization as weight_standardization
+    from normwise.planning.audit import Audit as Audit
+    from normwise.planning.audit import audit as audit
+    from normwise.planning.plan import Plan as Plan
+    from normwise.planning.plan import plan as plan
     from normwise.units import Unit as Unit
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveWeightShrink": "normwise.decay.rules",
+    "Audit": "normwise.planning.audit",
     "Decay": "normwise.decay.decay",
     "EpsilonShiftedL2": "normwise.decay.rules",
     "Invariances": "normwise.invariance.result",
     "L2": "normwise.decay.rules",
+    "Plan": "normwise.planning.plan",
     "PowerShrink": "normwise.decay.rules",
     "Rule": "normwise.decay.rules",
     "Sphere": "normwise.decay.rules",
     "Unit": "normwise.units",
+    "audit": "normwise.planning.audit",
     "centered_weight_norm": "normwise.normalization.parametrizations",
     "convert": "normwise.normalization.convert",
     "find_invariances": "normwise.invariance.find",
     "fold": "normwise.normalization.fold",
+    "plan": "normwise.planning.plan",
     "upgrade_state_dict": "normwise.normalization.checkpoints",
     "weight_norm": "normwise.normalization.parametrizations",
     "weight_standardization": "normwise.normalization.parametrizations",

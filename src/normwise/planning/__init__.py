@@ -1,0 +1,1 @@
+"""From invariances to decay: what to do with each parameter, and what a set-up really does."""

@@ -1,0 +1,106 @@
+"""What kind of optimizer this is: measured on one of its own kind, with a small matrix for parameters.
+
+Names do not tell (AdamW is Adam with a flag, other libraries have their own), one constructed anew does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["decay_coupling", "step_grows_with_gradient"]
+
+_STEPS = 24  # RAdam takes plain momentum steps at first
+_LR = 1e-3
+_PLAIN = {"fused": None, "foreach": None, "capturable": False, "differentiable": False, "maximize": False}
+
+
+def step_grows_with_gradient(optimizer: Optimizer, group: int = 0) -> bool | None:
+    """Return whether a gradient 1000 times as large makes larger steps: True for SGD, False for Adam.
+
+    Args:
+        optimizer: Left alone.
+        group: The index of the param_group whose settings are meant.
+
+    Returns:
+        None if it cannot be measured: the optimizer cannot be constructed from its settings, or its steps
+        grow in some other way.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> step_grows_with_gradient(torch.optim.SGD([weight], momentum=0.9))
+        True
+        >>> step_grows_with_gradient(torch.optim.AdamW([weight]))
+        False
+    """
+    small = _path(optimizer, group, gradient=1.0, weight_decay=0.0)
+    large = _path(optimizer, group, gradient=1000.0, weight_decay=0.0)
+    if small is None or large is None:
+        return None
+    last, last_large = (float((path[-1] - path[-2]).norm()) for path in (small, large))
+    ratio = last_large / last if last > 0 else 0.0
+    return True if 500 < ratio < 2000 else False if 0.2 < ratio < 5 else None
+
+
+def decay_coupling(optimizer: Optimizer, group: int = 0) -> str | None:
+    """Return how ``weight_decay`` acts: "decoupled" (w ← (1 − lr·λ)·w), "coupled" (added to the gradient).
+
+    For SGD without momentum the two are the same, and it is called "decoupled".
+
+    Returns:
+        None if it is neither, or cannot be measured.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> decay_coupling(torch.optim.SGD([weight], momentum=0.9))
+        'coupled'
+        >>> decay_coupling(torch.optim.AdamW([weight]))
+        'decoupled'
+    """
+    decay = 0.1
+    path = _path(optimizer, group, gradient=0.0, weight_decay=decay)
+    if path is None or torch.equal(path[0], path[-1]):
+        return None
+    moved = path[-1] - path[0]
+    decoupled = _start() * ((1 - _LR * decay) ** _STEPS - 1)
+    if torch.allclose(moved, decoupled, rtol=1e-6, atol=0):
+        return "decoupled"
+    without_rate = _start() * ((1 - decay) ** _STEPS - 1)
+    return None if torch.allclose(moved, without_rate, rtol=1e-6, atol=0) else "coupled"
+
+
+def _start() -> Tensor:
+    return torch.linspace(0.5, 2.0, 16, dtype=torch.float64).view(4, 4)
+
+
+def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float) -> list[Tensor] | None:
+    """Return how a twin of the optimizer moves a matrix in a few steps with a constant gradient."""
+    settings: dict[str, Any] = {
+        **{k: v for k, v in optimizer.param_groups[group].items() if k not in ("params", "param_names")},
+        **_PLAIN,
+        "lr": _LR,
+        "weight_decay": weight_decay,
+    }
+    try:
+        accepted = inspect.signature(type(optimizer).__init__).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        kept = {
+            k: v for k, v in settings.items() if k in accepted or (open_ended and k in optimizer.defaults)
+        }
+        weight = torch.nn.Parameter(_start())
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            twin = type(optimizer)([weight], **kept)
+            path = [_start()]
+            for _ in range(_STEPS):
+                weight.grad = gradient * torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4).sin()
+                twin.step()
+                path.append(weight.detach().clone())
+    except Exception:  # an optimizer of any make: whatever it raises, it cannot be measured
+        return None
+    return path

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.planning.models import planned, shared
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+import normwise as nw
+from normwise.planning.schedule import simulated_budgets
+
+SCHEDULES: dict[str, Callable[[Optimizer], LRScheduler]] = {
+    "cosine": lambda o: CosineAnnealingLR(o, 40),
+    "one cycle": lambda o: OneCycleLR(o, max_lr=[0.5, 0.1], total_steps=40),
+    "steps": lambda o: StepLR(o, 7, gamma=0.5),
+    "cyclic": lambda o: CyclicLR(o, 0.01, 0.2, step_size_up=5, scale_fn=lambda x: 0.9**x),
+    "warm-up, then cosine": lambda o: SequentialLR(
+        o, [LambdaLR(o, lambda step: (1 + step) / 10), CosineAnnealingLR(o, 30)], milestones=[10]
+    ),
+}
+
+
+def _two_groups(lr: float | torch.Tensor = 0.1) -> Optimizer:
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.zeros(2)
+    groups: list[dict[str, Any]] = [{"params": weights[:1]}, {"params": weights[1:], "lr": 0.02}]
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+
+
+def _state(optimizer: Optimizer, scheduler: LRScheduler) -> Any:
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return copy.deepcopy((groups, {k: v for k, v in scheduler.state_dict().items() if k != "_schedulers"}))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("begun", [0, 9])
+def test_a_simulated_schedule_sums_what_the_real_one_gives_and_touches_nothing(name: str, begun: int) -> None:
+    optimizer = _two_groups()
+    scheduler = SCHEDULES[name](optimizer)
+    for _ in range(begun):
+        optimizer.step()
+        scheduler.step()
+    before = _state(optimizer, scheduler)
+    found = simulated_budgets(optimizer, scheduler, 40 - begun, 1)
+    assert _state(optimizer, scheduler) == before
+    rates: list[list[float]] = []
+    for step in range(40 - begun):
+        rates.append([g["lr"] for g in optimizer.param_groups])
+        optimizer.step()
+        if step < 39 - begun:
+            scheduler.step()
+    for k, budget in enumerate(found):
+        assert budget.time == pytest.approx(math.fsum(r[k] for r in rates), rel=1e-12)
+        assert budget.squares == pytest.approx(math.fsum(r[k] ** 2 for r in rates), rel=1e-12)
+
+
+def test_a_tensor_rate_is_left_alone_and_an_interval_holds_it() -> None:
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=rate)
+    scheduler = StepLR(optimizer, 1, gamma=0.5)
+    (found,) = simulated_budgets(optimizer, scheduler, 5, 2)
+    assert found.time == pytest.approx(0.5 + 0.5 + 0.25 + 0.25 + 0.125)
+    assert rate == 0.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lr=st.floats(1e-5, 10),
+    steps=st.integers(1, 200),
+    adam=st.booleans(),
+    strength=st.floats(0.1, 10),
+)
+def test_the_coefficient_is_that_of_the_design(lr: float, steps: int, adam: bool, strength: float) -> None:
+    _, plan = shared("resnet")
+    groups = plan.param_groups()
+    optimizer: Optimizer = torch.optim.AdamW(groups, lr=lr) if adam else torch.optim.SGD(groups, lr=lr)
+    decay = plan.attach(optimizer, total_steps=steps, strength=strength, announce=None)
+    reference = math.sqrt(steps * lr**2) if adam else 1.0
+    assert isinstance(decay.rule, nw.AdaptiveWeightShrink)
+    assert decay.rule.strength == pytest.approx(strength / (steps * lr * reference))
+    assert decay.measure == ("rms" if adam else "norm")
+    assert (decay.mode, decay.clock) == ("flow", "lr")
+    decay.remove()
+
+
+def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else() -> None:
+    model, plan = planned("qk_norm_glu")
+    with torch.no_grad():
+        for unit in plan.units:
+            for p in unit.params:
+                p.mul_(1e4)
+    optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)
+    lines: list[str] = []
+    plan.attach(optimizer, total_steps=100, announce=lines.append)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    others = {n: p.clone() for n, p in model.named_parameters() if plan.verdicts[n] != "shrink"}
+    for _ in range(100):
+        optimizer.step()
+    for unit in plan.units:  # at most reference/strength, the reference being rows of norm 1
+        assert float(unit.norms().max()) < 2 * math.sqrt(11) / 3
+    assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
+    assert "on 10 of 22 parameters" in lines[0]
+    assert any("whole tensors whose rows have about unit norm" in line for line in lines)
+
+
+def test_it_prints_what_it_chose_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    _, plan = shared("resnet")
+    optimizer = torch.optim.Adam(plan.param_groups(), lr=0.01)
+    scheduler = CosineAnnealingLR(optimizer, 100)
+    decay = plan.attach(optimizer, scheduler=scheduler, total_steps=100)
+    text = capsys.readouterr().out
+    assert "Σlr = 0.505 over 100 steps of CosineAnnealingLR, simulated on a copy" in text
+    assert '"rms", as the steps of Adam do not grow with the gradient' in text
+    assert f"{decay.rule.settings()['coefficient']:.4g}" in text
+    decay.remove()
+
+
+def test_total_time_alone_takes_the_initial_rate() -> None:
+    _, plan = shared("resnet")
+    optimizer = torch.optim.AdamW(plan.param_groups(), lr=0.01)
+    LambdaLR(optimizer, lambda step: step / 10)  # a warm-up from zero
+    decay = plan.attach(optimizer, total_time=1.0, announce=None)
+    assert decay.rule.settings()["coefficient"] == pytest.approx(3 / math.sqrt(0.01))
+    decay.remove()
+
+
+def test_groups_with_different_rates_get_the_mean_and_it_says_so() -> None:
+    _, plan = shared("resnet")
+    names = [t.name for t in plan.treatments if t.verdict == "shrink"]
+    units = {n: u.params[0] for n, u in zip(names, plan.units, strict=True)}
+    slow, fast = list(units.values())[:3], list(units.values())[3:]
+    optimizer = torch.optim.SGD([{"params": slow, "lr": 0.01}, {"params": fast, "lr": 0.1}], lr=1.0)
+    lines: list[str] = []
+    decay = plan.attach(optimizer, total_steps=10, announce=lines.append)
+    share = sum(p.numel() for p in slow) / sum(p.numel() for p in units.values())
+    assert decay.rule.settings()["coefficient"] == pytest.approx(3 / (10 * 0.01**share * 0.1 ** (1 - share)))
+    assert any("differ by a factor of 10" in line for line in lines)
+    decay.remove()
+
+
+def test_half_precision_is_compensated() -> None:
+    model, _ = planned("resnet")
+    model.to(torch.bfloat16)
+    plan = shared("resnet")[1].apply_to(model)
+    decay = plan.attach(torch.optim.SGD(plan.param_groups(), lr=0.1), total_steps=10, announce=None)
+    assert decay.compensated
+
+
+def _attach(plan: nw.Plan, optimizer: Any = None, **options: Any) -> Any:
+    optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1) if optimizer is None else optimizer
+    return plan.attach(optimizer, announce=None, **options)
+
+
+def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
+    model, plan = shared("resnet")
+    with pytest.raises(ValueError, match="the plan has no units"):
+        _attach(shared("mlp_gelu")[1], total_steps=10)
+    with pytest.raises(ValueError, match="budget is missing"):
+        _attach(plan)
+    with pytest.raises(ValueError, match="total_time is given beside"):
+        _attach(plan, total_time=1.0, total_steps=10)
+    with pytest.raises(ValueError, match="total_steps=0"):
+        _attach(plan, total_steps=0)
+    with pytest.raises(TypeError, match="total_steps must be an int"):
+        _attach(plan, total_steps=1.5)
+    with pytest.raises(ValueError, match="total_time=-1"):
+        _attach(plan, total_time=-1)
+    with pytest.raises(TypeError, match="optimizer must be"):
+        _attach(plan, "sgd", total_steps=10)
+    with pytest.raises(ValueError, match=r"'stem\.weight' would be decayed twice.*weight_decay=0\.1"):
+        _attach(plan, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1), total_steps=10)
+    with pytest.raises(ValueError, match=r"'two\.conv1\.weight' of the plan is not in the optimizer"):
+        _attach(plan, torch.optim.SGD(_all_but(model, "two.conv1.weight"), lr=0.1), total_steps=10)
+    with pytest.raises(ValueError, match="sum to 0"):
+        _attach(plan, torch.optim.SGD(plan.param_groups(), lr=0.0), total_steps=10)
+    with pytest.raises(ValueError, match="kind='adamw' is not known"):
+        _attach(plan, total_steps=10, kind="adamw")
+
+
+def _all_but(model: nn.Module, name: str) -> list[nn.Parameter]:
+    return [p for n, p in model.named_parameters() if n != name]
+
+
+def test_schedules_that_cannot_be_simulated() -> None:
+    _, plan = shared("resnet")
+    optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)
+    for scheduler, error, message in (
+        (ReduceLROnPlateau(optimizer), ValueError, "depends on a metric"),
+        (CosineAnnealingLR(_two_groups(), 10), ValueError, "another optimizer"),
+        (OneCycleLR(optimizer, 0.1, total_steps=20), ValueError, "cannot be simulated for total_steps=50"),
+        (0.1, TypeError, "must be a torch.optim.lr_scheduler"),
+    ):
+        with pytest.raises(error, match=message):
+            _attach(plan, optimizer, scheduler=scheduler, total_steps=50)
+
+
+class _Sign(Optimizer):
+    """Cannot be constructed from its groups' settings alone."""
+
+    def __init__(self, params: Any, needed: int) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.needed = needed
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
+def test_an_optimizer_that_cannot_be_measured_needs_a_word() -> None:
+    _, plan = shared("resnet")
+    optimizer = _Sign(plan.param_groups(), needed=3)
+    with pytest.raises(ValueError, match="say kind='sgd'"):
+        _attach(plan, optimizer, total_steps=10)
+    decay = _attach(plan, optimizer, total_steps=10, kind="adam")
+    assert decay.measure == "rms"

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.invariance.networks import CASES
+from tests.planning.models import made, planned, shared
+from torch import nn
+
+import normwise as nw
+from normwise.planning.decide import parameter_aliases
+
+
+def _verdicts(plan: nw.Plan, verdict: str) -> set[str]:
+    return {name for name, found in plan.verdicts.items() if found == verdict}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_has_one_treatment_and_one_group(name: str) -> None:
+    model, plan = shared(name)
+    names = [n for n, _ in model.named_parameters()]
+    assert [t.name for t in plan.treatments] == names
+    assert all(t.reason for t in plan.treatments)
+    grouped = [pair for group in plan.param_groups(0.1) for pair in group["params"]]
+    assert sorted(n for n, _ in grouped) == sorted(names)
+    parameters = dict(model.named_parameters())
+    assert all(parameter is parameters[n] for n, parameter in grouped)
+    torch.optim.AdamW(plan.param_groups(0.1))  # torch refuses a parameter that is in two groups
+    text = plan.explain()
+    assert all(any(part in text for part in n.split(".")[-1:]) for n in names)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_that_are_invariant_alone_are_shrunk_in_their_units(name: str) -> None:
+    _, plan = shared(name)
+    case, found = CASES[name], {t.name: t for t in plan.treatments}
+    for parameter, dim in case.scale_invariant.items():
+        if found[parameter].role == "weight":
+            assert (found[parameter].verdict, found[parameter].dim) == ("shrink", dim)
+    for parameter, (dim, mask) in case.partial.items():
+        assert (found[parameter].verdict, found[parameter].dim, found[parameter].mask) == (
+            "shrink",
+            dim,
+            tuple(mask),
+        )
+    for parameter in case.no_effect:
+        assert found[parameter].verdict == "none"
+        assert "no effect" in found[parameter].reason
+    units = plan.units
+    assert len(units) == len(_verdicts(plan, "shrink"))
+
+
+def test_gains_biases_and_vectors_are_never_decayed() -> None:
+    for name in ("resnet", "weight_norm_batch_norm", "weight_norm_legacy", "prenorm_layer_norm", "lstm"):
+        _, plan = shared(name)
+        for t in plan.treatments:
+            if "bias" in t.name or "norm" in t.name or t.name.endswith(("original0", "_g")) or "bn" in t.name:
+                assert t.verdict == "none", t
+
+
+def test_the_residual_stream_shrinks_its_writers_and_embeddings_and_nothing_else() -> None:
+    # q and k only have directions; v and up are balanced against the writers, the head against a gain
+    _, plan = planned("qk_norm_glu")
+    layers = range(2)
+    writers = {f"attn.{i}.o.weight" for i in layers} | {f"mlp.{i}.down.weight" for i in layers}
+    assert _verdicts(plan, "shrink") == {
+        "emb.weight",
+        "pos",
+        *writers,
+        *(f"attn.{i}.{x}.weight" for i in layers for x in "qk"),
+    }
+    balanced = {f"attn.{i}.v.weight" for i in layers} | {
+        f"mlp.{i}.{x}.weight" for i in layers for x in ("up", "gate")
+    }
+    assert _verdicts(plan, "balance") == balanced | {"head.weight"}
+    of_v = next(t for t in plan.treatments if t.name == "attn.0.v.weight")
+    assert of_v.together == ("attn.0.o.weight",)
+    assert "+1/−1 pair with attn.0.o.weight" in of_v.reason
+    assert "regularises their product" in of_v.reason
+    assert plan.symmetries[0] == dict.fromkeys(["emb.weight", "pos", *writers], 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_readable_symmetries_span_the_space_that_was_derived(name: str) -> None:
+    from tests.invariance.checks import assert_same_space
+
+    model, plan = shared(name)
+    whole = [s for s in plan.symmetries if not any("[" in key for key in s)]
+    assert_same_space(whole, CASES[name].joint, [n for n, _ in model.named_parameters()])
+
+
+def test_what_is_in_no_symmetry_gets_plain_l2() -> None:
+    _, plan = planned("mlp_gelu")
+    assert _verdicts(plan, "L2") == {"0.weight", "2.weight", "4.weight"}
+    assert plan.units == []
+    assert [g["name"] for g in plan.param_groups(0.1)] == ["L2", "none"]
+
+
+def test_tied_weights_come_once_with_both_names() -> None:
+    model, plan = planned("prenorm_packed_tied")
+    tied = next(t for t in plan.treatments if t.name == "emb.weight")
+    assert tied.aliases == ("head.weight",)
+    assert "head.weight" not in plan.verdicts
+    assert "emb.weight = head.weight" in plan.explain(width=200)
+    assert parameter_aliases(model)["emb.weight"] == ("head.weight",)
+
+
+def test_groups_carry_the_decay_of_their_verdict_and_names() -> None:
+    _, plan = planned("qk_norm_packed")
+    groups = {g["name"]: g for g in plan.param_groups(0.1)}
+    assert {name: g["weight_decay"] for name, g in groups.items()} == {"shrink": 0, "balance": 0.1, "none": 0}
+    own = {g["name"]: g for g in plan.param_groups(0.1, shrink_weight_decay=0.2)}
+    assert own["shrink"]["weight_decay"] == 0.2
+    # weight_decay cannot tell rows apart: what is invariant in part is left out of it
+    assert [n for n, _ in own["shrink in part"]["params"]] == ["attn.0.qkv.weight", "attn.1.qkv.weight"]
+    assert own["shrink in part"]["weight_decay"] == 0
+    optimizer = torch.optim.SGD(plan.param_groups(0.1), lr=0.1)
+    assert optimizer.param_groups[0]["param_names"][0] == groups["shrink"]["params"][0][0]
+
+
+@pytest.mark.parametrize("weight_decay", [-0.1, float("nan")])
+def test_a_wrong_weight_decay_is_refused(weight_decay: float) -> None:
+    _, plan = planned("mlp_gelu")
+    with pytest.raises(ValueError, match="weight_decay"):
+        plan.param_groups(weight_decay)
+
+
+def test_overrides_by_pattern_the_last_one_wins() -> None:
+    _, plan = planned("resnet", overrides={"*.weight": "L2", "one.*": "none", "one.conv1.*": "shrink"})
+    assert plan.verdicts["fc.weight"] == "L2"
+    assert plan.verdicts["one.conv2.weight"] == "none"
+    kept = next(t for t in plan.treatments if t.name == "one.conv1.weight")
+    assert (kept.verdict, kept.dim) == ("shrink", 0)
+    assert "overridden" not in kept.reason
+    changed = next(t for t in plan.treatments if t.name == "one.conv2.weight")
+    assert "'one.*'" in changed.reason
+    assert "found: shrink" in changed.reason
+
+
+def test_an_alias_can_be_overridden_and_the_whole_tensor_is_the_unit_where_none_was_found() -> None:
+    _, plan = planned("prenorm_packed_tied", overrides={"head.weight": "shrink"})
+    assert plan.verdicts["emb.weight"] == "shrink"
+    assert plan.units[0].dim is None
+
+
+def test_wrong_overrides_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"'heads\.\*' matches no parameter: the first are pos"):
+        planned("qk_norm_glu", overrides={"heads.*": "none"})
+    with pytest.raises(ValueError, match=r"'decay' is not a verdict: choose from 'shrink', 'balance'"):
+        planned("qk_norm_glu", overrides={"head.*": "decay"})
+    with pytest.raises(TypeError, match="overrides must be a mapping"):
+        planned("qk_norm_glu", overrides=["head.*"])
+
+
+def test_invariances_found_before_are_used_and_must_be_of_this_model() -> None:
+    model, batches = made("resnet")
+    inv = nw.find_invariances(model, batches)
+    assert nw.plan(model, invariances=inv).verdicts == nw.plan(model, batches).verdicts
+    with pytest.raises(ValueError, match="another model"):
+        nw.plan(made("vgg")[0], invariances=inv)
+    with pytest.raises(TypeError, match="find_invariances"):
+        nw.plan(model, invariances={})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batches is missing"):
+        nw.plan(model)
+
+
+def test_what_is_undetermined_is_left_alone_and_says_so() -> None:
+    model, batches = made("resnet")
+    inv = nw.find_invariances(model, batches)
+    del inv.scale_invariant["one.conv1.weight"]
+    inv.undetermined["one.conv1.weight"] = "too noisy"
+    plan = nw.plan(model, invariances=inv)
+    treatment = next(t for t in plan.treatments if t.name == "one.conv1.weight")
+    assert treatment.verdict == "none"
+    assert "undetermined, so left alone (too noisy)" in treatment.reason
+
+
+def test_a_module_may_mark_its_parameters() -> None:
+    layer = nn.Linear(4, 5, bias=False)
+    layer.weight._no_weight_decay = True  # type: ignore[attr-defined]
+    model = nn.Sequential(layer, nn.LayerNorm(5))
+    plan = nw.plan(model, [torch.randn(8, 4)])
+    assert plan.verdicts["0.weight"] == "none"
+    assert "_no_weight_decay" in plan.treatments[0].reason
+
+
+def test_explain_fits_its_width_and_groups_layers_of_one_pattern() -> None:
+    _, plan = planned("qk_norm_glu")
+    for width in (80, 120):
+        assert max(map(len, plan.explain(width=width).splitlines())) <= width
+    grouped = plan.explain(grouped=True)
+    assert "attn.{0-1}.q.weight ×2" in grouped
+    assert "attn.*.o.weight" in grouped
+    assert str(plan) == grouped
+    assert repr(plan) == "Plan(shrink: 10, none: 5, balance: 7)"

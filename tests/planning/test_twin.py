@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import optim
+
+from normwise.planning.twin import decay_coupling, step_grows_with_gradient
+
+# optimizer, its settings, whether its steps grow with the gradient, how it decays
+KINDS: list[tuple[Any, dict[str, Any], bool | None, str | None]] = [
+    (optim.SGD, {}, True, "decoupled"),  # without momentum there is no difference
+    (optim.SGD, {"momentum": 0.9}, True, "coupled"),
+    (optim.SGD, {"momentum": 0.9, "nesterov": True, "maximize": True}, True, "coupled"),
+    (optim.Adam, {}, False, "coupled"),
+    (optim.Adam, {"decoupled_weight_decay": True}, False, "decoupled"),
+    (optim.AdamW, {"fused": True}, False, "decoupled"),
+    (optim.AdamW, {"amsgrad": True}, False, "decoupled"),
+    (optim.NAdam, {}, False, "coupled"),
+    (optim.RAdam, {}, False, "coupled"),
+    (optim.RAdam, {"decoupled_weight_decay": True}, False, "decoupled"),
+    (optim.RMSprop, {}, False, "coupled"),
+    (optim.Adagrad, {}, False, "coupled"),
+    (optim.Adamax, {}, False, "coupled"),
+    (optim.Muon, {}, False, "decoupled"),
+]
+
+
+@pytest.mark.parametrize(("make", "settings", "grows", "coupling"), KINDS)
+def test_kinds_of_torch_optimizers(
+    make: Any, settings: dict[str, Any], grows: bool | None, coupling: str | None
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    before = torch.get_rng_state()
+    optimizer = make([weight], lr=0.5, weight_decay=0.3, **settings)
+    state = repr(optimizer.state_dict())
+    assert step_grows_with_gradient(optimizer) is grows
+    assert decay_coupling(optimizer) == coupling
+    assert torch.equal(weight, torch.ones(3, 4))
+    assert repr(optimizer.state_dict()) == state
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("name", "coupling"), [("Lion", "decoupled"), ("AdaBelief", "decoupled")])
+def test_kinds_of_a_library_of_optimizers(name: str, coupling: str) -> None:
+    library = pytest.importorskip("pytorch_optimizer")
+    optimizer = getattr(library, name)([torch.nn.Parameter(torch.ones(3, 4))], weight_decay=0.1)
+    assert step_grows_with_gradient(optimizer) is False
+    assert decay_coupling(optimizer) == coupling
+
+
+def test_the_settings_are_those_of_the_group() -> None:
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups: list[dict[str, Any]] = [{"params": weights[:1]}, {"params": weights[1:], "momentum": 0.9}]
+    optimizer = optim.SGD(groups, lr=0.1)
+    assert decay_coupling(optimizer, 0) == "decoupled"
+    assert decay_coupling(optimizer, 1) == "coupled"
+
+
+def test_what_needs_a_closure_cannot_be_measured() -> None:
+    optimizer = optim.LBFGS([torch.nn.Parameter(torch.ones(3))])
+    assert step_grows_with_gradient(optimizer) is None
+    assert decay_coupling(optimizer) is None
