@@ -320,6 +320,23 @@ def test_adamw_with_a_closure_to_the_bit() -> None:
     assert torch.equal(param, plain)
 
 
+def test_a_closure_that_raised_costs_no_decay() -> None:
+    param, plain = weight(3, 5), weight(3, 5)
+    optimizer, its_twin = SGD([param], lr=0.1), SGD([plain], lr=0.1)
+    nw.Decay(optimizer, nw.L2(0.5), param, mode="explicit")
+    nw.Decay(its_twin, nw.L2(0.5), plain, mode="explicit")
+    param.grad, plain.grad = torch.ones(3, 5), torch.ones(3, 5)
+
+    def fails() -> float:
+        raise MemoryError("once")
+
+    with pytest.raises(MemoryError):
+        optimizer.step(fails)
+    optimizer.step(lambda: 0.0)
+    its_twin.step()
+    assert torch.equal(param, plain)
+
+
 def test_several_rules_beside_one_optimizer() -> None:
     first, second, third = weight(3, 5), weight(3, 4), weight(2, 2)
     optimizer = SGD([first, second, third], lr=1.0)

@@ -188,6 +188,23 @@ def test_turning_leaves_alone_what_is_not_meant() -> None:
     assert torch.equal(second, both[1])
 
 
+def test_turning_with_a_closure_that_makes_the_first_gradient() -> None:
+    param = nn.Parameter(torch.randn(3, 4))
+    optimizer = torch.optim.LBFGS([param], lr=0.1)
+    nw.Decay(optimizer, nw.Sphere(rotate=True), param)
+    before = param.detach().clone()
+
+    def closure() -> float:
+        param.grad = None
+        loss = (param - 3).pow(4).sum()
+        loss.backward()
+        return loss.item()
+
+    optimizer.step(closure)
+    turned = angles([before], [param.detach()], 0)
+    torch.testing.assert_close(turned, torch.full_like(turned, 0.1), rtol=1e-5, atol=0)
+
+
 def test_a_step_skipped_by_a_scaler_does_not_turn() -> None:
     param = nn.Parameter(torch.randn(3, 4))
     optimizer = SGD([param], lr=0.1, fused=True)

@@ -133,25 +133,22 @@ class Decay:
     @torch.compiler.disable
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        nested, self._in_step = self._in_step, True
+        if self.mode == "coupled" and closure is not None:
+            raise ValueError(
+                'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the step '
+                'begins: call the closure before optimizer.step(), or use mode="flow"'
+            )
+        self._in_step = True
         if self.mode == "flow":
-            if not nested:
-                self._shrinking.keep_weights(self.rule, self._live())
+            self._shrinking.keep_weights(self.rule)
         elif self.mode == "coupled":
-            if closure is not None:
-                self._in_step = nested
-                raise ValueError(
-                    'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the '
-                    'step begins: call the closure before optimizer.step(), or use mode="flow"'
-                )
             live = self._live()
             self._report(live)
             self._coupling.add(self.optimizer, self.rule.at(self.steps), live, self.measure)
-        elif not self._shrunk:
-            if closure is None:
-                self._shrink_explicitly()
-            elif not nested:
-                return self._with_closure(closure, args, kwargs)
+        elif closure is not None:
+            return self._with_closure(closure, args, kwargs)
+        else:
+            self._shrink_explicitly()
         return None
 
     def _with_closure(self, closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -159,8 +156,7 @@ class Decay:
 
         def closure_then_shrink() -> Any:
             loss = closure()
-            if not self._shrunk:
-                self._shrink_explicitly()
+            self._shrink_explicitly()
             return loss
 
         if "closure" in kwargs:
@@ -168,6 +164,8 @@ class Decay:
         return (args[0], closure_then_shrink, *args[2:]), kwargs
 
     def _shrink_explicitly(self) -> None:
+        if self._shrunk:
+            return
         live = self._live()
         self._report(live)
         self._clock.advance(self.optimizer)
@@ -241,6 +239,7 @@ class Decay:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._coupling.restore()  # in case that the last step raised
         copying.unregister(self.optimizer, self)
 
     def __reduce__(self) -> Any:

@@ -103,18 +103,19 @@ class Shrinking:
         split = factors.split([one.unit.count for one in batch])
         multiply_all([one.param for one in batch], split, [one.unit for one in batch], self._found_inf())
 
-    def keep_weights(self, rule: Rule, live: list[Live]) -> None:
+    def keep_weights(self, rule: Rule) -> None:
         """Copy the weights before the step, for a rule that has to know what the step has added."""
         if isinstance(rule, Sphere) and rule.rotate:
-            self._before = {id(one.param): one.param.detach().clone() for one in live}
+            # all of them, as a closure may give gradients to those that have none yet
+            self._before = {id(p): p.detach().clone() for unit in self.units for p in unit.params}
 
     def _turn(self, rule: Rule, live: list[Live], times: dict[int, float | Tensor]) -> None:
         found_inf = self._found_inf()
         for one in live:
             unit = one.unit
-            before = [self._before[id(p)] for p in unit.params if id(p) in self._before]
-            if one.place != len(unit.params) - 1 or len(before) < len(unit.params):
+            if one.place != len(unit.params) - 1 or any(param.grad is None for param in unit.params):
                 continue  # a joint unit turns as a whole, when its last tensor is reached, or not at all
+            before = [self._before[id(param)] for param in unit.params]
             seen, time = self._magnitudes(one.which), times[one.group]
             size = unit.numel**0.5 if self.measure == "rms" else 1.0
             new = turned(unit, before, self._bound(rule, one.which).flow(seen, time) * size, time)
