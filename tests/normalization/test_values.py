@@ -32,7 +32,7 @@ LAYOUTS: list[tuple[tuple[int, ...], int | None]] = [
     ((2, 3, 2, 3), None),
 ]
 # Sums of d terms, a division and a rounding: "a few ULP". The half types are rounded once, at the end.
-FEW_ULP = {torch.float64: 8.0, torch.float32: 4.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+FEW_ULP = {torch.float64: 8.0, torch.float32: 6.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 
 
 def draw_weight(shape: tuple[int, ...], dim: int | None, scale: float, seed: int) -> Tensor:
@@ -158,7 +158,7 @@ def test_extreme_gains_and_gradients_overflow_only_where_the_truth_does(
         representable = (exact.abs() < 3e38) & ((exact.abs() > 1e-33) | (exact == 0))
         for row in range(3):
             if bool(representable[row].all()):
-                assert error_in_ulp(found[row : row + 1], exact[row : row + 1]) <= 4
+                assert error_in_ulp(found[row : row + 1], exact[row : row + 1]) <= 8
 
 
 def test_every_evaluation_is_reached_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:

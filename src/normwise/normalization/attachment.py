@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
-__all__ = ["LegacyKeys", "WatchedParametrization", "attach", "chains", "detach", "forget_after_forward"]
+__all__ = [
+    "LegacyKeys",
+    "WatchedParametrization",
+    "attach",
+    "chains",
+    "detach",
+    "drop_hooks",
+    "forget_after_forward",
+]
 
 
 class WatchedParametrization(nn.Module):
@@ -133,7 +142,7 @@ def detach(module: nn.Module, name: str) -> None:
     del chains(module)[name]
     _take_own_class(module)
     _put_at(module, name, parameter, getattr(first, "position", None))
-    _drop_hooks(module, name)
+    drop_hooks(module, name)
 
 
 def _list_of(module: nn.Module, name: str) -> parametrize.ParametrizationList:
@@ -162,12 +171,14 @@ def _put_at(module: nn.Module, name: str, parameter: nn.Parameter, position: int
             module._parameters[later] = module._parameters.pop(later)
 
 
-def _drop_hooks(module: nn.Module, name: str) -> None:
-    """Remove what `attach`, our weight_norm and torch's own left on the module for ``name``."""
+def drop_hooks(module: nn.Module, name: str) -> None:
+    """Remove what `attach`, our weight_norm and torch's own norms left on the module for ``name``."""
     for key, hook in list(module._load_state_dict_pre_hooks.items()):
         wrapped = getattr(hook, "hook", hook)
         ours = isinstance(wrapped, LegacyKeys) and wrapped.name == name
-        if ours or getattr(wrapped, "__name__", "") == "_weight_norm_compat_hook":
+        # torch's remove_spectral_norm misses its own hook, which is wrapped.
+        spectral = isinstance(wrapped, SpectralNormLoadStateDictPreHook) and wrapped.fn.name == name
+        if ours or spectral or getattr(wrapped, "__name__", "") == "_weight_norm_compat_hook":
             del module._load_state_dict_pre_hooks[key]
     if not parametrize.is_parametrized(module):
         for key, forward_hook in list(module._forward_hooks.items()):

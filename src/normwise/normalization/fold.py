@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm as TorchHookWeightNorm
 
-from normwise.normalization.attachment import detach
+from normwise.normalization.attachment import detach, drop_hooks
 from normwise.normalization.exact import Formula
 from normwise.normalization.kernels import normalize
 from normwise.normalization.members import Member, members
@@ -43,6 +43,7 @@ def fold(model: nn.Module) -> list[str]:
             detach(member.module, member.name)
         elif member.kind == "spectral_norm":
             remove_spectral_norm(member.module, member.name)
+            drop_hooks(member.module, member.name)
         else:
             _remove_weight_norm_hook(member)
     return list(found)

@@ -1,0 +1,132 @@
+"""Where converted and folded models go: copies, averages, exports, other devices, several processes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tests.normalization.reference import KINDS, originals, weight_of
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+import normwise as nw
+
+
+def network(kind: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 9, 4))
+    nw.convert(model, kind)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_averages_and_recomputation(kind: str) -> None:
+    model, x = network(kind), torch.randn(2, 3, 5, 5)
+    y = model(x)
+    y.sum().backward()
+    expected = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(copy.deepcopy(model)(x), y)
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged(x), y)
+    model.zero_grad()
+    checkpoint(model, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected)
+    values = {n: p.detach() for n, p in model.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(model, values, (x,)), y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_meta_device_then_materialised(kind: str) -> None:
+    with torch.device("meta"):
+        model = network(kind)
+    state = network(kind).state_dict()
+    model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(model(x), network(kind)(x))
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_export(kind: str, fold: bool) -> None:
+    model, x = network(kind).eval(), torch.randn(2, 3, 5, 5)
+    y = model(x)
+    if fold:
+        nw.fold(model)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_onnx_export_after_folding(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    model, x = network("weight_standardization").eval(), torch.randn(2, 3, 5, 5)
+    y = model(x)
+    nw.fold(model)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(tmp_path / "model.onnx"))
+    graph = onnx.load(tmp_path / "model.onnx")
+    (found,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(np.asarray(found, np.float32), y.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def _train(model: nn.Module, x: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+def _on_one_process(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(1)
+    x = torch.randn(4, 3, 5, 5)
+    for kind in KINDS:
+        alone = network(kind)
+        _train(alone, x)
+        parallel = DistributedDataParallel(network(kind))
+        _train(parallel, x[2 * rank : 2 * rank + 2])
+        torch.testing.assert_close(parallel.module(x), alone(x))
+        sharded = network(kind)
+        for layer in sharded:  # 5 and 4 units over two processes: uneven shards
+            if list(layer.parameters()):
+                fully_shard(layer)
+        fully_shard(sharded)
+        _train(sharded, x[2 * rank : 2 * rank + 2])
+        torch.testing.assert_close(sharded(x), alone(x))
+        for p, q in zip(sharded.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p.full_tensor(), q)  # type: ignore[attr-defined]
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ddp_and_fsdp_train_as_one_process_does(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spawn(_on_one_process, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def test_double_conversion_of_a_copy_leaves_the_original_alone() -> None:
+    model = network("weight_norm")
+    twin = copy.deepcopy(model)
+    nw.fold(twin)
+    nw.convert(twin, "centered_weight_norm")
+    assert len(originals(model[0])) == 2
+    assert weight_of(model[0]).shape == weight_of(twin[0]).shape
