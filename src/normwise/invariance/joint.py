@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,17 +85,18 @@ def _confirmed(
 ) -> tuple[list[Integers], list[Integers]]:
     """Return the symmetries that rescaling confirms, and the others."""
 
-    def rescale(exponents: Integers, generator: torch.Generator) -> None:
-        size = 0.2 + 0.6 * float(torch.rand((), generator=generator))
-        sign = 1.0 if float(torch.rand((), generator=generator)) < 0.5 else -1.0
+    def rescale(exponents: Integers, generator: torch.Generator, sign: float) -> None:
+        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here.
+        size = sign * (1.0 + 2.0 * float(torch.rand((), generator=generator)))
         for k, e in zip(taken, exponents, strict=True):
             if e:
-                probe.parameters[k].mul_(2.0 ** (sign * size * float(e) / float(np.abs(exponents).max())))
+                probe.parameters[k].mul_(2.0 ** (size * float(e) / float(np.abs(exponents).max())))
 
     def touched(exponents: Integers) -> list[int]:
         return [k for k, e in zip(taken, exponents, strict=True) if e]
 
-    failed = judge.offenders(basis, rescale, touched, at.unchanged)
+    up = judge.offenders(basis, functools.partial(rescale, sign=1.0), touched, at.unchanged)
+    failed = up | judge.offenders(basis, functools.partial(rescale, sign=-1.0), touched, at.unchanged)
     return [e for i, e in enumerate(basis) if i not in failed], [
         e for i, e in enumerate(basis) if i in failed
     ]

@@ -18,6 +18,7 @@ from normwise.invariance.thresholds import Thresholds
 __all__ = ["Draft", "Rows", "draft_verdicts"]
 
 
+_FALLS = 1e-3  # the part of a residual that is left when eps shrinks, if it was due to it
 _LIT = 100.0  # a gradient this many times larger at the model's eps is due to it
 
 
@@ -168,10 +169,9 @@ class _Sums:
         r, twin, real = residual(*self.small), residual(*self.twins), residual(*self.real)
         codes = np.full(len(r), _Is.UNCLEAR, dtype=np.int64)
         with np.errstate(invalid="ignore"):
-            falls = (twin <= 0.05 * real) & (r <= 30 * at.honest)
-            codes[(r >= at.honest) & (twin > 0.3 * real)] = _Is.NOT
-            codes[r >= 0.3] = _Is.NOT
-            codes[(r <= at.invariant) | falls] = _Is.INVARIANT
+            # A small sum that is honest stays as it is when eps shrinks by orders of magnitude.
+            codes[r >= at.honest] = _Is.NOT
+            codes[(r <= at.invariant) | ((r < at.honest) & (twin <= _FALLS * real))] = _Is.INVARIANT
         mass = self.small[1].sum(0)
         codes[~(mass > at.silent**2 * mass.max())] = _Is.UNSEEN
         return codes

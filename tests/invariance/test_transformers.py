@@ -1,0 +1,30 @@
+"""Networks of the transformers library: the counts are those derived by hand, and scaling confirms them."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tests.invariance.checks import assert_every_parameter_has_one_verdict
+
+import normwise as nw
+
+pytest.importorskip("transformers")
+from tests.invariance.transformers_networks import NETWORKS
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore")
+def test_counts_are_those_derived_by_hand(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = network.build()
+    inv = nw.find_invariances(model, network.batches(), network.forward)
+    assert inv.undetermined == {}
+    found = (len(inv.scale_invariant), len(inv.joint), len(inv.no_effect))
+    assert found == (network.scale_invariant, network.joint, network.no_effect)
+    assert inv.rows <= inv.rank + 16
+    assert_every_parameter_has_one_verdict(inv)
