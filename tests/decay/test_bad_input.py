@@ -205,6 +205,7 @@ Spoil = Callable[[dict[str, Any]], Any]
         (lambda s: s["units"][0].update(mask=[True, False, True]), r"mask=\[True, False, True\]"),
         (lambda s: s.pop("steps"), "not one of a Decay: it needs the keys"),
         (lambda s: s.update(format=99), "format=99"),
+        (lambda s: s.update(max_lr=[0.1, 0.2]), "peak rates of 2 param_groups, and the optimizer has 1"),
     ],
 )
 def test_a_state_dict_that_does_not_fit(spoil: Spoil, message: str) -> None:

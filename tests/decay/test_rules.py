@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -15,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
+from normwise.decay import rules
 from normwise.decay.rules import (
     L2,
     RULES,
@@ -274,3 +276,10 @@ def test_scheduled_coefficient() -> None:
     assert rule.scheduled
     assert rule.at(2) == AdaptiveWeightShrink(0.1 * 3)
     assert rule.settings() == {"name": "AdaptiveWeightShrink", "coefficient": "scheduled"}
+
+
+def test_every_rule_is_in_the_tables_of_the_docs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "decay.md"
+    for kind in RULES:
+        assert f"| `{kind.__name__}(" in page.read_text(encoding="utf-8")
+        assert f"| {kind.__name__}" in (rules.__doc__ or "")

@@ -141,7 +141,7 @@ def name_of(optimizer: Optimizer, param: Tensor) -> str:
     return f"a parameter of shape {tuple(param.shape)}"
 
 
-def check_state(theirs: Any, own: dict[str, Any]) -> None:
+def check_state(theirs: Any, own: dict[str, Any], groups: int) -> None:
     """Raise an error that names the first difference between a state_dict and what this Decay is."""
     if not isinstance(theirs, dict) or set(theirs) != set(own):
         raise ValueError(f"state_dict is not one of a Decay: it needs the keys {', '.join(own)}")
@@ -163,6 +163,11 @@ def check_state(theirs: Any, own: dict[str, Any]) -> None:
                     f"unit {k} of the state_dict has {key}={their[key]}, and of this Decay "
                     f"{key}={mine[key]}: construct it with the same units"
                 )
+    if len(theirs["max_lr"]) > groups:
+        raise ValueError(
+            f"state_dict has the peak rates of {len(theirs['max_lr'])} param_groups, and the optimizer has "
+            f"{groups}: add its groups before loading"
+        )
 
 
 def _spoken(value: Any) -> str:

@@ -223,7 +223,7 @@ class Decay:
             ValueError: It was made by another rule, mode, clock, measure or by other units; the message
                 names the difference, and nothing has been changed.
         """
-        check_state(state_dict, self.state_dict())
+        check_state(state_dict, self.state_dict(), len(self.optimizer.param_groups))
         self.steps = state_dict["steps"]
         self._clock.max_lr = list(state_dict["max_lr"])
         own = [*self._shrinking.reference, *(factors for one in self._pending() for factors in one)]
