@@ -175,17 +175,19 @@ def test_what_has_no_tangential_update_does_not_turn() -> None:
         torch.testing.assert_close(param.detach(), weight)
 
 
-def test_turning_leaves_alone_what_is_not_meant() -> None:
+@pytest.mark.parametrize("idle", [0, 1])
+def test_turning_leaves_alone_what_is_not_meant(idle: int) -> None:
     masked, first, second = (nn.Parameter(torch.randn(3, 4)) for _ in "abc")
     optimizer = SGD([masked, first, second], lr=0.1)
     nw.Decay(optimizer, nw.Sphere(rotate=True), nw.Unit(masked, mask=[True, False, True]))
     nw.Decay(optimizer, nw.Sphere(rotate=True), nw.Unit([first, second]))
     row, both = masked[1].detach().clone(), [first.detach().clone(), second.detach().clone()]
-    masked.grad, first.grad = torch.ones(3, 4), torch.ones(3, 4)
+    moved = (second, first)[idle]
+    masked.grad, moved.grad = torch.ones(3, 4), torch.ones(3, 4)
     optimizer.step()
     torch.testing.assert_close(masked[1].detach(), row - 0.1)
-    torch.testing.assert_close(first.detach(), both[0] - 0.1)  # half a joint unit is not turned
-    assert torch.equal(second, both[1])
+    torch.testing.assert_close(moved.detach(), both[1 - idle] - 0.1)  # half a joint unit is not turned
+    assert torch.equal((first, second)[idle], both[idle])
 
 
 def test_turning_with_a_closure_that_makes_the_first_gradient() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,30 +35,30 @@ def flow_factors(rule: Rule, magnitudes: Tensor, time: float | Tensor, regular: 
 
 
 def explicit_factors(
-    rule: Rule, magnitudes: Tensor, time: float | Tensor, mask: Tensor | None, name: str
+    rule: Rule, magnitudes: Tensor, time: float | Tensor, mask: Tensor | None, name: Callable[[], str]
 ) -> float | Tensor:
     """Return 1 − t·c(n): one number where the rate is constant, else a tensor of the magnitudes' shape.
 
-    Units without a direction or a finite norm get 1.
+    Units without a direction or a finite norm get 1. ``name`` is asked how to call the parameter in an error.
 
     Raises:
         ValueError: t·c(n) ≥ 1 for a unit that is meant; reading this waits for CUDA.
 
     Example:
         >>> from normwise.decay.rules import L2
-        >>> explicit_factors(L2(0.1), torch.tensor([2.0]), 0.5, None, "parameter 'w'")
+        >>> explicit_factors(L2(0.1), torch.tensor([2.0]), 0.5, None, lambda: "parameter 'w'")
         0.95
     """
     constant = rule.constant_rate
     if constant is not None:  # the very expression of AdamW
         if not float(time * constant) < 1:
-            raise ValueError(_too_strong(name, float(time * constant), None, rule))
+            raise ValueError(_too_strong(name(), float(time * constant), None, rule))
         return 1 - time * constant
     shrunk = _where(_has_direction(magnitudes), time * rule.rate(magnitudes))
     meant = shrunk if mask is None else _where(mask, shrunk)
     if not bool((meant < 1).all()):
         worst = int(meant.nan_to_num(torch.inf).argmax())
-        raise ValueError(_too_strong(name, float(meant[worst]), float(magnitudes[worst]), rule))
+        raise ValueError(_too_strong(name(), float(meant[worst]), float(magnitudes[worst]), rule))
     return 1 - shrunk
 
 
@@ -87,6 +87,8 @@ def multiply(param: Tensor, factor: float | Tensor, unit: Unit, found_inf: Tenso
         unit: The Unit that it belongs to, which knows the dim and the mask.
         found_inf: What the GradScaler left with a fused optimizer: 1 where the step is skipped.
     """
+    if isinstance(factor, Tensor) and factor.ndim == 0 and factor.device.type == "cpu":
+        factor = factor.item()  # which a kernel takes in full precision, wherever the parameter is
     if unit.mask is None and found_inf is None and not isinstance(factor, Tensor):
         param.mul_(factor)
         return
