@@ -10,10 +10,8 @@ from torch.optim import Optimizer
 
 from normwise.decay.arithmetic import add_pull
 from normwise.decay.checks import name_of
-from normwise.decay.live import Live, magnitudes, summed_norms
+from normwise.decay.live import Live, magnitudes
 from normwise.decay.rules import Rule
-from normwise.sharding import is_sharded, like, local_of, take
-from normwise.units import Unit
 
 __all__ = ["Coupling"]
 
@@ -31,14 +29,7 @@ class Coupling:
         self._swaps: list[_Swap] = []
 
     @torch.no_grad()
-    def add(
-        self,
-        optimizer: Optimizer,
-        rule: Rule,
-        units: list[tuple[Unit, ...]],
-        live: list[Live],
-        measure: str,
-    ) -> None:
+    def add(self, optimizer: Optimizer, rule: Rule, live: list[Live], measure: str) -> None:
         """Replace the gradients by their sum with the pull, where that is not done already.
 
         It may be: a subclass whose step() calls super().step() is asked twice, and a step that raised has

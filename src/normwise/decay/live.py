@@ -1,19 +1,16 @@
-"""Which parameters a step concerns: those that have a gradient, and what this rank holds of them."""
+"""Which parameters a step concerns: those that have a gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from normwise.decay.checks import group_of, name_of
-from normwise.sharding import LocalUnit, is_summed, local_of, whole_norms
+from normwise.decay.checks import group_of
 from normwise.units import Unit
 
-__all__ = ["Live", "batches", "check_gradients", "live_parameters", "magnitudes", "summed_norms"]
+__all__ = ["Live", "batches", "live_parameters", "magnitudes"]
 
 
 class Live(NamedTuple):
@@ -21,31 +18,21 @@ class Live(NamedTuple):
 
     which: int  # the index of its Unit
     place: int  # its index in the Unit
-    unit: Unit  # of a sharded parameter the part on this rank
-    param: Tensor  # of a sharded parameter the part on this rank
+    unit: Unit
+    param: Tensor
     group: int
-    owner: Tensor  # the parameter as the optimizer knows it
 
 
-def live_parameters(optimizer: Optimizer, units: Sequence[tuple[Unit, ...]]) -> list[Live]:
+def live_parameters(optimizer: Optimizer, units: tuple[Unit, ...]) -> list[Live]:
     """Return the parameters of these units that have a gradient, with their groups as they are now.
-
-    Args:
-        optimizer: The optimizer.
-        units: Each Unit as :func:`normwise.sharding.parts_of` returned it.
 
     Raises:
         RuntimeError: A parameter is no longer in the optimizer.
     """
     groups = group_of(optimizer)
     live = []
-    for which, parts in enumerate(units):
-        for place, unit in enumerate(parts):
-            if isinstance(unit, LocalUnit):
-                unit.refresh()
-                param = unit.whole.params[place]
-            else:
-                param = unit.params[place]
+    for which, unit in enumerate(units):
+        for place, param in enumerate(unit.params):
             if id(param) not in groups:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(param.shape)} that this Decay was attached to is no longer "
@@ -53,35 +40,8 @@ def live_parameters(optimizer: Optimizer, units: Sequence[tuple[Unit, ...]]) -> 
                     "construct it anew"
                 )
             if param.grad is not None:
-                live.append(Live(which, place, unit, local_of(param), groups[id(param)], param))
+                live.append(Live(which, place, unit, param, groups[id(param)]))
     return live
-
-
-def check_gradients(optimizer: Optimizer) -> None:
-    """Raise if no parameter of an optimizer has a gradient while several processes train together.
-
-    Raises:
-        RuntimeError: So it is; most likely the optimizer holds parameters that are not those of the model any
-            more.
-    """
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if any(param.grad is not None for param in params):
-            return
-        raise RuntimeError(
-            f"{name_of(optimizer, params[0])} and all others of {type(optimizer).__name__} have no gradient in "
-            "the first step: if fully_shard or parallelize_module replaced the parameters of the model since, "
-            "construct the optimizer, and then the Decay, after it"
-        )
-
-
-def summed_norms(units: Sequence[tuple[Unit, ...]]) -> dict[int, Tensor]:
-    """Return the norms of the Units that lie on several ranks, by index: all in one reduction.
-
-    Not only of those that have a gradient, so that all ranks communicate alike.
-    """
-    summed = [which for which, parts in enumerate(units) if is_summed(parts[0])]
-    return dict(zip(summed, whole_norms([units[which] for which in summed]), strict=True))
 
 
 def magnitudes(norms: Tensor, unit: Unit, measure: str) -> Tensor:
@@ -92,13 +52,11 @@ def magnitudes(norms: Tensor, unit: Unit, measure: str) -> Tensor:
 def batches(live: list[Live], measure: str) -> list[list[Live]]:
     """Sort parameters into batches for which a rule can be evaluated at once.
 
-    A batch is of one group, device, type, dim and (with ``measure="rms"``) size of units, and its norms need
-    what lies on other ranks, or do not.
+    A batch is of one group, device, type, dim and (with ``measure="rms"``) size of units.
     """
     sorted_by: dict[object, list[Live]] = {}
     for one in live:
         param, unit = one.param, one.unit
         size = unit.numel if measure == "rms" else None
-        key = (one.group, param.device, param.dtype, unit.dim, size, is_summed(unit))
-        sorted_by.setdefault(key, []).append(one)
+        sorted_by.setdefault((one.group, param.device, param.dtype, unit.dim, size), []).append(one)
     return list(sorted_by.values())
