@@ -57,7 +57,7 @@ def row_norms(weight: Tensor, dim: int | None = 0) -> Tensor:
     """Return the Euclidean norm of each unit of ``weight``, right for norms from 1e-37 to 1e38.
 
     Args:
-        weight: A real floating-point tensor of any shape (a DTensor too).
+        weight: A real floating-point tensor of any shape; not a DTensor, whose norms ``Unit.norms`` gives.
         dim: The dimension that counts the units (0: rows, 1: columns), or None: the whole tensor.
 
     Returns:
@@ -208,7 +208,14 @@ class Unit:
         return mask.to(self.params[0].device)
 
     def norms(self) -> Tensor:
-        """Return the norm of every unit, the masked ones too: shape (count,), in the widest type."""
+        """Return the norm of every unit, the masked ones too: shape (count,), in the widest type.
+
+        Of sharded parameters every rank must ask, and gets the norms of all units.
+        """
+        from normwise import sharding
+
+        if any(sharding.is_sharded(param) for param in self.params):
+            return sharding.whole_norms([sharding.parts_of(self)])[0]
         norms = row_norms(self.params[0], self.dim).reshape(-1)
         for param in self.params[1:]:
             norms = torch.hypot(norms, row_norms(param, self.dim).reshape(-1))

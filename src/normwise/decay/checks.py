@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from normwise.decay import copying
 from normwise.decay.clock import CLOCKS
 from normwise.decay.rules import EpsilonShiftedL2, Rule, Sphere
+from normwise.sharding import is_summed
 from normwise.units import Unit
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "MODES",
     "POLICIES",
     "check_options",
+    "check_parts",
     "check_settings",
     "check_state",
     "check_units",
     "group_of",
     "name_of",
+    "parameters_of",
 ]
 
 MODES = ("flow", "explicit", "coupled")
@@ -36,6 +39,11 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
     """Raise an error that names the first setting that is not known or does not go with another."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    if getattr(optimizer, "_overlap_with_ddp", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} with overlap_with_ddp=True takes its step inside the backward pass, "
+            "where no decay can follow it: leave overlap_with_ddp out"
+        )
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a Rule such as AdaptiveWeightShrink(0.01), not {rule!r}")
     for name, value, allowed in (
@@ -99,6 +107,11 @@ def check_units(
                     f"params holds a tensor of shape {tuple(param.shape)} that is not in the optimizer: "
                     "add it to a param_group first, or leave it out"
                 )
+            if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+                raise ValueError(
+                    f"{name_of(optimizer, param)} was flattened by FullyShardedDataParallel (FSDP1), which "
+                    "leaves no rows or columns: use fully_shard (FSDP2)"
+                )
         units.append(one if isinstance(one, Unit) else Unit(one, dim))
     taken = [(unit, other.rule) for other in copying.attached(optimizer) for unit in other.units]
     for unit in units:
@@ -123,6 +136,32 @@ def _warn_of_weight_decay(optimizer: Optimizer, units: list[Unit], groups: dict[
                 "are decayed twice, by the optimizer and by this rule: set weight_decay=0 in that group",
                 stacklevel=4,
             )
+
+
+def check_parts(
+    optimizer: Optimizer,
+    rule: Rule,
+    compensated: bool,
+    units: Sequence[Unit],
+    parts: Sequence[tuple[Unit, ...]],
+) -> None:
+    """Raise where units of sharded parameters lie on several ranks and a setting needs them whole."""
+    moment = isinstance(rule, EpsilonShiftedL2) and rule.form == "std"
+    turns = isinstance(rule, Sphere) and rule.rotate
+    for unit, its in zip(units, parts, strict=True):
+        if is_summed(its[0]) and (moment or turns or compensated):
+            what = "compensated=True" if compensated else str(rule)
+            raise ValueError(
+                f"{name_of(optimizer, unit.params[0])}: {what} needs whole units on one rank, and its "
+                f"sharding splits those along dim={unit.dim}: shard along that dim (fully_shard's "
+                "shard_placement_fn), or use another rule or setting"
+            )
+
+
+def parameters_of(optimizer: object) -> list[Tensor]:
+    """Return all parameters of an optimizer; none of what is no optimizer."""
+    groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else []
+    return [param for group in groups for param in group["params"]]
 
 
 def group_of(optimizer: Optimizer) -> dict[int, int]:

@@ -31,7 +31,7 @@ class Compensation:
         >>> unit = Unit(weight)
         >>> compensation = Compensation((unit,))
         >>> for _ in range(9):  # each too little to be seen
-        ...     compensation.multiply(Live(0, 0, unit, weight, 0), torch.tensor([1 - 2**-10]), None)
+        ...     compensation.multiply(Live(0, 0, unit, weight, 0, weight), torch.tensor([1 - 2**-10]), None)
         >>> weight[0, 0].item(), round(compensation.norms(0).item() / 3, 6) == round((1 - 2**-10) ** 9, 6)
         (1.484375, True)
     """

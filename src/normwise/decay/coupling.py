@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 
 from normwise.decay.arithmetic import add_pull
 from normwise.decay.checks import name_of
-from normwise.decay.live import Live, magnitudes
+from normwise.decay.live import Live, magnitudes_of
 from normwise.decay.rules import Rule
+from normwise.sharding import like, local_of, placed_as
+from normwise.units import Unit
 
 __all__ = ["Coupling"]
 
@@ -29,8 +31,17 @@ class Coupling:
         self._swaps: list[_Swap] = []
 
     @torch.no_grad()
-    def add(self, optimizer: Optimizer, rule: Rule, live: list[Live], measure: str) -> None:
+    def add(
+        self,
+        optimizer: Optimizer,
+        rule: Rule,
+        units: list[tuple[Unit, ...]],
+        live: list[Live],
+        measure: str,
+    ) -> None:
         """Replace the gradients by their sum with the pull, where that is not done already.
+
+        ``units`` are all Units of the Decay, as :func:`normwise.sharding.parts_of` returned them.
 
         It may be: a subclass whose step() calls super().step() is asked twice, and a step that raised has
         left its gradients replaced.
@@ -39,21 +50,24 @@ class Coupling:
             ValueError: A gradient is sparse; then nothing has been changed.
         """
         for one in live:
-            if one.param.grad is not None and one.param.grad.is_sparse:
+            if one.owner.grad is not None and one.owner.grad.is_sparse:
                 raise ValueError(
-                    f'{name_of(optimizer, one.param)} has a sparse gradient, to which mode="coupled" cannot '
+                    f'{name_of(optimizer, one.owner)} has a sparse gradient, to which mode="coupled" cannot '
                     'add a dense pull: use mode="flow"'
                 )
         if self._swaps:
             return
         scale = getattr(optimizer, "grad_scale", None)
-        for one in live:
-            grad, param = one.param.grad, one.param
+        masked = any(unit.mask is not None for parts in units for unit in parts)
+        plain = rule.constant_rate is not None and scale is None and not masked  # no norm is needed
+        seen = [torch.empty(0)] * len(live) if plain else magnitudes_of(live, units, measure)
+        for one, magnitudes in zip(live, seen, strict=True):
+            owner, grad = one.owner, one.owner.grad
             assert grad is not None  # or it would not be live
             sign = -1.0 if optimizer.param_groups[one.group].get("maximize") else 1.0
-            seen = magnitudes(one.unit.norms(), one.unit, measure)
-            param.grad = add_pull(grad, param, one.unit, rule, seen, sign, scale)
-            self._swaps.append(_Swap(param, grad, param.grad))
+            local = local_of(placed_as(owner, grad))
+            owner.grad = like(add_pull(local, one.param, one.unit, rule, magnitudes, sign, scale), owner)
+            self._swaps.append(_Swap(owner, grad, owner.grad))
 
     def restore(self) -> None:
         """Put the gradients back as they were before the step."""

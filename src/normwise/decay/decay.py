@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +11,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay import copying
-from normwise.decay.checks import check_options, check_settings, check_state, check_units
+from normwise.decay.checks import (
+    check_options,
+    check_parts,
+    check_settings,
+    check_state,
+    check_units,
+    parameters_of,
+)
 from normwise.decay.clock import Clock
 from normwise.decay.compensation import Compensation
 from normwise.decay.coupling import Coupling
-from normwise.decay.live import Live, live_parameters
+from normwise.decay.live import Live, check_gradients, live_parameters
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.shrinking import Shrinking
 from normwise.decay.watch import report_non_finite
+from normwise.sharding import check_same, meshes_of, parts_of, together
 from normwise.units import Unit
 
 __all__ = ["Decay"]
@@ -100,8 +109,13 @@ class Decay:
         nonfinite: str = "skip",
         check_every: int = 1,
     ) -> None:
-        check_settings(optimizer, rule, mode, clock, measure)
-        check_options(rule, mode, measure, compensated, nonfinite, check_every)
+        sharded = meshes_of(parameters_of(optimizer))
+        with together(sharded):
+            check_settings(optimizer, rule, mode, clock, measure)
+            check_options(rule, mode, measure, compensated, nonfinite, check_every)
+            self.units = check_units(optimizer, rule, params, dim)
+            self._parts = [parts_of(unit) for unit in self.units]
+            check_parts(optimizer, rule, compensated, self.units, self._parts)
         self.optimizer = optimizer
         self.rule = rule
         self.mode = mode
@@ -111,10 +125,12 @@ class Decay:
         self.nonfinite = nonfinite
         self.check_every = check_every
         self.steps = 0
-        self.units = check_units(optimizer, rule, params, dim)
+        check_same(sharded, "what a Decay is given", self._in_words())
         self._clock = Clock(clock)
-        self._compensation = Compensation(self.units) if compensated else None
-        self._shrinking = Shrinking(optimizer, self.units, self._clock, measure, self._compensation)
+        self._compensation = Compensation(tuple(its[0] for its in self._parts)) if compensated else None
+        self._shrinking = Shrinking(
+            optimizer, self.units, self._parts, self._clock, measure, self._compensation
+        )
         if isinstance(rule, Sphere) and rule.radius is None:
             self._shrinking.refer_to_present_norms()
         self._coupling = Coupling()
@@ -122,6 +138,7 @@ class Decay:
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
         self._shrunk = False
+        self._has_seen_gradients = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -144,7 +161,7 @@ class Decay:
         elif self.mode == "coupled":
             live = self._live()
             self._report(live)
-            self._coupling.add(self.optimizer, self.rule.at(self.steps), live, self.measure)
+            self._coupling.add(self.optimizer, self.rule.at(self.steps), self._parts, live, self.measure)
         elif closure is not None:
             return self._with_closure(closure, args, kwargs)
         else:
@@ -177,6 +194,9 @@ class Decay:
         if not self._in_step:
             return
         self._in_step = self._shrunk = False
+        if not self._has_seen_gradients:
+            check_gradients(self.optimizer)
+            self._has_seen_gradients = True
         self._coupling.restore()
         if self.mode == "flow":
             live = self._live()
@@ -192,11 +212,11 @@ class Decay:
         return found_inf is not None and bool(found_inf)
 
     def _live(self) -> list[Live]:
-        return live_parameters(self.optimizer, self.units)
+        return live_parameters(self.optimizer, self._parts)
 
     def _report(self, live: list[Live]) -> None:
         if self.steps % self.check_every == 0:
-            report_non_finite(self.optimizer, live, self.nonfinite)
+            report_non_finite(self.optimizer, live, self._parts, self.nonfinite)
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -241,6 +261,14 @@ class Decay:
         self._handles = []
         self._coupling.restore()  # in case that the last step raised
         copying.unregister(self.optimizer, self)
+
+    def _in_words(self) -> str:
+        """Return what all ranks must have in common, to be compared and read."""
+        units = hashlib.sha256(repr([unit.describe() for unit in self.units]).encode()).hexdigest()[:8]
+        options = (
+            f"compensated={self.compensated}, nonfinite={self.nonfinite!r}, check_every={self.check_every}"
+        )
+        return f"{self!r} with {options} and {len(self.units)} units (digest {units})"
 
     def __reduce__(self) -> Any:
         return copying.reduce_decay(self)

@@ -12,9 +12,10 @@ from normwise.decay.arithmetic import explicit_factors, flow_factors, multiply, 
 from normwise.decay.checks import name_of
 from normwise.decay.clock import Clock
 from normwise.decay.compensation import Compensation
-from normwise.decay.live import Live, batches, magnitudes
+from normwise.decay.live import Live, batches, magnitudes, magnitudes_of, summed_norms
 from normwise.decay.rotation import turned
 from normwise.decay.rules import Rule, Sphere
+from normwise.sharding import dealt_meshes, is_summed, local_of, take, together, whole_norms
 from normwise.units import Unit, joined_norms, wide_dtype
 
 __all__ = ["Shrinking"]
@@ -26,6 +27,7 @@ class Shrinking:
     Args:
         optimizer: The optimizer, whose rates are the time and which knows whether a step is skipped.
         units: All units of the Decay.
+        parts: What this rank holds of them, as :func:`normwise.sharding.parts_of` returned it.
         clock: How much time passes.
         measure: The magnitude that the rule sees.
         compensation: Where decay too small to be seen is kept, or None.
@@ -38,21 +40,27 @@ class Shrinking:
         self,
         optimizer: Optimizer,
         units: tuple[Unit, ...],
+        parts: list[tuple[Unit, ...]],
         clock: Clock,
         measure: str,
         compensation: Compensation | None,
     ) -> None:
         self.optimizer = optimizer
         self.units = units
+        self.parts = parts
         self.clock = clock
         self.measure = measure
         self.compensation = compensation
         self.reference: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
+        self._dealt = dealt_meshes(parts)
 
     def refer_to_present_norms(self) -> None:
         """Keep the magnitudes as they are now, for a Sphere without a radius."""
-        self.reference = [self._magnitudes(which) for which in range(len(self.units))]
+        norms = whole_norms(self.parts)
+        self.reference = [
+            magnitudes(n, unit, self.measure) for n, unit in zip(norms, self.units, strict=True)
+        ]
         for unit, reference in zip(self.units, self.reference, strict=True):
             meant = reference if unit.mask is None else reference[unit.mask]
             if not bool(((meant > 0) & meant.isfinite()).all()):
@@ -65,11 +73,13 @@ class Shrinking:
     def explicitly(self, rule: Rule, live: list[Live]) -> None:
         """Multiply by 1 − t·c(n); raise before anything is changed where that is zero or negative."""
         times = self._times(live)
+        constant = rule.constant_rate is not None
+        seen = [torch.empty(0)] * len(live) if constant else self._magnitudes(live)
         factors = []
-        for one in live:
-            seen = self._magnitudes(one.which)
-            name = functools.partial(name_of, self.optimizer, one.param)
-            factors.append(explicit_factors(rule, seen, times[one.group], one.unit.mask, name))
+        with together([] if constant else self._dealt):  # a rank does not see the units of another
+            for one, magnitude in zip(live, seen, strict=True):
+                name = functools.partial(name_of, self.optimizer, one.owner)
+                factors.append(explicit_factors(rule, magnitude, times[one.group], one.unit.mask, name))
         for one, factor in zip(live, factors, strict=True):
             self._multiply(one, factor)
 
@@ -85,22 +95,27 @@ class Shrinking:
             for one in live:
                 self._multiply(one, ratios[one.group])
             return
+        summed = summed_norms(self.parts)
         cut = [one for one in live if len(one.unit.params) == 1 and self.compensation is None]
         for batch in batches(cut, self.measure):
-            self._shrink_batch(rule, batch, times[batch[0].group])
+            self._shrink_batch(rule, batch, times[batch[0].group], summed)
         whole = [one for one in live if len(one.unit.params) > 1 or self.compensation is not None]
-        seen = {one.which: self._magnitudes(one.which) for one in whole}  # before the first of a joint unit
-        for one in whole:
-            bound = self._bound(rule, one.which)
-            self._multiply(one, flow_factors(bound, seen[one.which], times[one.group]))
+        seen = self._magnitudes(whole, summed)  # before the first of a joint unit is changed
+        for one, magnitude in zip(whole, seen, strict=True):
+            self._multiply(one, flow_factors(self._bound(rule, one), magnitude, times[one.group]))
 
-    def _shrink_batch(self, rule: Rule, batch: list[Live], time: float | Tensor) -> None:
+    def _shrink_batch(
+        self, rule: Rule, batch: list[Live], time: float | Tensor, summed: dict[int, Tensor]
+    ) -> None:
         # All norms first and then all products: after a pass over memory every Python step is slow, which
         # costs more than finding a weight in the cache again would gain.
         unit = batch[0].unit
-        norms, regular = joined_norms([one.param for one in batch], unit.dim)
+        if is_summed(unit):
+            norms, regular = torch.cat([take(one.unit, summed[one.which]) for one in batch]), False
+        else:
+            norms, regular = joined_norms([one.param for one in batch], unit.dim)
         if self.reference:
-            rule = rule.bound_to(torch.cat([self.reference[one.which] for one in batch]))
+            rule = rule.bound_to(torch.cat([take(one.unit, self.reference[one.which]) for one in batch]))
         factors = flow_factors(rule, magnitudes(norms, unit, self.measure), time, regular)
         split = factors.split([one.unit.count for one in batch])
         multiply_all([one.param for one in batch], split, [one.unit for one in batch], self._found_inf())
@@ -109,18 +124,19 @@ class Shrinking:
         """Copy the weights before the step, for a rule that has to know what the step has added."""
         if isinstance(rule, Sphere) and rule.rotate:
             # all of them, as a closure may give gradients to those that have none yet
-            self._before = {id(p): p.detach().clone() for unit in self.units for p in unit.params}
+            params = [param for unit in self.units for param in unit.params]
+            self._before = {id(param): local_of(param).detach().clone() for param in params}
 
     def _turn(self, rule: Rule, live: list[Live], times: dict[int, float | Tensor]) -> None:
         found_inf = self._found_inf()
         for one in live:
-            unit = one.unit
-            if one.place != len(unit.params) - 1 or any(param.grad is None for param in unit.params):
+            unit, owners = one.unit, self.units[one.which].params
+            if one.place != len(owners) - 1 or any(param.grad is None for param in owners):
                 continue  # a joint unit turns as a whole, when its last tensor is reached, or not at all
-            before = [self._before[id(param)] for param in unit.params]
-            seen, time = self._magnitudes(one.which), times[one.group]
+            before = [self._before[id(param)] for param in owners]
+            (seen,), time = self._magnitudes([one]), times[one.group]
             size = unit.numel**0.5 if self.measure == "rms" else 1.0
-            new = turned(unit, before, self._bound(rule, one.which).flow(seen, time) * size, time)
+            new = turned(unit, before, self._bound(rule, one).flow(seen, time) * size, time)
             for param, value in zip(unit.params, new, strict=True):
                 if unit.mask is not None:
                     value = torch.where(unit.broadcast(unit.mask, param), value, param)
@@ -132,13 +148,11 @@ class Shrinking:
     def _times(self, live: list[Live]) -> dict[int, float | Tensor]:
         return {group: self.clock.time(self.optimizer, group) for group in {one.group for one in live}}
 
-    def _magnitudes(self, which: int) -> Tensor:
-        unit = self.units[which]
-        norms = unit.norms() if self.compensation is None else self.compensation.norms(which)
-        return magnitudes(norms, unit, self.measure)
+    def _magnitudes(self, live: list[Live], summed: dict[int, Tensor] | None = None) -> list[Tensor]:
+        return magnitudes_of(live, self.parts, self.measure, self.compensation, summed)
 
-    def _bound(self, rule: Rule, which: int) -> Rule:
-        return rule.bound_to(self.reference[which]) if self.reference else rule
+    def _bound(self, rule: Rule, one: Live) -> Rule:
+        return rule.bound_to(take(one.unit, self.reference[one.which])) if self.reference else rule
 
     def _multiply(self, one: Live, factor: float | Tensor) -> None:
         if self.compensation is not None:
