@@ -153,8 +153,7 @@ NETWORKS: dict[str, Network] = {
         8 + 4,
     ),
     # the first convolution (a group norm per channel) and the weight-normalised position convolution;
-    # per layer q·k, v·o, the norm between; layers are dropped at random, so all norms before and after
-    # layers scale together; the norm of the features
+    # per layer q·k, v·o, the norm between, the norm before; the last norm; the norm of the features
     "wav2vec2": Network(
         lambda: hf.Wav2Vec2ForCTC(
             hf.Wav2Vec2Config(
@@ -172,7 +171,7 @@ NETWORKS: dict[str, Network] = {
         ),
         waves,
         2,
-        3 * 2 + 1 + 1,
+        4 * 2 + 1 + 1,
         2,
     ),
     # depthwise and pointwise convolutions; ReLU6 is not homogeneous, so only the gains of seven linear

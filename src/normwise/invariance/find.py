@@ -191,8 +191,10 @@ class _Search:
         add(0, real_eps=False)
         add(0, real_eps=True)
         if not all((row.reached == rows.small[0].reached).all() for row in rows.small):
-            add(POINTS, real_eps=False)  # what a random draw left out (a dropped layer) gets another chance
+            self._probe.whole = False  # what random draws leave out gets a chance to be drawn
+            add(POINTS, real_eps=False)
             add(POINTS, real_eps=True)
+            self._probe.whole = True
         self._result.passes = len(rows.small) + len(rows.real)
         shapes = [p.shape for p in self._probe.parameters]
         if not any(row.reached.any() for row in rows.small) and not strays:

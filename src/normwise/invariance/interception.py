@@ -79,6 +79,8 @@ _DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
     F.multi_head_attention_forward: "dropout_p",
     F.scaled_dot_product_attention: "dropout_p",
 }
+_BERNOULLI = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
+_DRAWS = {torch.rand, torch.rand_like, Tensor.uniform_, *_BERNOULLI}
 _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
@@ -89,6 +91,9 @@ class Interception(TorchFunctionMode):
     Args:
         eps_factor: What every eps is multiplied by: 1 is the model as it is.
         dtype: The type that every cast to a floating-point type goes to.
+        whole: Also leave no layer and no sample's branch out: stochastic depth draws one number per sample or
+            per layer and compares it with a rate, so one half, and Bernoulli draws rounded, keep what is
+            kept more often than not.
 
     Example:
         >>> tiny = torch.tensor([[1e-3, -1e-3]], dtype=torch.float64)
@@ -97,8 +102,9 @@ class Interception(TorchFunctionMode):
         1.0
     """
 
-    def __init__(self, eps_factor: float, dtype: torch.dtype) -> None:
+    def __init__(self, eps_factor: float, dtype: torch.dtype, whole: bool = True) -> None:
         super().__init__()
+        self.whole = whole
         self.eps_factor = eps_factor
         self.dtype = dtype
 
@@ -123,7 +129,23 @@ class Interception(TorchFunctionMode):
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
-        return func(*args, **named)
+        result = func(*args, **named)
+        if self.whole and func in _DRAWS:
+            self._settle(func, result, args, named)
+        return result
+
+    def _settle(
+        self, func: Callable[..., Any], result: Any, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        """Overwrite random draws that decide on layers or branches with their most likely outcome."""
+        with torch.no_grad():
+            if func in _BERNOULLI:
+                rate = named.get(
+                    "p", args[1] if len(args) > 1 else 0.5 if func is Tensor.bernoulli_ else args[0]
+                )
+                result.copy_(torch.as_tensor(rate) >= 0.5)
+            elif result.numel() == 1 or (result.ndim > 1 and result.numel() == result.shape[0]):
+                result.fill_(0.5)
 
     def _one_type(self, argument: Any) -> Any:
         return self.dtype if isinstance(argument, torch.dtype) and argument in _FLOATS else argument

@@ -83,6 +83,7 @@ class Probe:
         names: The name of each parameter.
         parameters: The stand-ins, which may be changed freely.
         originals: The model's own, never changed.
+        whole: Whether layers and branches that are dropped at random are all kept.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Probe:
         self.originals = self._swap.originals
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
+        self.whole = True
 
     def __enter__(self) -> Probe:
         devices = {p.device for p in self.parameters}
@@ -194,7 +196,7 @@ class Probe:
             )
 
     def _interception(self, real_eps: bool) -> Interception:
-        return Interception(1.0 if real_eps else self.eps_factor, self.dtype)
+        return Interception(1.0 if real_eps else self.eps_factor, self.dtype, self.whole)
 
     def release(self) -> None:
         """Drop the graph that the modules may still hold, and the clones of buffers."""

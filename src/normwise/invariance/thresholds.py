@@ -48,7 +48,7 @@ class Thresholds:
 
 
 _DOUBLE = Thresholds(
-    eps_factor=1e-8, invariant=1e-5, honest=1e-3, silent=1e-9, unchanged=1e-4, same=1e-7, null=1e-6
+    eps_factor=1e-12, invariant=1e-5, honest=1e-3, silent=1e-9, unchanged=1e-4, same=1e-7, null=1e-6
 )
 _SINGLE = Thresholds(
     eps_factor=1e-6, invariant=1e-3, honest=3e-2, silent=1e-5, unchanged=5e-3, same=1e-3, null=1e-4
