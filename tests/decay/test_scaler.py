@@ -117,3 +117,21 @@ def test_under_autocast_with_accumulation() -> None:
         scaler.scale(loss).backward()
     scaler.step(optimizer)
     torch.testing.assert_close(first.weight.detach(), before * math.exp(-0.5))
+
+
+@pytest.mark.parametrize("mode", ["flow", "explicit"])
+def test_a_skipped_step_leaves_the_compensated_scale_alone(mode: str) -> None:
+    param = weight(4, 6)
+    optimizer = SGD([param], lr=0.1, fused=True)
+    decay = nw.Decay(optimizer, nw.AdaptiveWeightShrink(1e-7), param, mode=mode, compensated=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    pending = []
+    for value in (0.0, math.inf, 0.0):
+        param.grad = torch.full_like(param, value)
+        scaler.step(optimizer)
+        scaler.update()
+        pending.append(decay.state_dict()["pending"][0][0])
+    assert bool((pending[0] < 1).all())
+    assert torch.equal(pending[1], pending[0])
+    assert bool((pending[2] < pending[1]).all())

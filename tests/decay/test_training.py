@@ -166,6 +166,21 @@ def test_a_step_that_raised_is_not_decayed_again(mode: str) -> None:
         assert torch.equal(param.grad, grad)
 
 
+def test_a_rule_removed_after_a_step_that_raised_gives_the_gradient_back() -> None:
+    class Failing(SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise MemoryError("once")
+
+    param = weight(3, 5)
+    optimizer = Failing([param], lr=0.1)
+    decay = nw.Decay(optimizer, nw.L2(0.3), param, mode="coupled")
+    kept = param.grad = torch.ones(3, 5)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    decay.remove()
+    assert param.grad is kept
+
+
 @each_rule
 @each_mode
 def test_an_optimizer_per_parameter_stepped_inside_backward(mode: str, rule: Rule) -> None:
