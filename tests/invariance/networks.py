@@ -24,7 +24,6 @@ class Case:
     joint: list[Symmetry] = field(default_factory=list)
     no_effect: set[str] = field(default_factory=set)
     partial: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)
-    parts: int = 0
 
 
 def plus(*names: str) -> Symmetry:
@@ -452,7 +451,6 @@ CASES: dict[str, Case] = {
         lambda: Transformer(nn.LayerNorm, packed=True, tied=True),
         tokens,
         joint=prenorm_joint(both_norm, True, True, True),
-        parts=4,
     ),
     "prenorm_rms_norm": Case(
         lambda: Transformer(RMSNorm, bias=False),

@@ -62,11 +62,10 @@ class Invariances:
         undetermined: {name: reason}.
         joint: [{name: exponent}]: w_k → α^e_k·w_k for all k changes nothing: a sparse basis, in small
             integers, of the symmetries beyond the parameters that are invariant alone.
-        joint_parts: The same with packed tensors split: keys are "name[a:b]" (rows) or "name[:, a:b]".
-            Only symmetries that need a split.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
             members; every parameter that is in any such group is in at least one.
-        unconfirmed_joint: Symmetries of the null space that rescaling did not confirm.
+        unconfirmed_joint: Symmetries of the null space that rescaling did not confirm: they hold nearby
+            only, as below the clamp of a ReLU6 that no sample reaches.
         evidence: {name: what was measured}.
         frozen: Names of parameters with ``requires_grad=False``: they have verdicts like all others.
         rows: Backward passes behind the joint symmetries. rank: the rank they reached.
@@ -93,7 +92,6 @@ class Invariances:
     not_invariant: set[str] = field(default_factory=set)
     undetermined: dict[str, str] = field(default_factory=dict)
     joint: list[dict[str, int]] = field(default_factory=list)
-    joint_parts: list[dict[str, int]] = field(default_factory=list)
     groups: list[dict[str, int]] = field(default_factory=list)
     unconfirmed_joint: list[dict[str, int]] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
