@@ -198,7 +198,7 @@ def check_cuda() -> dict[str, Any]:
         worst, launches = 0.0, 0
         for exponent in (-30, -3, 0, 3, 30):
             start = [torch.randn(64, 96, dtype=torch.float64).float() * 10.0**exponent for _ in range(50)]
-            ends = [stepped(rule, [s.to(d, t) for s in start], d) for d, t in PLACES]
+            ends = [stepped(rule, [s.to(d, t, copy=True) for s in start], d) for d, t in PLACES]
             launches = ends[0][1]
             for mine, exact in zip(ends[0][0], ends[1][0], strict=True):
                 norms = exact.norm(dim=1)
