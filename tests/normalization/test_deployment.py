@@ -64,7 +64,8 @@ def test_export(kind: str, fold: bool) -> None:
     y = model(x)
     if fold:
         nw.fold(model)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), y, rtol=1e-5, atol=1e-4)  # rounded differently
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
