@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from tests.invariance.checks import same, snapshot
-from tests.invariance.networks import CASES, Case, legacy_weight_norm
+from tests.invariance.modules import legacy_weight_norm
+from tests.invariance.networks import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset

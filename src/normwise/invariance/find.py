@@ -224,15 +224,15 @@ class _Search:
         sized = {items[i].index for i in sizes_matter}
         unlit = [item for item in items if item.index not in sized | draft.lit]
         signs_matter = self._judge.offenders(unlit, replace(True), _touched, self._at.same)
-        signed = draft.lit - sized | {unlit[i].index for i in signs_matter}
+        signed = {unlit[i].index for i in signs_matter}
         for k in set(draft.silent) - sized:
-            if k not in signed:
-                draft.evidence[k] = Evidence("no effect")
-            elif k in draft.unreached:
-                reason = f"{_DETACHED}, but its signs change the outputs"
-                draft.evidence[k] = Evidence("undetermined", reason=reason)
+            if k in signed:
+                why = _DETACHED if k in draft.unreached else "dead: its gradient is zero at the probed points"
+                draft.evidence[k] = Evidence(
+                    "undetermined", reason=f"{why}, but other signs change the outputs"
+                )
             else:
-                draft.evidence[k] = self._of_gain(k)
+                draft.evidence[k] = self._of_gain(k) if k in draft.lit else Evidence("no effect")
 
     def _of_gain(self, k: int) -> Evidence:
         """Return the evidence of a parameter of which only signs have an effect: each value is a unit."""
