@@ -1,4 +1,4 @@
-"""The command line: ``normwise reproduce`` and ``normwise report``. No logic of its own."""
+"""The command line: ``normwise reproduce``, ``report`` and ``inspect``. No logic of its own."""
 
 from __future__ import annotations
 
@@ -93,6 +93,41 @@ def report(
     from normwise.lab.reproduce import rebuild_report
 
     print(rebuild_report(folder))  # noqa: T201
+
+
+@app.command()
+def inspect(
+    factory: Annotated[
+        str | None, typer.Argument(metavar="[PACKAGE.MODULE:FACTORY]", help="What makes the model.")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="SHAPE[:dtype]", help="Random input, as 8x3x32x32 or 4x16:int64."),
+    ] = None,
+    batch: Annotated[Path | None, typer.Option(help="A safetensors file: a batch by argument names.")] = None,
+    batches: Annotated[
+        str | None, typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="A function that returns batches.")
+    ] = None,
+    transformers: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="A model type of transformers, or a config.json.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which Plan.load reads.")] = False,
+) -> None:
+    """Show which weights of a model are scale-invariant, what decay does to each, and a plan."""
+    from normwise.inspection.inspect import inspect as look_into
+
+    found = look_into(factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers)
+    if html is not None:
+        from normwise.inspection.page import write_page
+
+        _say(f"page: {write_page(found, html)}")
+    if as_json:
+        print(found.to_json(), end="")  # noqa: T201
+    else:
+        from normwise.inspection.terminal import show
+
+        show(found)
 
 
 def _cores() -> int:

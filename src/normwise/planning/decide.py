@@ -10,7 +10,7 @@ from torch import nn
 
 from normwise.invariance.result import Invariances
 from normwise.planning.roles import role_of
-from normwise.planning.symmetries import Symmetry, is_group, owner, readable_symmetries
+from normwise.planning.symmetries import Symmetry, is_group, readable_symmetries
 from normwise.planning.treatment import BALANCE, NONE, PLAIN_L2, SHRINK, VERDICTS, Treatment
 
 __all__ = ["check_overrides", "decide", "parameter_aliases"]
@@ -75,7 +75,7 @@ def _verdict(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> 
         return _with(blank, NONE, _reason_of_vector(blank, inv, symmetries))
     if name in inv.scale_invariant or name in inv.partial:
         return _shrunk_alone(blank, inv, symmetries)
-    mine = [s for s in symmetries if name in map(owner, s)]
+    mine = [s for s in symmetries if name in s]
     groups = [s for s in mine if is_group(s)]
     if groups:
         together = _others(blank, groups[0])
@@ -95,7 +95,7 @@ def _shrunk_alone(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]
     dim, mask = inv.partial[name]
     some = f"{int(mask.sum())} of its {len(mask)}"
     slices = {0: "rows", 1: "columns"}[dim]
-    mine = [s for s in symmetries if name in map(owner, s)]
+    mine = [s for s in symmetries if name in s]
     rest = f"; the other {slices}, {_pair_words(blank, mine)}, stay as they are" if mine else ""
     reason = f"{some} {slices} only have a direction{to_eps}: {_ONLY_RATE}{rest}"
     return _with(blank, SHRINK, reason, dim=dim, mask=tuple(mask.tolist()))
@@ -125,8 +125,8 @@ def _simplest(mine: list[Symmetry]) -> Symmetry:
 def _pair_words(blank: Treatment, mine: list[Symmetry]) -> str:
     """Say what balances what, seen from this parameter."""
     chosen = _simplest(mine)
-    own = next(exponent for key, exponent in chosen.items() if owner(key) == blank.name)
-    same = [key for key, e in chosen.items() if e * own > 0 and owner(key) != blank.name]
+    own = chosen[blank.name]
+    same = [key for key, e in chosen.items() if e * own > 0 and key != blank.name]
     against = [key for key, e in chosen.items() if e * own < 0]
     exponents = {abs(e) for e in chosen.values()}
     kind = "+1/−1 pair" if exponents == {1} else f"+{max(chosen.values())}/−{-min(chosen.values())} pair"
@@ -135,7 +135,7 @@ def _pair_words(blank: Treatment, mine: list[Symmetry]) -> str:
 
 
 def _others(blank: Treatment, symmetry: Symmetry) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in map(owner, symmetry) if name != blank.name))
+    return tuple(name for name in symmetry if name != blank.name)
 
 
 def _few(names: tuple[str, ...] | list[str], most: int = 2) -> str:

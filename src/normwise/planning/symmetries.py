@@ -3,32 +3,21 @@
 The jointly scale-invariant groups of a network are not unique. In a transformer the residual stream scales
 with its writers (the output projections), and as v against the output projection is a symmetry too, v could
 stand in place of the projection. Decaying both would pull twice on one product. So each group is reduced to
-the one with the fewest members, of these the fewest gains and biases, of these the latest in the model: the
-writers.
+the one with the most weights (a writer and not the gain of its layer scale), of these the one with the fewest
+members (no further bias), of these the latest in the model (a writer and not what it reads).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from normwise.invariance.result import Invariances
 
-__all__ = ["Symmetry", "is_group", "owner", "readable_symmetries", "spell"]
+__all__ = ["Symmetry", "is_group", "readable_symmetries"]
 
 Symmetry = dict[str, int]
-
-
-def owner(key: str) -> str:
-    """Return the parameter that a key of ``Invariances.joint_parts`` is a part of.
-
-    Example:
-        >>> owner("h.0.attn.c_attn.weight[:, 0:768]")
-        'h.0.attn.c_attn.weight'
-    """
-    return re.sub(r"\[[^\]]*\]$", "", key)
 
 
 def is_group(symmetry: Symmetry) -> bool:
@@ -37,7 +26,7 @@ def is_group(symmetry: Symmetry) -> bool:
 
 
 def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> list[Symmetry]:
-    """Return a basis of the joint symmetries: groups first, each as small as it gets, then the others.
+    """Return a basis of the joint symmetries: groups first, as the module says, then the others.
 
     Args:
         inv: What was found.
@@ -47,12 +36,19 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
     mixed = [s for s in inv.joint if not is_group(s)]
 
     def cost(symmetry: Symmetry) -> tuple[int, int, int]:
-        vectors = sum(not is_weight(name) for name in symmetry)
-        return len(symmetry), vectors, -sum(place[name] for name in symmetry)
+        weights = sum(is_weight(name) for name in symmetry)
+        return -weights, len(symmetry), -sum(place[name] for name in symmetry)
 
     groups = [_reduced(group, mixed, cost) for group in [*inv.groups, *filter(is_group, inv.joint)]]
     ordered = sorted(groups, key=cost) + sorted(mixed, key=cost) + sorted(inv.joint, key=cost)
-    return [*_independent(ordered, place), *inv.joint_parts]
+    return [_oriented(s, place) for s in _independent(ordered, place)]
+
+
+def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
+    """Return it in the order of the model, its first member with a positive exponent."""
+    members = sorted(symmetry, key=lambda key: place[key])
+    sign = 1 if symmetry[members[0]] > 0 else -1
+    return {key: sign * symmetry[key] for key in members}
 
 
 def _reduced(group: Symmetry, mixed: Sequence[Symmetry], cost: Callable[[Symmetry], object]) -> Symmetry:
@@ -84,13 +80,3 @@ def _independent(symmetries: list[Symmetry], place: dict[str, int]) -> list[Symm
             chosen.append(symmetry)
             rows = extended
     return chosen
-
-
-def spell(symmetry: Symmetry) -> str:
-    """Write a symmetry with its exponents.
-
-    Example:
-        >>> spell({"v": 1, "o": -1}), spell({"a": 1, "b": 2})
-        ('v +1, o −1', 'a +1, b +2')
-    """
-    return ", ".join(f"{name} {'+' if e > 0 else '−'}{abs(e)}" for name, e in symmetry.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 __all__ = ["BALANCE", "NONE", "PLAIN_L2", "SHRINK", "VERDICTS", "Treatment"]
@@ -36,6 +37,11 @@ class Treatment:
     mask: tuple[bool, ...] | None = None
     together: tuple[str, ...] = field(default=())
     aliases: tuple[str, ...] = field(default=())
+
+    @property
+    def numel(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
 
     @property
     def rule(self) -> str:

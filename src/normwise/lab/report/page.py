@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from normwise.lab.report.figure import PALETTE, color_of, figure, inline
 from normwise.lab.store import write_atomically
+from normwise.pages import environment
 
 __all__ = ["write_report"]
 
@@ -31,15 +31,10 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
             write_atomically(figures / f"{name}-{k + 1}.svg", figure(plot))
             # drawn by matplotlib, which escapes the text in it
             plots[name].append(Markup(inline(plot, f"{name}-{k + 1}")))
-    environment = Environment(
-        loader=PackageLoader("normwise.lab.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
-        claims=claims, plots=plots, results=results, colors=len(PALETTE), color_of=color_of
+    page = (
+        environment("normwise.lab.report")
+        .get_template("report.html")
+        .render(claims=claims, plots=plots, results=results, colors=len(PALETTE), color_of=color_of)
     )
     write_atomically(path, page)
     return path

@@ -1,0 +1,103 @@
+"""Inspect a model that a command line names: its plan, as text, JSON or a page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from normwise.inspection import inputs, target
+from normwise.planning.plan import Plan, plan
+
+__all__ = ["Inspection", "inspect"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A plan, and what it was made for.
+
+    Attributes:
+        title: What was named on the command line.
+        plan: The plan.
+        seconds: How long finding it took.
+    """
+
+    title: str
+    plan: Plan
+    seconds: float
+
+    def to_json(self) -> str:
+        """Return the plan as JSON that ``Plan.load`` reads, with counts beside it."""
+        whole = json.loads(self.plan.to_json())
+        counts: dict[str, dict[str, int]] = {}
+        for t in self.plan.treatments:
+            entry = counts.setdefault(t.verdict, {"parameters": 0, "values": 0})
+            entry["parameters"] += 1
+            entry["values"] += t.numel
+        whole |= {"model": self.title, "seconds": round(self.seconds, 1), "counts": counts}
+        return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def inspect(
+    factory: str | None,
+    *,
+    shapes: Sequence[str] = (),
+    batch: Path | None = None,
+    batches: str | None = None,
+    transformers: str | None = None,
+    overrides: dict[str, str] | None = None,
+) -> Inspection:
+    """Find what decay does in a model, and plan for it.
+
+    Args:
+        factory: ``package.module:factory``; None with ``transformers``.
+        shapes: Random inputs, as "8x3x32x32" or "4x16:int64".
+        batch: A safetensors file with one batch, instead.
+        batches: ``package.module:function`` that returns batches, instead.
+        transformers: A configuration of transformers, instead of a factory; it needs no inputs.
+        overrides: As for :func:`normwise.plan`.
+
+    Raises:
+        ValueError: Something that was given is not possible; one line says what.
+    """
+    if (factory is None) == (transformers is None):
+        raise ValueError("give either a factory as package.module:factory or --transformers CONFIG")
+    given = [
+        name for name, value in (("--input", shapes), ("--batch", batch), ("--batches", batches)) if value
+    ]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given: give one of them")
+    if transformers is not None:
+        model, own = target.from_transformers(transformers)
+    else:
+        assert factory is not None
+        model, own = target.made_by(factory), None
+    start = time.monotonic()
+    try:
+        found = plan(model, _batches(model, shapes, batch, batches, own), overrides=overrides)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    return Inspection(factory or f"transformers {transformers}", found, time.monotonic() - start)
+
+
+def _batches(
+    model: nn.Module, shapes: Sequence[str], batch: Path | None, batches: str | None, own: Any
+) -> Any:
+    if shapes:
+        random = inputs.random_inputs(list(shapes), model)
+        if own is None:
+            return random
+        name = next(iter(own))  # the main input of a transformers model goes by name
+        return [{**own, name: drawn[0]} for drawn in random]
+    if batch is not None:
+        return inputs.read_safetensors(batch)
+    if batches is not None:
+        return inputs.returned_batches(batches)
+    if own is None:
+        raise ValueError("the model needs inputs: give --input SHAPE[:dtype], --batch FILE or --batches NAME")
+    return [own]

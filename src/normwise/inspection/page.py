@@ -1,0 +1,116 @@
+"""The plan as an HTML page that needs no script and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from normwise.inspection.inspect import Inspection
+from normwise.inspection.terminal import amount
+from normwise.inspection.view import MEANINGS, Layer, layers, lines, links, symmetry_lines
+from normwise.planning.plan import Plan
+from normwise.planning.treatment import VERDICTS
+
+__all__ = ["write_page"]
+
+_LETTER, _ROW, _LANE, _LONGEST = 7.3, 30, 16, 30  # pixels, and letters of a label
+
+
+def write_page(inspection: Inspection, path: Path) -> Path:
+    """Write the page; return its path.
+
+    Args:
+        inspection: What was found.
+        path: Of the page; it is written over.
+
+    Raises:
+        ValueError: jinja2 is not installed, or the file cannot be written.
+    """
+    try:
+        from normwise.pages import environment
+    except ImportError as error:
+        raise ValueError("--html needs the extra 'lab': pip install normwise[lab]") from error
+    plan = inspection.plan
+    total = sum(t.numel for t in plan.treatments)
+    page = (
+        environment("normwise.inspection")
+        .get_template("inspect.html")
+        .render(
+            title=inspection.title,
+            facts=f"{len(plan.treatments)} parameters with {amount(total)} values",
+            seconds=inspection.seconds,
+            tiles=list(_tiles(plan, total)),
+            drawing=_drawing(plan),
+            lines=lines(plan),
+            symmetries=symmetry_lines(plan),
+        )
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--html {path} cannot be written ({error.strerror}): give another file") from error
+    return path
+
+
+def _tiles(plan: Plan, total: int) -> Any:
+    for verdict in VERDICTS:
+        mine = [t for t in plan.treatments if t.verdict == verdict]
+        if mine:
+            share = sum(t.numel for t in mine) / max(1, total)
+            yield {
+                "verdict": verdict,
+                "count": len(mine),
+                "share": f"{share:.0%}",
+                "meaning": MEANINGS[verdict],
+            }
+
+
+def _drawing(plan: Plan) -> dict[str, Any]:
+    """Return where everything is drawn: layers downwards, then a lane for each symmetry to the right."""
+    stack = layers(plan)
+    labels = [_label(layer) for layer in stack]
+    start = 18 + _LETTER * max(map(len, labels), default=0)
+    rows, card = [], 0.0
+    for k, (layer, label) in enumerate(zip(stack, labels, strict=True)):
+        chips, x = [], start
+        for line in layer.lines:
+            leaf = line.label.split(" = ")[0].rpartition(".")[2]
+            width = 16 + _LETTER * len(leaf)
+            title = f"{line.label} {line.times} ({line.shape}): {line.first.verdict}, {line.reason}"
+            chips.append(
+                {"x": x, "width": width, "text": leaf, "title": title, "verdict": line.first.verdict}
+            )
+            x += width + 5
+        card = max(card, x + 3)
+        full = f"{layer.label} {layer.times}".rstrip()
+        rows.append({"y": _y(k), "label": label, "full": full, "chips": chips})
+    found = links(plan)
+    lanes = [
+        {
+            "x": card + 14 + _LANE * link.lane,
+            "top": _y(min(link.dots)),
+            "bottom": _y(max(link.dots)),
+            "group": link.line.group,
+            "title": f"{link.line.words}{f' (×{link.line.count})' if link.line.count > 1 else ''}",
+            "dots": [{"y": _y(k), "sign": sign} for k, sign in sorted(link.dots.items())],
+        }
+        for link in found
+    ]
+    width = card + 20 + _LANE * max((link.lane + 1 for link in found), default=0)
+    return {
+        "rows": rows,
+        "lanes": lanes,
+        "card": round(card, 1),
+        "width": round(width),
+        "height": _y(len(stack)) - 6,
+        "left_out": len(symmetry_lines(plan)) - len(found),
+    }
+
+
+def _y(row: int) -> int:
+    return 18 + _ROW * row
+
+
+def _label(layer: Layer) -> str:
+    whole = f"{layer.label} {layer.times}".rstrip()
+    return whole if len(whole) <= _LONGEST else f"…{whole[1 - _LONGEST :]}"

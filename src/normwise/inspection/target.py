@@ -1,0 +1,140 @@
+"""The model that a command line names: a factory, or a configuration of transformers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["from_transformers", "load", "made_by"]
+
+_TOKENS, _IMAGE, _WAVE = 24, 64, 8000
+_HEADS = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+)
+
+
+def load(target: str) -> Any:
+    """Return what ``package.module:name`` names; modules in the working directory are found too.
+
+    Raises:
+        ValueError: It cannot be imported, or there is no such name.
+    """
+    module_name, colon, name = target.partition(":")
+    if not colon or not module_name or not name:
+        raise ValueError(f"{target!r} names nothing: give package.module:name, as in models:resnet")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"{target}: {_line(error)}; give a name that the module has") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{module_name!r} cannot be imported: {_line(error)}") from error
+    return found
+
+
+def made_by(target: str) -> nn.Module:
+    """Return the model that ``package.module:factory`` makes: a function, a class or a model itself.
+
+    Raises:
+        ValueError: It cannot be found, raises, or makes no model.
+    """
+    factory = load(target)
+    model = factory if isinstance(factory, nn.Module) else called(target, factory)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{target} made a {type(model).__name__}, and a torch.nn.Module is needed")
+    return model
+
+
+def called(target: str, function: Any) -> Any:
+    """Return ``function()``; whatever it raises becomes one line that names it.
+
+    Raises:
+        ValueError: It is not callable, or raises.
+    """
+    if not callable(function):
+        raise ValueError(f"{target} is a {type(function).__name__}: give a function without arguments")
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{target} raised {type(error).__name__}: {_line(error)}") from error
+
+
+def from_transformers(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Return a model of transformers with random weights, and a batch for it.
+
+    Args:
+        name: A model type ("gpt2": its default configuration), a configuration file, or a name of the hub
+            (which needs a network).
+
+    Raises:
+        ValueError: transformers is not installed, or the name is no configuration.
+    """
+    try:
+        import transformers
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    except ImportError as error:
+        raise ValueError("--transformers needs the extra 'hf': pip install normwise[hf]") from error
+    try:
+        if Path(name).is_file():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        elif name in CONFIG_MAPPING_NAMES:
+            config = transformers.AutoConfig.for_model(name)
+        else:
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(
+            f"--transformers {name} is no configuration ({_line(error)}): give a model type such as gpt2, a "
+            "config.json, or a name of the hub"
+        ) from error
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    makers = [getattr(transformers, head) for head in _HEADS] + [transformers.AutoModel]
+    maker = next((m for m in makers if type(config) in m._model_mapping), None)
+    if maker is None:
+        raise ValueError(f"--transformers {name}: no model class for {type(config).__name__}")
+    model: nn.Module = called(f"--transformers {name}", lambda: maker.from_config(config))
+    return model, batch_for(model, config)
+
+
+def batch_for(model: Any, config: Any) -> dict[str, Any]:
+    """Return a random batch that a model of transformers runs on.
+
+    Raises:
+        ValueError: Its input is of a kind that is not known.
+    """
+    inputs = model.main_input_name
+    text = getattr(config, "get_text_config", lambda: config)()
+    tokens = torch.randint(0, getattr(text, "vocab_size", None) or 2, (2, _TOKENS))
+    batch: dict[str, Any]
+    if inputs == "input_ids":
+        batch = {inputs: tokens}
+    elif inputs == "pixel_values":
+        size = getattr(config, "image_size", None) or _IMAGE
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        batch = {inputs: torch.randn(4, getattr(config, "num_channels", 3), height, width)}
+    elif inputs == "input_values":
+        batch = {inputs: torch.randn(2, _WAVE)}
+    elif inputs == "input_features" and hasattr(config, "num_mel_bins"):
+        length = 2 * getattr(config, "max_source_positions", 50)
+        batch = {inputs: torch.randn(2, config.num_mel_bins, length)}
+    else:
+        raise ValueError(f"the input {inputs!r} of {type(model).__name__} is not known: give --batches")
+    if getattr(config, "is_encoder_decoder", False):
+        batch["decoder_input_ids"] = tokens
+    return batch
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,46 @@
+"""What the tests of ``normwise inspect`` name on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tests.invariance.networks import CASES
+from torch import nn
+
+gpt = CASES["qk_norm_packed"].build
+resnet = CASES["resnet"].build
+a_model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+number = 3
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.fc = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(x + self.emb(ids))
+        return out
+
+
+def raising() -> nn.Module:
+    raise KeyError("no such\nsetting")
+
+
+def stopping() -> nn.Module:
+    raise SystemExit("usage: give an argument")
+
+
+def text() -> str:
+    return "a model"
+
+
+def batches() -> list[Any]:
+    return [torch.randn(8, 3, 8, 8)]
+
+
+def deep() -> nn.Module:
+    """Return a network of 300 parameters."""
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()) for _ in range(75)]
+    return nn.Sequential(*layers)
