@@ -5,8 +5,8 @@
 All candidates step the same parameters in turns, one step each in every round, right after a step of their
 baseline; the ratio reported is the median over these pairs. Rules act on the weights with two or more
 dimensions. On a machine with a GPU the same is checked and timed there first (results against float64, no
-synchronisation, kernels launched); on one without, CUDA is not measured. One thread. pytorch_optimizer is
-timed where it is installed.
+synchronisation, kernels launched); on one without, CUDA is not measured. One thread, whose own CPU time is
+taken, so that a busy machine disturbs less. pytorch_optimizer is timed where it is installed.
 """
 
 from __future__ import annotations
@@ -156,13 +156,11 @@ def timed(candidate: Candidate, weights: list[nn.Parameter], device: str) -> flo
     """Return the seconds of one step; attaching the rule is not timed."""
     rule, optimizer = candidate.rule, candidate.optimizer
     decay = nw.Decay(optimizer, rule, weights, **candidate.settings) if rule else None
-    wait(device)
-    start = time.perf_counter()
+    start = now(device)
     optimizer.step()
     if candidate.after is not None:
         candidate.after()
-    wait(device)
-    seconds = time.perf_counter() - start
+    seconds = now(device) - start
     if decay is not None:
         decay.remove()
     return seconds
@@ -170,18 +168,18 @@ def timed(candidate: Candidate, weights: list[nn.Parameter], device: str) -> flo
 
 def stream(params: list[nn.Parameter], device: str) -> float:
     """Return the bytes per second of reading and writing every parameter once."""
-    wait(device)
-    start = time.perf_counter()
+    start = now(device)
     for param in params:
         param.detach().mul_(1.0)
-    wait(device)
-    return 8 * sum(p.numel() for p in params) / (time.perf_counter() - start)
+    return 8 * sum(p.numel() for p in params) / (now(device) - start)
 
 
-def wait(device: str) -> None:
-    """Wait for what was launched on a GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def now(device: str) -> float:
+    """Return the time when all that was launched is done: this thread's own on a CPU, else the wall's."""
+    if device == "cpu":
+        return time.thread_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def check_cuda() -> dict[str, Any]:

@@ -125,6 +125,25 @@ def test_a_step_is_the_formula(mode: str, dim: int | None, measure: str) -> None
     assert torch.equal(param.grad, grad)
 
 
+@pytest.mark.parametrize("measure", ["norm", "rms"])
+@pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
+def test_parameters_together_are_decayed_as_each_by_itself(mode: str, measure: str) -> None:
+    """Of other sizes, types, dims, masks and groups, which a rule may be evaluated for at once."""
+    rule = nw.AdaptiveWeightShrink(0.01)
+    ends = []
+    for together in (True, False):
+        params = [*parameters(), *parameters(torch.float64)]
+        groups = [{"params": params[k::2], "lr": lr} for k, lr in ((0, 0.1), (1, 0.03))]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        units = [nw.Unit(p, dim) for p, dim in zip(params, (0, 0, None, 0, 1, 0, 0, None), strict=True)]
+        units[5] = nw.Unit(params[5], 0, [True, False, True, True])
+        for some in [units] if together else [[unit] for unit in units]:
+            nw.Decay(optimizer, rule, some, mode=mode, measure=measure)
+        ends.append(trained(optimizer, params, 3))
+    for mine, other in zip(*ends, strict=True):
+        assert torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
 def test_masked_rows_alone_are_decayed(mode: str) -> None:
     plain, masked = (torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator())) for _ in "ab")
