@@ -57,7 +57,7 @@ class Row:
         """The parameter in a word or two."""
         if self.effect_kind:
             return self.effect_kind
-        kinds = {SHRINK: "scale-invariant", BALANCE: "balanced", PLAIN_L2: "in no symmetry"}
+        kinds = {SHRINK: "invariant", BALANCE: "balanced", PLAIN_L2: "no symmetry"}
         return kinds.get(self.verdict, self.role) if self.role == "weight" else self.role
 
     @property
@@ -119,7 +119,7 @@ class Audit:
             first = members[0]
             name = label([r.name for r in members]) + (f" ×{len(members)}" if len(members) > 1 else "")
             cells.append([name, first.is_what, first.decayed_by, first.effect])
-        return table(_HEADER, cells, width, narrow={0: width // 3, 2: 18})
+        return table(_HEADER, cells, width, narrow={0: width * 3 // 10, 2: 21})
 
     def __str__(self) -> str:
         said = "\n".join(finding.text() for finding in self.findings) or "nothing to remark"

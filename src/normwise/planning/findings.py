@@ -157,7 +157,10 @@ def _decayed_vectors(rows: Sequence[Row]) -> Iterable[Finding]:
 def _of_verdicts(rows: Sequence[Row]) -> Iterable[Finding]:
     yield from _decayed_vectors(rows)
     decayed = [r for r in rows if r.pulls]
-    only_rate = [r for r in decayed if r.verdict == SHRINK]
+    # what a rule decays was meant for that: only the optimizer's own decay is worth a word
+    only_rate = [
+        r for r in decayed if r.verdict == SHRINK and any(p.coefficient is not None for p in r.pulls)
+    ]
     if only_rate:
         names = tuple(r.name for r in only_rate)
         share = sum(r.numel for r in only_rate) / max(1, sum(r.numel for r in decayed))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay.copying import attached
-from normwise.decay.rules import L2
+from normwise.decay.rules import L2, Rule
 from normwise.dynamics.theory import equilibrium_rotation
 from normwise.planning.twin import decay_coupling, step_grows_with_gradient
 
@@ -23,7 +23,7 @@ class Pull:
     """One thing that decays a parameter.
 
     Attributes:
-        source: "weight_decay" (of the optimizer) or a rule, as it prints.
+        source: "weight_decay" (of the optimizer), or the name of a rule and its coefficient.
         coefficient: λ of ``weight_decay``; None for a rule.
         coupling: "coupled" (through the gradient), "decoupled", or "unknown" (it cannot be measured).
         divided: Whether the optimizer divides the coupled decay by the size of the gradient, as Adam does.
@@ -63,9 +63,15 @@ def pulls_on(optimizer: Optimizer) -> dict[int, list[Pull]]:
                 angle, steps = None, None
                 if rate and decay.clock == "lr" and id(parameter) in groups:
                     angle, steps = _settled(optimizer, groups[id(parameter)], rate, decay.mode)
-                pull = Pull(str(decay.rule), None, coupling, rotation=angle, settling=steps)
+                pull = Pull(_spoken(decay.rule), None, coupling, rotation=angle, settling=steps)
                 found.setdefault(id(parameter), []).append(pull)
     return found
+
+
+def _spoken(rule: Rule) -> str:
+    settings = rule.settings()
+    coefficient = settings.get("coefficient")
+    return f"{settings['name']} {coefficient:.3g}" if isinstance(coefficient, float) else settings["name"]
 
 
 def _of_group(optimizer: Optimizer, k: int, decay: float) -> Pull:
