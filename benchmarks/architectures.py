@@ -233,10 +233,7 @@ def effect(treatment: Treatment, plan: nw.Plan) -> str:
     if treatment.verdict != "balance":
         return treatment.verdict
     weights = {t.name for t in plan.treatments if t.role == "weight"}
-    name = treatment.name
-    mine = [s for s in plan.symmetries if name in s and not is_group(s)]
-    against = {other for s in mine for other, e in s.items() if e * s[name] < 0}
-    return "balance" if against & weights else "gain"
+    return "balance" if weights & set(treatment.against) else "gain"
 
 
 def described(result: Result, verdict: str) -> str:

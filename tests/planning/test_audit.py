@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -14,14 +15,15 @@ import normwise as nw
 
 
 def by_name_and_type(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """As trainers of language models group: no decay for LayerNorms (by type) and biases (by name)."""
+    """As transformers' Trainer groups: no decay for LayerNorms by type, nor for biases and norms by name."""
+    spared = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
     norms = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         if isinstance(module, nn.LayerNorm)
         for name, _ in module.named_parameters(recurse=False)
     }
-    decayed = {n for n, _ in model.named_parameters() if n not in norms and "bias" not in n}
+    decayed = {n for n, _ in model.named_parameters() if n not in norms and not spared.search(n.lower())}
     return [
         {"params": [p for n, p in model.named_parameters() if n in decayed], "weight_decay": weight_decay},
         {"params": [p for n, p in model.named_parameters() if n not in decayed], "weight_decay": 0.0},
@@ -45,7 +47,7 @@ def test_grouping_by_name_decays_norms_of_other_classes() -> None:
     model, _ = shared("prenorm_rms_norm")
     optimizer = torch.optim.AdamW(by_name_and_type(model, 0.1), lr=1e-3)
     audit = nw.audit(model, optimizer)
-    gains = {f"n{j}.{i}.weight" for i in (0, 1) for j in (1, 2)} | {"norm.weight"}
+    gains = {f"n{j}.{i}.weight" for i in (0, 1) for j in (1, 2)}  # the last, "norm", goes by its name
     assert found(audit) == {"decayed vectors": gains}
     assert audit.plan is None
     assert "n1.{0-1}.weight (2)" in audit.findings[0].message
@@ -59,7 +61,7 @@ def test_grouping_by_name_of_a_layer_norm_transformer_is_clean_but_what_it_does_
     stream = {"emb.weight", "pos"}
     stream |= {f"{x}.{i}.{y}.weight" for i in (0, 1) for x, y in (("attn", "o"), ("mlp", "2"))}
     assert found(audit)["effective learning rate only"] == stream
-    # gains are not decayed and their readers are: the first matrix of each mlp, the head
+    # gains are not decayed and what balances them alone is: the first matrix of each mlp, the head
     assert found(audit)["one side of a pair"] == {"mlp.0.0.weight", "mlp.1.0.weight", "head.weight"}
     rows = {row.name: row for row in audit.rows}
     angle = math.sqrt(2 * 1e-3 * 0.1 * (1 - 0.9) / (1 + 0.9))  # κ of AdamW
@@ -67,6 +69,13 @@ def test_grouping_by_name_of_a_layer_norm_transformer_is_clean_but_what_it_does_
     assert rows["emb.weight"].pulls[0].settling == pytest.approx(1e4)
     assert f"{math.degrees(angle):.2g}° a step" in rows["emb.weight"].effect
     assert "balances" in rows["attn.0.v.weight"].effect
+
+
+def test_grouping_by_name_decays_batch_norms_that_are_not_called_norm() -> None:
+    model, plan = shared("resnet")
+    optimizer = torch.optim.AdamW(by_name_and_type(model, 0.1), lr=1e-3)
+    gains = {t.name for t in plan.treatments if t.role == "gain"}
+    assert found(nw.audit(model, optimizer, plan=plan))["decayed vectors"] == gains
 
 
 def test_grouping_by_dimensions_decays_the_gains_of_a_weight_norm() -> None:

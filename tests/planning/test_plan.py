@@ -74,6 +74,7 @@ def test_the_residual_stream_shrinks_its_writers_and_embeddings_and_nothing_else
     assert _verdicts(plan, "balance") == balanced | {"head.weight"}
     of_v = next(t for t in plan.treatments if t.name == "attn.0.v.weight")
     assert of_v.together == ("attn.0.o.weight",)
+    assert set(of_v.against) == {"attn.0.o.weight", "n1.0.weight"}
     assert "+1/−1 pair with attn.0.o.weight" in of_v.reason
     assert "regularises their product" in of_v.reason
     assert plan.symmetries[0] == dict.fromkeys(["emb.weight", "pos", *writers], 1)

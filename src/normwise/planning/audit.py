@@ -39,7 +39,7 @@ class Row:
         in_optimizer: Whether the optimizer holds it.
         trainable: Whether it requires a gradient.
         effect_kind: "no effect" for a parameter that the plan found to be without any, else "".
-        together: The other members of its group or pair.
+        against: If it is balanced: the parameters on the other side.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Row:
     in_optimizer: bool
     trainable: bool
     effect_kind: str = ""
-    together: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
     @property
     def is_what(self) -> str:
@@ -192,7 +192,7 @@ def audit(
         if treatment is not None:
             kind = "no effect" if treatment.reason.startswith("no effect") else ""
             row = dataclasses.replace(
-                row, verdict=treatment.verdict, effect_kind=kind, together=treatment.together
+                row, verdict=treatment.verdict, effect_kind=kind, against=treatment.against
             )
         rows.append(row)
     known = {id(p) for p in named.values()}

@@ -115,7 +115,9 @@ def _balanced(blank: Treatment, mine: list[Symmetry]) -> Treatment:
     chosen = _simplest(mine)
     sides = "the two" if len(chosen) == 2 else "the two sides"
     reason = f"{_pair_words(blank, mine)}: decay balances {sides} and regularises their product"
-    return _with(blank, BALANCE, reason, together=_others(blank, chosen))
+    against = [name for s in mine for name, e in s.items() if e * s[blank.name] < 0]
+    together = _others(blank, chosen)
+    return _with(blank, BALANCE, reason, together=together, against=tuple(dict.fromkeys(against)))
 
 
 def _simplest(mine: list[Symmetry]) -> Symmetry:

@@ -208,9 +208,7 @@ def _sides(rows: Sequence[Row]) -> Iterable[Finding]:
     lonely = tuple(
         r.name
         for r in rows
-        if r.verdict == BALANCE
-        and r.pulls
-        and not any(by_name[other].pulls for other in r.together if other in by_name)
+        if r.verdict == BALANCE and r.pulls and not any(by_name[other].pulls for other in r.against)
     )
     if lonely:
         yield Finding(

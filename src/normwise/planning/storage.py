@@ -32,6 +32,8 @@ def to_json(treatments: list[Treatment], symmetries: list[Symmetry]) -> str:
             entry["mask"] = _ranges(t.mask)
         if t.together:
             entry["together"] = list(t.together)
+        if t.against:
+            entry["against"] = list(t.against)
         if t.aliases:
             entry["aliases"] = list(t.aliases)
         parameters.append(entry)
@@ -80,6 +82,7 @@ def _treatment(entry: Any) -> Treatment:
             dim=dim,
             mask=mask,
             together=tuple(map(str, entry.get("together", ()))),
+            against=tuple(map(str, entry.get("against", ()))),
             aliases=tuple(map(str, entry.get("aliases", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -25,6 +25,7 @@ class Treatment:
         dim: With "shrink": what a unit is: 0 a row, 1 a column, None the whole tensor.
         mask: With "shrink": which rows or columns, if not all.
         together: The other members of its group or pair.
+        against: With "balance": those on the other side, in any symmetry.
         aliases: Its other names, if it is shared (tied).
     """
 
@@ -36,6 +37,7 @@ class Treatment:
     dim: int | None = None
     mask: tuple[bool, ...] | None = None
     together: tuple[str, ...] = field(default=())
+    against: tuple[str, ...] = field(default=())
     aliases: tuple[str, ...] = field(default=())
 
     @property
