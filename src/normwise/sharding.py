@@ -10,7 +10,7 @@ Importing this module does not import torch.distributed: where no DTensor exists
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "LocalUnit",
     "check_same",
     "dealt_meshes",
+    "from_saved",
     "is_sharded",
     "is_summed",
     "like",
@@ -39,6 +40,7 @@ __all__ = [
     "placed_as",
     "row_numbers",
     "take",
+    "to_save",
     "together",
     "whole_norms",
 ]
@@ -136,8 +138,12 @@ def row_numbers(part: Unit) -> Tensor:
     return take(part, torch.arange(part.whole.count if isinstance(part, LocalUnit) else part.count))
 
 
-def parts_of(unit: Unit) -> tuple[Unit, ...]:
+def parts_of(unit: Unit, called: Callable[[Tensor], str] | None = None) -> tuple[Unit, ...]:
     """Return, for each parameter of a Unit, the part that this rank holds; the Unit itself if all are dense.
+
+    Args:
+        unit: The Unit.
+        called: Says how to call a parameter in an error.
 
     Raises:
         ValueError: A parameter has a placement that is neither a shard nor a replica.
@@ -147,9 +153,10 @@ def parts_of(unit: Unit) -> tuple[Unit, ...]:
     for param in unit.params:
         for placement in param.placements if is_sharded(param) else ():
             if not placement.is_replicate() and _shard_dim(placement) is None:
+                name = called(param) if called is not None else f"a parameter of shape {tuple(param.shape)}"
                 raise ValueError(
-                    f"a parameter of shape {tuple(param.shape)} has placement {placement}, of which no rank "
-                    "knows the values: redistribute it to Shard or Replicate first"
+                    f"{name} has placement {placement!r}, of which no rank knows the values: redistribute it "
+                    "to Shard or Replicate first"
                 )
     summed = any(_is_cut(param, unit.dim) for param in unit.params)
     summed = summed or len({_row_layout(param, unit.dim) for param in unit.params}) > 1
@@ -184,7 +191,19 @@ def _rows(param: Tensor, dim: int | None) -> Tensor | None:
     """Return the indices of the units that this rank holds; None where every rank holds all."""
     if dim is None or not is_sharded(param) or _row_layout(param, dim) is None:
         return None
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    every = torch.arange(param.shape[dim], device=param.device_mesh.device_type)
+    placements = _row_placements(param, dim)
+    dealt = distribute_tensor(
+        every, param.device_mesh, placements, src_data_rank=None
+    )  # communicates nothing
+    return dealt.to_local().to(param.device)
+
+
+def _row_placements(param: DTensor, dim: int) -> list[Placement]:
+    """Return the placements of a vector with one value per unit, dealt out as the units are."""
+    from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
 
     placements: list[Placement] = []
@@ -195,11 +214,37 @@ def _rows(param: Tensor, dim: int | None) -> Tensor | None:
             placements.append(_StridedShard(0, split_factor=placement.split_factor))
         else:
             placements.append(Shard(0))
-    every = torch.arange(param.shape[dim], device=param.device_mesh.device_type)
-    dealt = distribute_tensor(
-        every, param.device_mesh, placements, src_data_rank=None
-    )  # communicates nothing
-    return dealt.to_local().to(param.device)
+    return placements
+
+
+def to_save(values: Tensor, part: Unit, place: int) -> Tensor:
+    """Return a copy of values, one per unit that this rank holds, in a form that checkpoints can reshard.
+
+    That is a DTensor where units are dealt out to ranks.
+
+    Args:
+        values: One value per unit of ``part``.
+        part: What this rank holds of a Unit.
+        place: The index in it of the parameter to which the values belong.
+    """
+    if not isinstance(part, LocalUnit) or part.rows is None or part.dim is None:
+        return values.clone()
+    from torch.distributed.tensor import DTensor
+
+    param = part.whole.params[place]
+    assert is_sharded(param)  # or its units would not be dealt out
+    placements, shape = _row_placements(param, part.dim), torch.Size([part.whole.count])
+    return DTensor.from_local(
+        values.clone(), param.device_mesh, placements, run_check=False, shape=shape, stride=(1,)
+    )
+
+
+def from_saved(values: Tensor, part: Unit) -> Tensor:
+    """Return those values that this rank needs; the reverse of :func:`to_save`, for any sharding.
+
+    Of DTensors every rank must ask.
+    """
+    return take(part, values.full_tensor() if is_sharded(values) else values)
 
 
 # -- what ranks say to each other ------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def assert_same_on_all_ranks(wholes: Sequence[Tensor], what: str) -> None:
-    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in wholes)).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in wholes)
+    ).hexdigest()
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, digest)
     assert len(set(every)) == 1, f"{what}: ranks differ"

@@ -21,12 +21,13 @@ from tests.distributed.comparison import (
     sharded,
 )
 from tests.distributed.world import World
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.placement_types import Placement
 
 import normwise as nw
 
-Table = dict[tuple[str, str, object], Outcome]
+Table = dict[tuple[str, str, str], Outcome]
 
 
 class Column(NamedTuple):
@@ -52,9 +53,14 @@ def wanted_collectives(columns: list[Column], name: str, mode: str, mesh: Device
     return int(cut) + int(dealt and mode == "explicit")
 
 
+def units_of(columns: list[Column], params: list[nn.Parameter]) -> list[nw.Unit]:
+    return [nw.Unit(param, column.dim) for param, column in zip(params, columns, strict=True)]
+
+
 def run_matrix(sizes: tuple[int, ...], layouts: dict[str, tuple[Placement, ...]]) -> Table:
     """Return {(layout, rule, mode): differences and collectives}."""
-    mesh, table = mesh_of(*sizes), {}
+    mesh = mesh_of(*sizes)
+    table: Table = {}
     columns = [
         Column(title, placements, dim, shape)
         for (title, placements), dim, shape in itertools.product(layouts.items(), DIMS, SHAPES)
@@ -71,7 +77,7 @@ def run_matrix(sizes: tuple[int, ...], layouts: dict[str, tuple[Placement, ...]]
             outcome = compare(
                 [functools.partial(sharded, mesh=mesh, placements=c.placements) for c in some],
                 values,
-                lambda params, some=some: [nw.Unit(p, c.dim) for p, c in zip(params, some, strict=True)],
+                functools.partial(units_of, some),
                 RULES[name],
                 what,
                 mode=mode,

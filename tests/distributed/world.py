@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
-import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -84,7 +82,6 @@ class World:
 def _serve(connection: Connection, rank: int, size: int, meeting: str) -> None:
     import torch.distributed as dist
 
-    faulthandler.enable(file=sys.__stderr__)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from normwise.decay.checks import (
     check_settings,
     check_state,
     check_units,
+    name_of,
     parameters_of,
 )
 from normwise.decay.clock import Clock
@@ -26,7 +28,7 @@ from normwise.decay.live import Live, check_gradients, live_parameters
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.shrinking import Shrinking
 from normwise.decay.watch import report_non_finite
-from normwise.sharding import check_same, meshes_of, parts_of, together
+from normwise.sharding import check_same, from_saved, meshes_of, parts_of, to_save, together
 from normwise.units import Unit
 
 __all__ = ["Decay"]
@@ -114,7 +116,7 @@ class Decay:
             check_settings(optimizer, rule, mode, clock, measure)
             check_options(rule, mode, measure, compensated, nonfinite, check_every)
             self.units = check_units(optimizer, rule, params, dim)
-            self._parts = [parts_of(unit) for unit in self.units]
+            self._parts = [parts_of(unit, functools.partial(name_of, optimizer)) for unit in self.units]
             check_parts(optimizer, rule, compensated, self.units, self._parts)
         self.optimizer = optimizer
         self.rule = rule
@@ -233,7 +235,10 @@ class Decay:
             "steps": self.steps,
             "max_lr": [rate.clone() if isinstance(rate, Tensor) else rate for rate in self._clock.max_lr],
             "reference": [reference.clone() for reference in self._shrinking.reference],
-            "pending": [[factors.clone() for factors in one] for one in self._pending()],
+            "pending": [
+                [to_save(factors, part, k) for k, (factors, part) in enumerate(zip(one, parts, strict=True))]
+                for one, parts in zip(self._pending(), self._parts, strict=False)  # none, or one for each
+            ],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,10 +251,11 @@ class Decay:
         check_state(state_dict, self.state_dict(), len(self.optimizer.param_groups))
         self.steps = state_dict["steps"]
         self._clock.max_lr = list(state_dict["max_lr"])
-        own = [*self._shrinking.reference, *(factors for one in self._pending() for factors in one)]
-        saved = [*state_dict["reference"], *(factors for one in state_dict["pending"] for factors in one)]
-        for mine, theirs in zip(own, saved, strict=True):
+        for mine, theirs in zip(self._shrinking.reference, state_dict["reference"], strict=True):
             mine.copy_(theirs)
+        for which, one in enumerate(self._pending()):
+            for mine, theirs, part in zip(one, state_dict["pending"][which], self._parts[which], strict=True):
+                mine.copy_(from_saved(theirs, part))
 
     def _pending(self) -> list[list[Tensor]]:
         return [] if self._compensation is None else self._compensation.pending
@@ -264,11 +270,13 @@ class Decay:
 
     def _in_words(self) -> str:
         """Return what all ranks must have in common, to be compared and read."""
+        rule = ", ".join(f"{name}={value}" for name, value in self.rule.settings().items())
+        settings = f"mode={self.mode!r}, clock={self.clock!r}, measure={self.measure!r}"
         units = hashlib.sha256(repr([unit.describe() for unit in self.units]).encode()).hexdigest()[:8]
         options = (
             f"compensated={self.compensated}, nonfinite={self.nonfinite!r}, check_every={self.check_every}"
         )
-        return f"{self!r} with {options} and {len(self.units)} units (digest {units})"
+        return f"rule ({rule}), {settings}, {options} and {len(self.units)} units (digest {units})"
 
     def __reduce__(self) -> Any:
         return copying.reduce_decay(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay.checks import group_of, name_of
-from normwise.sharding import LocalUnit, is_summed, local_of, take, whole_norms
+from normwise.sharding import LocalUnit, is_summed, take, whole_norms
 from normwise.units import Unit
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def live_parameters(optimizer: Optimizer, units: Sequence[tuple[Unit, ...]]) -> 
                     "construct it anew"
                 )
             if param.grad is not None:
-                live.append(Live(which, place, unit, local_of(param), groups[id(param)], param))
+                live.append(Live(which, place, unit, unit.params[place], groups[id(param)], param))
     return live
 
 

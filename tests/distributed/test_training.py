@@ -1,0 +1,174 @@
+"""Training with DDP, fully_shard, tensor parallelism and ZeRO, beside training in one process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tests.distributed.comparison import assert_same_on_all_ranks, whole
+from tests.distributed.models import BATCHES, network, train, units_of
+from tests.distributed.world import World
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer
+
+import normwise as nw
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "SGD foreach": functools.partial(SGD, lr=0.1, momentum=0.9, foreach=True),
+    "AdamW": functools.partial(AdamW, lr=0.05, weight_decay=0.0),
+    "AdamW fused": functools.partial(AdamW, lr=0.05, weight_decay=0.0, fused=True),
+}
+RULE = nw.AdaptiveWeightShrink(0.5)
+MODES = ("flow", "explicit", "coupled")
+
+
+def trained(
+    model: nn.Module, build: Callable[..., Optimizer], clip: float | None = None, **settings: Any
+) -> list[torch.Tensor]:
+    optimizer = build(model.parameters())
+    nw.Decay(optimizer, RULE, units_of(model), **settings)
+    train(model, optimizer, BATCHES, clip)
+    return [whole(param) for param in model.parameters()]
+
+
+def compare(
+    wrap: Callable[[nn.Module], nn.Module],
+    build: Callable[..., Optimizer],
+    what: str,
+    tolerance: float = 2e-5,
+    alone: Callable[..., Optimizer] | None = None,
+    **settings: Any,
+) -> None:
+    """All ranks see the same batches, so the mean of their gradients is that of one process."""
+    wanted = trained(network(), alone or build, **settings)
+    found = trained(wrap(network()), build, **settings)
+    assert_same_on_all_ranks(found, what)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}"
+        )
+
+
+def sharded(model: nn.Module, **settings: Any) -> nn.Module:
+    fully_shard(model[2], **settings)  # type: ignore[index]
+    fully_shard(model, **settings)
+    return model
+
+
+def fsdp() -> None:
+    for name, build in OPTIMIZERS.items():
+        for mode in MODES:
+            compare(sharded, build, f"{name}, {mode}", mode=mode)
+    compare(sharded, OPTIMIZERS["AdamW"], "clipped", clip=0.1)
+    compare(sharded, OPTIMIZERS["SGD foreach"], "rms", measure="rms")
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    compare(functools.partial(sharded, mp_policy=policy), OPTIMIZERS["SGD foreach"], "mixed", tolerance=0.05)
+
+
+def from_meta() -> None:
+    """A plan made before sharding, on a network that is initialised after it."""
+    model = network()
+    plan = nw.plan(model, BATCHES[:1], progress=False)
+    with torch.device("meta"):
+        other = network()
+    sharded(other).to_empty(device="cpu")
+    values = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, param in other.named_parameters():
+            assert isinstance(param, DTensor)
+            local = param.to_local()
+            part = torch.chunk(values[name], param.device_mesh.size())
+            rank = param.device_mesh.get_local_rank()
+            local.copy_(part[rank]) if rank < len(part) else None
+    results = []
+    for net in (model, other):
+        applied = plan.apply_to(net)
+        optimizer = SGD(applied.param_groups(), lr=0.1, momentum=0.9)
+        applied.attach(optimizer, total_steps=5, announce=None)
+        train(net, optimizer, BATCHES)
+        results.append([whole(param) for param in net.parameters()])
+    torch.testing.assert_close(results[0], results[1], rtol=2e-5, atol=2e-5)
+    assert_same_on_all_ranks(results[1], "from meta")
+
+
+def tensor_parallel(*sizes: int) -> None:
+    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "model")[-len(sizes) :])
+
+    def wrap(model: nn.Module) -> nn.Module:
+        layers = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(model, mesh["model"], layers)
+        return sharded(model, mesh=mesh["data"]) if len(sizes) > 1 else model
+
+    for mode in MODES:
+        for name in ("SGD foreach", "AdamW"):
+            compare_plain(wrap, OPTIMIZERS[name], f"{sizes}, {name}, {mode}", mode=mode)
+
+
+def plain_network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7, bias=False))
+
+
+def compare_plain(
+    wrap: Callable[[nn.Module], nn.Module], build: Callable[..., Optimizer], what: str, mode: str
+) -> None:
+    results = []
+    for model in (plain_network(), wrap(plain_network())):
+        optimizer = (
+            build(model.parameters(), foreach=False)
+            if "foreach" not in str(build)
+            else build(model.parameters())
+        )
+        nw.Decay(optimizer, RULE, [model[0].weight, model[2].weight], mode=mode)  # type: ignore[index]
+        train(model, optimizer, BATCHES)
+        results.append([whole(param) for param in model.parameters()])
+    assert_same_on_all_ranks(results[1], what)
+    torch.testing.assert_close(results[0], results[1], rtol=2e-5, atol=2e-5)
+
+
+def ddp() -> None:
+    for name, build in OPTIMIZERS.items():
+        for mode in MODES:
+            compare(DistributedDataParallel, build, f"{name}, {mode}", mode=mode)
+
+
+def zero() -> None:
+    from torch.distributed.optim import (
+        ZeroRedundancyOptimizer,
+    )  # warns on import that torch.jit is deprecated
+
+    for mode in MODES:
+        build = functools.partial(ZeroRedundancyOptimizer, optimizer_class=SGD, lr=0.1, momentum=0.9)
+        alone = functools.partial(SGD, lr=0.1, momentum=0.9)
+        compare(DistributedDataParallel, build, f"ZeRO, {mode}", mode=mode, alone=alone)
+
+
+def test_fully_shard(world: World) -> None:
+    world.run(fsdp)
+
+
+def test_plan_and_meta_device(world: World) -> None:
+    world.run(from_meta)
+
+
+def test_tensor_parallel(world: World) -> None:
+    world.run(tensor_parallel, world.size)
+
+
+def test_fully_shard_over_tensor_parallel(four: World) -> None:
+    four.run(tensor_parallel, 2, 2)
+
+
+def test_ddp(world: World) -> None:
+    world.run(ddp)
+
+
+def test_zero_redundancy_optimizer(world: World) -> None:
+    world.run(zero)

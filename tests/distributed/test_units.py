@@ -1,0 +1,141 @@
+"""Masks, joint units on several placements, RMS, extreme scales and precisions, sharded."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from tests.distributed.comparison import LAYOUTS, RULES, S0, R, compare, mesh_of, sharded
+from tests.distributed.world import World
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.placement_types import Placement
+
+import normwise as nw
+
+ALL = (*LAYOUTS.values(), None)
+
+
+def placed(value: Tensor, mesh: DeviceMesh, placements: tuple[Placement, ...] | None) -> nn.Parameter:
+    """Return a parameter with these placements, or a dense one."""
+    return nn.Parameter(value.clone()) if placements is None else sharded(value, mesh, placements)
+
+
+def along(dim: int | None, params: list[nn.Parameter], mask: list[bool] | None = None) -> list[nw.Unit]:
+    return [nw.Unit(param, dim, mask) for param in params]
+
+
+def pairwise(dim: int | None, params: list[nn.Parameter]) -> list[nw.Unit]:
+    return [nw.Unit(params[k : k + 2], dim) for k in range(0, len(params), 2)]
+
+
+def layouts(mesh: DeviceMesh, *every: tuple[Placement, ...] | None) -> list[functools.partial[nn.Parameter]]:
+    return [functools.partial(placed, mesh=mesh, placements=placements) for placements in every]
+
+
+def random(*shapes: tuple[int, ...]) -> list[Tensor]:
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(shapes)]
+
+
+def masks(size: int) -> None:
+    mesh = mesh_of(size)
+    for name, rule in RULES.items():
+        for mode in rule.modes:
+            for dim, mask in ((0, [True, False, True, True, False]), (1, [False, True, True, False])):
+                compare(
+                    layouts(mesh, *ALL),
+                    random(*[(5, 4)] * len(ALL)),
+                    functools.partial(along, dim, mask=mask),
+                    rule,
+                    f"{name}, {mode}, masked along {dim}",
+                    mode=mode,
+                )
+
+
+def joint(size: int) -> None:
+    """Every pair of placements, a dense one among them: units of one tensor each and all of it."""
+    mesh = mesh_of(size)
+    pairs = list(itertools.combinations_with_replacement(ALL, 2))
+    for name, rule in RULES.items():
+        for mode in rule.modes:
+            for dim in (0, None):
+                outcome = compare(
+                    layouts(mesh, *[one for pair in pairs for one in pair]),
+                    random(*[(5, 4), (5, 3)] * len(pairs)),
+                    functools.partial(pairwise, dim),
+                    rule,
+                    f"joint, {name}, {mode}, dim={dim}",
+                    mode=mode,
+                )
+                dealt = mode == "explicit" and dim == 0
+                assert outcome.collectives == (0 if name == "L2" else 1 + dealt)
+
+
+def joint_aligned(size: int) -> None:
+    """Two tensors whose rows are dealt out alike need no communication."""
+    outcome = compare(
+        layouts(mesh_of(size), (S0,), (S0,)),
+        random((5, 4), (5, 2, 3)),
+        lambda params: [nw.Unit(params, 0)],
+        RULES["AdaptiveWeightShrink"],
+        "aligned",
+    )
+    assert outcome.collectives == 0
+
+
+def measures_and_precisions(size: int) -> None:
+    mesh = mesh_of(size)
+    for dim in (0, 1, None):
+        units = functools.partial(along, dim)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for scale in (1.0, 1e-30, 1e30):
+                values = [(scale * value).to(dtype) for value in random(*[(5, 4)] * len(ALL))]
+                for measure in ("norm", "rms"):
+                    what = f"dim={dim}, {dtype}, scale {scale}, {measure}"
+                    rule = nw.AdaptiveWeightShrink(0.5 / scale)
+                    compare(layouts(mesh, *ALL), values, units, rule, what, measure=measure)
+
+
+def whole_units_stay_whole(size: int) -> None:
+    """What needs whole units on one rank has them under Shard(0) with dim=0, and under Replicate."""
+    mesh = mesh_of(size)
+    some = layouts(mesh, (S0,), (R,))
+    units = functools.partial(along, 0)
+    for rotating in (nw.Sphere(1.5, rotate=True), nw.Sphere(rotate=True)):
+        compare(some, random((5, 4), (5, 4)), units, rotating, str(rotating))
+    published = nw.EpsilonShiftedL2(0.1, 0.01, form="std")
+    compare(some, random((5, 4), (5, 4)), units, published, "std", mode="coupled")
+    low = [value.bfloat16() for value in random((5, 4), (5, 4))]
+    compare(some, low, units, nw.AdaptiveWeightShrink(1e-2), "compensated", steps=5, compensated=True)
+
+
+def norms(size: int) -> None:
+    """Unit.norms gives the norms of all units on every rank."""
+    mesh = mesh_of(size)
+    for dim in (0, 1, None):
+        for placements in LAYOUTS.values():
+            (value,) = random((5, 4))
+            found = nw.Unit(sharded(value, mesh, placements), dim).norms()
+            torch.testing.assert_close(found, nw.Unit(value, dim).norms())
+
+
+def test_masks(world: World) -> None:
+    world.run(masks, world.size)
+
+
+def test_joint_units(world: World) -> None:
+    world.run(joint, world.size)
+    world.run(joint_aligned, world.size)
+
+
+def test_measures_precisions_and_scales(world: World) -> None:
+    world.run(measures_and_precisions, world.size)
+
+
+def test_rules_that_need_whole_units(world: World) -> None:
+    world.run(whole_units_stay_whole, world.size)
+
+
+def test_norms(world: World) -> None:
+    world.run(norms, world.size)
