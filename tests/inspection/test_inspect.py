@@ -154,3 +154,25 @@ def test_bad_input_of_the_command_is_exit_code_2() -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr == ("normwise: 'no_such' cannot be imported: No module named 'no_such'\n")
+
+
+_GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24, "vocab_size": 23}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_configuration_of_transformers_needs_no_inputs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_GPT2), encoding="utf-8")
+    found = inspect(None, transformers=str(path))
+    tied = found.plan.treatments[0]
+    assert (tied.name, tied.aliases, tied.verdict) == (
+        "transformer.wte.weight",
+        ("lm_head.weight",),
+        "balance",
+    )
+    assert inspect(None, transformers=str(path), shapes=["2x5:int64"]).plan.verdicts == found.plan.verdicts
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no configuration") as caught:
+        inspect(None, transformers=str(path))
+    assert "\n" not in str(caught.value)

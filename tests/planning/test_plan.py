@@ -85,6 +85,10 @@ def test_the_readable_symmetries_span_the_space_that_was_derived(name: str) -> N
     from tests.invariance.checks import assert_same_space
 
     model, plan = shared(name)
+    place = {t.name: k for k, t in enumerate(plan.treatments)}
+    for symmetry in plan.symmetries:  # in the order of the model, the first member scaled up
+        assert [place[key] for key in symmetry] == sorted(place[key] for key in symmetry)
+        assert next(iter(symmetry.values())) > 0
     assert_same_space(plan.symmetries, CASES[name].joint, [n for n, _ in model.named_parameters()])
 
 

@@ -62,3 +62,17 @@ def test_what_needs_a_closure_cannot_be_measured() -> None:
     optimizer = optim.LBFGS([torch.nn.Parameter(torch.ones(3))])
     assert step_grows_with_gradient(optimizer) is None
     assert decay_coupling(optimizer) is None
+
+
+class _Root(optim.SGD):
+    """Steps that grow with the square root of the gradient."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data -= group["lr"] * p.grad.abs().sqrt() * p.grad.sign()
+
+
+def test_what_grows_in_some_other_way_is_of_no_kind() -> None:
+    assert step_grows_with_gradient(_Root([torch.nn.Parameter(torch.ones(3))], lr=0.1)) is None
