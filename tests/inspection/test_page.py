@@ -28,7 +28,7 @@ def found() -> Inspection:
 
 
 class _Page(HTMLParser):
-    VOID = frozenset({"meta", "link", "br", "img"})
+    VOID = frozenset({"meta", "link", "br", "img", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -88,16 +88,15 @@ def _verdict(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> 
 
 def _shrunk_alone(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> Treatment:
     name = blank.name
-    to_eps = " (but for the eps of a norm)" if name in inv.up_to_eps else ""
     if name in inv.scale_invariant:
         dim = inv.scale_invariant[name]
-        return _with(blank, SHRINK, f"{_UNITS[dim]} only has a direction{to_eps}: {_ONLY_RATE}", dim=dim)
+        return _with(blank, SHRINK, f"{_UNITS[dim]} only has a direction: {_ONLY_RATE}", dim=dim)
     dim, mask = inv.partial[name]
     some = f"{int(mask.sum())} of its {len(mask)}"
     slices = {0: "rows", 1: "columns"}[dim]
     mine = [s for s in symmetries if name in s]
     rest = f"; the other {slices}, {_pair_words(blank, mine)}, stay as they are" if mine else ""
-    reason = f"{some} {slices} only have a direction{to_eps}: {_ONLY_RATE}{rest}"
+    reason = f"{some} {slices} only have a direction: {_ONLY_RATE}{rest}"
     return _with(blank, SHRINK, reason, dim=dim, mask=tuple(mask.tolist()))
 
 
