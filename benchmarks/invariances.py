@@ -47,7 +47,8 @@ class Run:
 def resnet50() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    return ResNetForImageClassification(ResNetConfig())
+    model: nn.Module = ResNetForImageClassification(ResNetConfig())
+    return model
 
 
 def efficientnet_lite0() -> nn.Module:

@@ -38,7 +38,7 @@ def test_batches_from_a_file_or_a_function_give_the_same(tmp_path: Path) -> None
         {"batch": tmp_path / "placed.safetensors"},
         {"batches": f"{HERE}:batches"},
     ):
-        found = inspect(f"{HERE}:resnet", **options)  # type: ignore[arg-type]
+        found = inspect(f"{HERE}:resnet", **options)
         assert found.plan.verdicts == random.verdicts
 
 

@@ -23,8 +23,8 @@ class _Course(NamedTuple):
     """What a run went through."""
 
     model: ConvNet
-    norms: dict[str, list[Tensor]]  # by layer and step: as the rule saw them
-    turns: dict[str, list[Tensor]]  # by layer and step: the directions after it
+    norms: dict[str, Tensor]  # by layer: (steps, units), as the rule saw them
+    turns: dict[str, Tensor]  # by layer: (steps, units, elements), the directions after each step
 
 
 def replay(settings: ReplaySettings, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -76,12 +76,13 @@ def _course(settings: ReplaySettings, images: Images, ulp: bool = False) -> _Cou
             first = next(iter(directions(model).values())).view(-1)[:1]
             first.copy_(torch.nextafter(first, 2 * first))
     weights = directions(model)
-    norms: dict[str, list[Tensor]] = {name: [] for name in weights}
-    turns: dict[str, list[Tensor]] = {name: [] for name in weights}
+    norms = {name: torch.empty(settings.steps, len(w), dtype=w.dtype) for name, w in weights.items()}
+    turns = _room(settings, weights)
+    now = 0
 
     def note_norms(*_: Any) -> None:
         for name, weight in weights.items():
-            norms[name].append(row_norms(weight).flatten())
+            norms[name][now] = row_norms(weight).flatten()
 
     # Hooks run in the order in which they were made: before the rule's own, so these are the norms it sees.
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum)
@@ -92,24 +93,24 @@ def _course(settings: ReplaySettings, images: Images, ulp: bool = False) -> _Cou
     rule = rule_from(settings.rule)
     if rule is not None:
         nw.Decay(optimizer, rule, weights.values(), mode=settings.mode)
-    for step, (x, y) in enumerate(batches(settings, images, torch.float64)):
-        optimizer.param_groups[0]["lr"] = settings.lr_at(step)
+    for now, (x, y) in enumerate(batches(settings, images, torch.float64)):
+        optimizer.param_groups[0]["lr"] = settings.lr_at(now)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
         for name, weight in weights.items():
-            turns[name].append(_direction(weight))
+            turns[name][now] = _direction(weight)
     return _Course(model, norms, turns)
 
 
-def _replayed(settings: ReplaySettings, images: Images, norms: dict[str, list[Tensor]]) -> _Course:
+def _replayed(settings: ReplaySettings, images: Images, norms: dict[str, Tensor]) -> _Course:
     """Train without decay: SGD for all else, and the equivalent steps for the directions."""
     rule = rule_from(settings.rule)
     if rule is None:
         raise ValueError("rule=None: a replay needs a decayed run to be a replay of")
     lrs = [settings.lr_at(step) for step in range(settings.steps)]
     plans = {
-        name: nw.theory.without_decay(lrs, rule, torch.stack(seen), settings.momentum, settings.mode)
+        name: nw.theory.without_decay(lrs, rule, seen, settings.momentum, settings.mode)
         for name, seen in norms.items()
     }
     model = build(settings, images.classes).double()
@@ -118,7 +119,7 @@ def _replayed(settings: ReplaySettings, images: Images, norms: dict[str, list[Te
     rest = [param for param in model.parameters() if id(param) not in mine]
     optimizer = torch.optim.SGD(rest, settings.lr, settings.momentum)
     buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    turns: dict[str, list[Tensor]] = {name: [] for name in weights}
+    turns = _room(settings, weights)
     for step, (x, y) in enumerate(batches(settings, images, torch.float64)):
         optimizer.param_groups[0]["lr"] = settings.lr_at(step)
         model.zero_grad()
@@ -131,8 +132,16 @@ def _replayed(settings: ReplaySettings, images: Images, norms: dict[str, list[Te
                 momentum, lr = plans[name].momentum[step].view(shape), plans[name].lr[step].view(shape)
                 buffers[name].mul_(momentum).add_(weight.grad)
                 weight.sub_(lr * buffers[name])
-                turns[name].append(_direction(weight))
+                turns[name][step] = _direction(weight)
     return _Course(model, {}, turns)
+
+
+def _room(settings: ReplaySettings, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Room for the directions of all steps; kept one by one they would scatter over the heap."""
+    return {
+        name: torch.empty(settings.steps, *w.detach().flatten(1).shape, dtype=w.dtype)
+        for name, w in weights.items()
+    }
 
 
 def _direction(weight: Tensor) -> Tensor:
@@ -143,7 +152,7 @@ def _angles(one: _Course, other: _Course) -> Tensor:
     """The largest angle between the units of two runs after each step."""
     largest = []
     for name in one.turns:
-        difference = torch.stack(one.turns[name]) - torch.stack(other.turns[name])
+        difference = one.turns[name] - other.turns[name]
         # half of the chord is the sine of half of the angle: exact for small angles, as a cosine is not
         largest.append(2 * torch.asin((difference.norm(dim=2) / 2).clamp(max=1)).amax(1))
     return torch.stack(largest).amax(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import normwise as nw
-from normwise.lab.data import downsample, load, split
+from normwise.lab.data import Dataset, downsample, load, split
 from normwise.lab.models import ConvNet, directions, scale_directions
 from normwise.lab.settings import Settings, TrainSettings, rule_from
 from normwise.units import row_norms
@@ -29,24 +30,28 @@ class Images:
     """
 
     def __init__(self, settings: Settings) -> None:
-        dataset, test = _test_images(settings.data, settings.image_size, settings.fingerprint)
+        dataset = _small_images(settings.data, settings.image_size, settings.fingerprint)
         part = split(dataset, settings.train_size, 0, settings.seed)
-        train = downsample(part.train_images, settings.image_size)
-        mean, deviation = train.mean(), train.std()
-        self.train, self.train_labels = (train - mean) / deviation, part.train_labels
-        self.test, self.test_labels = (test - mean) / deviation, dataset.test_labels
+        mean, deviation = part.train_images.mean(), part.train_images.std()
+        self.train, self.train_labels = (part.train_images - mean) / deviation, part.train_labels
+        self.test, self.test_labels = (dataset.test_images - mean) / deviation, dataset.test_labels
         self.classes = len(dataset.classes)
 
 
-@lru_cache(maxsize=2)
-def _test_images(name: str, size: int, fingerprint: str) -> tuple[Any, Tensor]:
+@lru_cache(maxsize=1)
+def _small_images(name: str, size: int, fingerprint: str) -> Dataset:
+    """Return the data set at the size of the runs; kept, as the next run wants the same."""
     dataset = load(name, offline=True)
     if dataset.fingerprint != fingerprint:
         raise ValueError(
             f"{name} has changed since the job began: its SHA-256 is {dataset.fingerprint[:12]}…, "
             f"not {fingerprint[:12]}…: start the job again"
         )
-    return dataset, downsample(dataset.test_images, size)
+    return replace(
+        dataset,
+        train_images=downsample(dataset.train_images, size),
+        test_images=downsample(dataset.test_images, size),
+    )
 
 
 def build(settings: Settings, classes: int) -> ConvNet:
