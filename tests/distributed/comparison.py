@@ -18,10 +18,10 @@ import normwise as nw
 from normwise.decay.rules import Rule
 
 RULES: dict[str, Rule] = {
-    "L2": nw.L2(0.02),
-    "AdaptiveWeightShrink": nw.AdaptiveWeightShrink(0.02),
-    "PowerShrink": nw.PowerShrink(0.02, 1.7),
-    "EpsilonShiftedL2": nw.EpsilonShiftedL2(0.02, epsilon=0.5),
+    "L2": nw.L2(0.5),
+    "AdaptiveWeightShrink": nw.AdaptiveWeightShrink(0.5),
+    "PowerShrink": nw.PowerShrink(0.3, 1.7),
+    "EpsilonShiftedL2": nw.EpsilonShiftedL2(0.5, epsilon=0.5),
     "Sphere": nw.Sphere(1.5),
     "Sphere through the norms": nw.Sphere(),
 }
@@ -32,7 +32,7 @@ CELLS = [
     if mode in rule.modes
 ]
 DIMS = (0, 1, None)
-SHAPES = ((5, 4), (1, 7), (2, 3, 2), (7, 2))  # uneven shards, and ranks that hold nothing
+SHAPES = ((5, 4), (1, 7), (2, 3, 2))  # uneven shards, and ranks that hold nothing
 S0, S1, R = Shard(0), Shard(1), Replicate()
 LAYOUTS: dict[str, tuple[Placement, ...]] = {"Shard(0)": (S0,), "Shard(1)": (S1,), "Replicate": (R,)}
 FLAT_LAYOUTS: dict[str, tuple[Placement, ...]] = {

@@ -11,7 +11,7 @@ from tests.distributed.world import World
 @pytest.fixture(scope="session")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, World]]:
     directory = tmp_path_factory.mktemp("rendezvous")
-    made = {size: World(size, directory) for size in (1, 2, 3, 4)}
+    made = {size: World(size, directory) for size in (1, 2, 3, 4, 5)}
     yield made
     for world in made.values():
         world.close()

@@ -81,6 +81,7 @@ def run_matrix(sizes: tuple[int, ...], layouts: dict[str, tuple[Placement, ...]]
                 RULES[name],
                 what,
                 mode=mode,
+                steps=2 if len(sizes) == 1 else 1,
             )
             assert outcome.collectives == wanted_collectives(some, name, mode, mesh), what
             for column, ulps in zip(some, outcome.ulps, strict=True):
@@ -97,8 +98,7 @@ def test_one_dimension(world: World) -> None:
 
 
 def test_meshes_with_a_dimension_of_one(world: World) -> None:
-    world.run(run_matrix, (world.size, 1), FLAT_LAYOUTS)
-    world.run(run_matrix, (1, world.size), FLAT_LAYOUTS)
+    world.run(run_matrix, (world.size, 1) if world.size == 2 else (1, world.size), FLAT_LAYOUTS)
 
 
 def test_two_dimensions(four: World) -> None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 
 import torch
+import torch.distributed as dist
 from tests.distributed.comparison import LAYOUTS, RULES, S0, R, compare, mesh_of, sharded
 from tests.distributed.world import World
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.placement_types import Placement
 
 import normwise as nw
+from normwise import sharding
 
 ALL = (*LAYOUTS.values(), None)
 
@@ -135,6 +137,20 @@ def test_measures_precisions_and_scales(world: World) -> None:
 
 def test_rules_that_need_whole_units(world: World) -> None:
     world.run(whole_units_stay_whole, world.size)
+
+
+def sum_on_a_part_of_the_world() -> tuple[float, list[int]]:
+    """A mesh of two dimensions that is not all of the world: rank 4 has no part in it."""
+    mesh, rank = DeviceMesh("cpu", [[0, 1], [2, 3]]), dist.get_rank()
+    summed = sharding._sum(mesh, torch.tensor([10.0**rank]))
+    return float(summed), sharding._gathered(mesh, rank)
+
+
+def test_meshes_within_the_world(worlds: dict[int, World]) -> None:
+    *members, outsider = worlds[5].run(sum_on_a_part_of_the_world)
+    assert {total for total, _ in members} == {1111.0}
+    assert all(sorted(ranks) == [0, 1, 2, 3] for _, ranks in members)
+    assert outsider == (1e4, [4])
 
 
 def test_norms(world: World) -> None:
