@@ -76,8 +76,10 @@ def known(specs: list[Spec]) -> tuple[dict[str, int | None], set[str], list[dict
     if carried:
         joint.append({**carried, f"{len(specs)}.weight": -1})
     # One member: it is invariant alone, as a tensor.
-    for symmetry in [s for s in joint if len(s) == 1]:
-        alone |= dict.fromkeys(symmetry)
+    # Another symmetry holds without it too, which may leave that one with one member.
+    while single := {name for s in joint if len(s) == 1 for name in s}:
+        alone |= dict.fromkeys(single)
+        joint = [kept for s in joint if (kept := {n: e for n, e in s.items() if n not in single})]
     return alone, nothing, [s for s in joint if len(s) > 1]
 
 
