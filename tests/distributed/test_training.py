@@ -12,7 +12,7 @@ from tests.distributed.models import BATCHES, network, train, units_of
 from tests.distributed.world import World
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -68,6 +68,9 @@ def fsdp() -> None:
             compare(sharded, build, f"{name}, {mode}", mode=mode)
     compare(sharded, OPTIMIZERS["AdamW"], "clipped", clip=0.1)
     compare(sharded, OPTIMIZERS["SGD foreach"], "rms", measure="rms")
+    offload = functools.partial(sharded, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    for mode in MODES:
+        compare(offload, OPTIMIZERS["AdamW"], f"offloaded, {mode}", mode=mode)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     compare(functools.partial(sharded, mp_policy=policy), OPTIMIZERS["SGD foreach"], "mixed", tolerance=0.05)
 
