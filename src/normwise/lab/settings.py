@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ REVISION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ABC):
     """What all kinds of runs have in common: data, network, optimizer, seed.
 
     Attributes:
@@ -74,9 +75,9 @@ class Settings:
         return self.train_size // self.batch_size
 
     @property
+    @abstractmethod
     def steps(self) -> int:
         """Number of steps of the run."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how long it is")
 
     @property
     def total_time(self) -> float:
