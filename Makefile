@@ -29,7 +29,7 @@ $(VENV)/.venv:
 
 $(VENV)/.lab: $(VENV)/.venv pyproject.toml
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[lab]'
+	$(PIP) -e '.[lab,peers]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.lab pyproject.toml

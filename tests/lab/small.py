@@ -27,5 +27,11 @@ def replaying(**changes: Any) -> ReplaySettings:
 
 def budget(members: tuple[str, ...] = ("weight_norm",), seeds: tuple[int, ...] = (0, 1)) -> Budget:
     return Budget(
-        name="quick", members=members, seeds=seeds, training=training(), replaying=replaying(length=10)
+        name="quick",
+        members=members,
+        seeds=seeds,
+        tuning_seeds=(1000,),
+        training=training(validation_size=40),
+        small=training(validation_size=40, train_size=50),
+        replaying=replaying(length=10),
     )

@@ -116,7 +116,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
         (["gravity"], "claim 'gravity' is not known: choose from under-fitting"),
         (["--data", "imagenet"], "--data imagenet is not known: choose from fashion-mnist, digits"),
         (["--budget", "endless"], "--budget endless is not known: choose from quick, full"),
-        (["--seeds", "1"], "--seeds 1 is too few for an interval: give 2 or more"),
+        (["--seeds", "1"], "--seeds 1 is not possible: give 2"),
         (["--jobs", "0"], "--jobs 0 is not possible: give 1 or more"),
         (["--depth", "3"], "No such option: --depth"),
         (["--seeds", "many"], "Invalid value for '--seeds'"),

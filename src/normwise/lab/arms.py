@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 import normwise as nw
-from normwise.lab.settings import Settings
+from normwise.lab.settings import ImageSettings
 
 __all__ = ["ARMS", "AWS", "EPSILON", "EXPLICIT_AWS", "L2", "NONE", "scaled", "with_arm"]
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=ImageSettings)
 
 NONE = "no decay"
 L2 = "L2"

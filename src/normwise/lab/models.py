@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 import normwise as nw
 
-__all__ = ["MEMBERS", "ConvNet", "directions", "scale_directions"]
+__all__ = ["INITIALISERS", "MEMBERS", "ConvNet", "directions", "initialise", "scale_directions"]
 
 MEMBERS = ("weight_norm", "centered_weight_norm", "weight_standardization", "plain")
+INITIALISERS = ("units", "layers", "torch", "kaiming_normal", "xavier_uniform", "orthogonal", "normal_0.02")
+SPREAD = 3.0  # decades to either side that "layers" draws from
 
 
 class ConvNet(nn.Module):
@@ -87,3 +89,33 @@ def scale_directions(model: ConvNet, scale: float) -> None:
     """Give every unit of :func:`directions` the norm ``scale``; the function of the model is the same."""
     for weight in directions(model).values():
         weight.mul_((scale / nw.Unit(weight).norms()).to(weight.dtype).view(-1, 1, 1, 1))
+
+
+@torch.no_grad()
+def initialise(model: ConvNet, initialiser: str, scale: float) -> None:
+    """Set the weights of :func:`directions`, drawing from torch's global random state.
+
+    Args:
+        model: The network, as it was constructed.
+        initialiser: "units": torch's directions, every unit of norm ``scale``; "layers": the same, but each
+            layer at ``scale`` times a power of ten of its own, drawn evenly from 10⁻³ … 10³; "torch": torch's
+            default; or another usual one of its name in ``torch.nn.init`` ("normal_0.02": of that standard
+            deviation). The latter are multiplied by ``scale``.
+        scale: Positive.
+
+    Raises:
+        ValueError: The initialiser is not known.
+    """
+    if initialiser not in INITIALISERS:
+        raise ValueError(f"initialiser={initialiser!r} is not known: choose from {', '.join(INITIALISERS)}")
+    if initialiser in ("units", "layers"):
+        scale_directions(model, scale)
+    for weight in directions(model).values():
+        if initialiser == "layers":
+            weight.mul_(10 ** float(torch.empty(()).uniform_(-SPREAD, SPREAD)))
+        elif initialiser == "normal_0.02":
+            nn.init.normal_(weight, std=0.02)
+        elif initialiser not in ("units", "torch"):
+            getattr(nn.init, f"{initialiser}_")(weight)
+        if initialiser not in ("units", "layers"):
+            weight.mul_(scale)

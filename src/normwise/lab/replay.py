@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import normwise as nw
+from normwise.lab.images import Images, batches
 from normwise.lab.models import ConvNet, directions
 from normwise.lab.settings import ReplaySettings, rule_from
-from normwise.lab.train import Images, batches, build
+from normwise.lab.setup import build
 from normwise.units import row_norms
 
 __all__ = ["replay"]

@@ -70,8 +70,12 @@ def reproduce(
     begin = time.perf_counter()
     store = Store(out)
     spent = Budget.of(budget, data, load(data, offline=offline, announce=announce).fingerprint, seeds)
-    wanted: list[Settings] = [settings for claim in claims for settings in claim.runs(spent)]
-    runs = Runs(carry_out(wanted, store, jobs, progress), store)
+    first: list[Settings] = [settings for claim in claims for settings in claim.runs(spent)]
+    runs = Runs(carry_out(first, store, jobs, progress), store)
+    second: list[Settings] = [settings for claim in claims for settings in claim.second_runs(spent, runs)]
+    if second:
+        announce("now the runs with what the first ones have chosen")
+        runs = Runs(carry_out([*first, *second], store, jobs, progress), store)
     protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
     results = read_results(store) or {"format": 1, "claims": {}}
     for claim in claims:
@@ -117,7 +121,8 @@ def rebuild_report(out: Path) -> Path:
 
 
 def _judged(claim: Claim, budget: Budget, runs: Runs) -> dict[str, Any]:
-    identities = list(dict.fromkeys(settings.identity for settings in claim.runs(budget)))
+    needed = [*claim.runs(budget), *claim.second_runs(budget, runs)]
+    identities = list(dict.fromkeys(settings.identity for settings in needed))
     failures = sum(runs.status(identity) != "finished" for identity in identities)
     return {
         **claim.texts(),

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from normwise.lab.replay import replay
-from normwise.lab.settings import ReplaySettings, Settings, TrainSettings
+from normwise.lab.settings import Settings
 from normwise.lab.store import Store
-from normwise.lab.train import train
 
 __all__ = ["carry_out"]
 
@@ -40,7 +38,7 @@ def carry_out(
     summaries = {identity: store.summary(settings) for identity, settings in distinct.items()}
     missing = [settings for identity, settings in distinct.items() if summaries[identity] is None]
     # The long ones first, so that no process ends with a long one alone.
-    missing.sort(key=lambda settings: -_cost(settings))
+    missing.sort(key=lambda settings: -settings.cost)
     progress(0, len(missing))
     if missing:
         parallel = Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered", batch_size=1)
@@ -51,10 +49,6 @@ def carry_out(
     return {identity: summary for identity, summary in summaries.items() if summary is not None}
 
 
-def _cost(settings: Settings) -> float:
-    return settings.steps * settings.batch_size * (8 if isinstance(settings, ReplaySettings) else 1)
-
-
 def _run(settings: Settings, store: Store) -> tuple[str, Summary]:
     """Carry out one run on one thread and keep it."""
     threads = torch.get_num_threads()
@@ -62,12 +56,7 @@ def _run(settings: Settings, store: Store) -> tuple[str, Summary]:
     metrics: list[dict[str, Any]] = []
     begin = time.perf_counter()
     try:
-        if isinstance(settings, TrainSettings):
-            summary = train(settings, metrics.append)
-        elif isinstance(settings, ReplaySettings):
-            summary = replay(settings, metrics.append)
-        else:
-            raise TypeError(f"there is no way to carry out {type(settings).__name__}")
+        summary = settings.carry_out(metrics.append)
     finally:
         torch.set_num_threads(threads)
     summary["seconds"] = round(time.perf_counter() - begin, 3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,48 +16,25 @@ from typing_extensions import Self
 import normwise as nw
 from normwise.decay.rules import RULES, Rule
 
-__all__ = ["ReplaySettings", "Settings", "TrainSettings", "rule_from", "settings_from"]
+__all__ = ["ImageSettings", "ReplaySettings", "Settings", "TrainSettings", "rule_from"]
 
 # Raised by a commit that changes what a run computes: older runs are then not taken for it.
-REVISION = 1
+REVISION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ABC):
-    """What all kinds of runs have in common: data, network, optimizer, seed.
+    """What a run is: everything that its results depend on. A kind of run is a subclass.
 
     Attributes:
-        data: Name of the data set.
-        fingerprint: SHA-256 of its content.
-        train_size: Number of training images, drawn from the training set by ``seed``.
-        image_size: Side of the images in pixels, after averaging.
-        member: How the convolutions are normalised (``normwise.lab.models.MEMBERS``).
-        batch_norm: Whether batch norm follows each convolution.
-        width: Channels of the first convolution.
-        init_scale: Norm of every unit at the start.
-        rule: The rule's settings (``Rule.settings``), or None: no decay.
-        mode: Mode of ``normwise.Decay``.
-        lr: The largest learning rate; a cosine takes it to zero.
-        momentum: Of SGD.
-        batch_size: Images in a step.
-        seed: Of the initialisation, the training subset and the order of batches.
+        seed: Of everything that is random in the run.
     """
 
     kind: ClassVar[str]
+    """Name of the kind, the same for all its runs."""
+    carried_out_by: ClassVar[str]
+    """``module:function``; it takes the settings and a function that logs, and returns the summary."""
 
-    data: str
-    fingerprint: str
-    train_size: int
-    image_size: int
-    member: str = "weight_norm"
-    batch_norm: bool = True
-    width: int = 8
-    init_scale: float = 1.0
-    rule: dict[str, Any] | None = None
-    mode: str = "flow"
-    lr: float = 0.1
-    momentum: float = 0.9
-    batch_size: int = 100
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,6 +49,53 @@ class Settings(ABC):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
+    @abstractmethod
+    def cost(self) -> float:
+        """About how many seconds the run takes: long runs are begun first, and time left is estimated."""
+
+    def carry_out(self, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Carry out the run in this process; return its summary, of which ``status`` is one entry."""
+        module, function = self.carried_out_by.split(":")
+        summary: dict[str, Any] = getattr(importlib.import_module(module), function)(self, log)
+        return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(Settings):
+    """What runs on images have in common: data, network, optimizer, rule.
+
+    Attributes:
+        data: Name of the data set.
+        fingerprint: SHA-256 of its content.
+        train_size: Number of training images, drawn from the training set by ``seed``.
+        image_size: Side of the images in pixels, after averaging.
+        member: How the convolutions are normalised (``normwise.lab.models.MEMBERS``).
+        batch_norm: Whether batch norm follows each convolution.
+        width: Channels of the first convolution.
+        init_scale: Norm of every unit at the start.
+        rule: The rule's settings (``Rule.settings``), or None: no decay.
+        mode: Mode of ``normwise.Decay``.
+        lr: The largest learning rate.
+        momentum: Of SGD; β₁ of Adam.
+        batch_size: Images in a step.
+        seed: Of the initialisation, the training subset and the order of batches.
+    """
+
+    data: str
+    fingerprint: str
+    train_size: int
+    image_size: int
+    member: str = "weight_norm"
+    batch_norm: bool = True
+    width: int = 8
+    init_scale: float = 1.0
+    rule: dict[str, Any] | None = None
+    mode: str = "flow"
+    lr: float = 0.1
+    momentum: float = 0.9
+    batch_size: int = 100
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches that the training images fill; what is left over is left out."""
         return self.train_size // self.batch_size
@@ -81,8 +107,13 @@ class Settings(ABC):
 
     @property
     def total_time(self) -> float:
-        """Σ lr over the steps of the cosine schedule."""
+        """Σ lr over the steps of the schedule."""
         return sum(self.lr_at(step) for step in range(self.steps))
+
+    @property
+    def total_squares(self) -> float:
+        """Σ lr² over the steps of the schedule."""
+        return sum(self.lr_at(step) ** 2 for step in range(self.steps))
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: half a cosine from ``lr`` towards zero."""
@@ -94,25 +125,56 @@ class Settings(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Settings):
-    """Train, then measure on the training and the test images.
+class TrainSettings(ImageSettings):
+    """Train, then measure on the training, the validation and the test images.
 
     Attributes:
         epochs: Passes over the training images.
+        validation_size: Images kept out of training to choose hyper-parameters by; 0: none.
+        initialiser: How weights begin (``normwise.lab.models.INITIALISERS``).
+        optimizer: "sgd", "adam" (β₂ = 0.999, ε = 1e-8), or "sgdp" (of pytorch_optimizer, a peer).
+        weight_decay: The optimizer's own, on the directions alone; that of the peer, else 0.
+        schedule: "cosine", from ``lr`` towards zero, or "constant".
+        clock: Clock of ``normwise.Decay``.
+        measure: Measure of ``normwise.Decay``.
+        dim: Which units the rule sees: 0, each filter; None, each whole tensor.
+        precision: "float32", or "bfloat16" or "float16": autocast, the latter with a GradScaler.
+        relative_lr: For each layer, what its learning rate is multiplied by at equally spaced times from the
+            first step to the last, with geometric interpolation between them. Empty: 1.
     """
 
     kind: ClassVar[str] = "train"
+    carried_out_by: ClassVar[str] = "normwise.lab.train:train"
 
     epochs: int = 8
+    validation_size: int = 0
+    initialiser: str = "units"
+    optimizer: str = "sgd"
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    clock: str = "lr"
+    measure: str = "norm"
+    dim: int | None = 0
+    precision: str = "float32"
+    relative_lr: tuple[tuple[float, ...], ...] = ()
 
     @property
     def steps(self) -> int:
         """Number of steps of the run."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def cost(self) -> float:
+        """Seconds, roughly."""
+        return _seconds(self, self.steps)
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.lr if self.schedule == "constant" else super().lr_at(step)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaySettings(Settings):
+class ReplaySettings(ImageSettings):
     """Train with decay in float64, then again without it, with the equivalent steps.
 
     Attributes:
@@ -120,6 +182,7 @@ class ReplaySettings(Settings):
     """
 
     kind: ClassVar[str] = "replay"
+    carried_out_by: ClassVar[str] = "normwise.lab.replay:replay"
 
     length: int = 300
 
@@ -127,6 +190,17 @@ class ReplaySettings(Settings):
     def steps(self) -> int:
         """Number of steps of the run."""
         return self.length
+
+    @property
+    def cost(self) -> float:
+        """Seconds, roughly: four runs in float64."""
+        return 8 * _seconds(self, self.steps)
+
+
+def _seconds(settings: ImageSettings, steps: int) -> float:
+    """About how long a network of this size trains on one core."""
+    pixels = settings.batch_size * settings.image_size**2 * settings.width
+    return 0.3 + steps * (3e-3 + 4e-8 * pixels)
 
 
 def rule_from(settings: dict[str, Any] | None) -> Rule | None:
@@ -141,19 +215,3 @@ def rule_from(settings: dict[str, Any] | None) -> Rule | None:
     arguments = {key: value for key, value in settings.items() if key != "name"}
     kinds = {kind.__name__: kind for kind in RULES}
     return kinds[settings["name"]](**arguments)
-
-
-def settings_from(values: dict[str, Any]) -> Settings:
-    """Return the settings that ``as_dict`` made these values of.
-
-    Raises:
-        ValueError: They name another kind, or other fields than it has.
-    """
-    kinds: dict[str, type[Settings]] = {kind.kind: kind for kind in (TrainSettings, ReplaySettings)}
-    if values.get("kind") not in kinds:
-        raise ValueError(f"kind={values.get('kind')!r} is not known: choose from {', '.join(kinds)}")
-    kind = kinds[values["kind"]]
-    own = {key: value for key, value in values.items() if key not in ("kind", "versions")}
-    if set(own) != {field.name for field in fields(kind)}:
-        raise ValueError(f"these are not the settings of a {kind.kind} run: {sorted(own)}")
-    return kind(**own)

@@ -2,103 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 import normwise as nw
-from normwise.lab.data import Dataset, downsample, load, split
-from normwise.lab.models import ConvNet, directions, scale_directions
-from normwise.lab.settings import Settings, TrainSettings, rule_from
+from normwise.lab.images import Images, batches, evaluate
+from normwise.lab.models import ConvNet, directions
+from normwise.lab.settings import TrainSettings
+from normwise.lab.setup import build, optimizer_for
 from normwise.units import row_norms
 
-__all__ = ["Images", "batches", "build", "evaluate", "optimizer_for", "train"]
+__all__ = ["train"]
 
 Metrics = dict[str, Any]
 
-
-class Images:
-    """Training and test images of a run, normalised by the training images' mean and deviation.
-
-    The data set must be on this machine already: a run fetches nothing.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        dataset = _small_images(settings.data, settings.image_size, settings.fingerprint)
-        part = split(dataset, settings.train_size, 0, settings.seed)
-        mean, deviation = part.train_images.mean(), part.train_images.std()
-        self.train, self.train_labels = (part.train_images - mean) / deviation, part.train_labels
-        self.test, self.test_labels = (dataset.test_images - mean) / deviation, dataset.test_labels
-        self.classes = len(dataset.classes)
-
-
-@lru_cache(maxsize=1)
-def _small_images(name: str, size: int, fingerprint: str) -> Dataset:
-    """Return the data set at the size of the runs; kept, as the next run wants the same."""
-    dataset = load(name, offline=True)
-    if dataset.fingerprint != fingerprint:
-        raise ValueError(
-            f"{name} has changed since the job began: its SHA-256 is {dataset.fingerprint[:12]}…, "
-            f"not {fingerprint[:12]}…: start the job again"
-        )
-    return replace(
-        dataset,
-        train_images=downsample(dataset.train_images, size),
-        test_images=downsample(dataset.test_images, size),
-    )
-
-
-def build(settings: Settings, classes: int) -> ConvNet:
-    """Return the network as it is at the start; the same for all rules and scales but for its norms."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = ConvNet(settings.member, settings.batch_norm, settings.width, classes)
-    scale_directions(model, settings.init_scale)
-    return model
-
-
-def optimizer_for(settings: Settings, model: ConvNet, fused: bool = True) -> torch.optim.SGD:
-    """Return SGD over all parameters, with the rule at work on the directions and on nothing else."""
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, fused=fused)
-    rule = rule_from(settings.rule)
-    if rule is not None:
-        nw.Decay(optimizer, rule, directions(model).values(), mode=settings.mode)
-    return optimizer
-
-
-def batches(
-    settings: Settings, images: Images, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of all steps, in an order that depends on the seed alone."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    step = 0
-    while step < settings.steps:
-        order = torch.randperm(settings.train_size, generator=generator)
-        for chosen in order.split(settings.batch_size)[: settings.steps_per_epoch]:
-            if step == settings.steps:
-                return
-            yield images.train[chosen].to(dtype), images.train_labels[chosen]
-            step += 1
-
-
-@torch.no_grad()
-def evaluate(model: ConvNet, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return mean loss and accuracy, with the running statistics of batch norm."""
-    training = model.training
-    model.eval()
-    losses, hits = 0.0, 0
-    for x, y in zip(images.split(1000), labels.split(1000), strict=True):
-        logits = model(x)
-        losses += float(cross_entropy(logits, y, reduction="sum"))
-        hits += int((logits.argmax(1) == y).sum())
-    model.train(training)
-    return losses / len(labels), hits / len(labels)
+LINES = 40  # of metrics in a run
+SPIKE = 2.0  # times the median of the losses before it
 
 
 def train(settings: TrainSettings, log: Callable[[Metrics], None]) -> Metrics:
@@ -106,56 +32,104 @@ def train(settings: TrainSettings, log: Callable[[Metrics], None]) -> Metrics:
 
     Args:
         settings: What to do.
-        log: Is called with the metrics of each epoch.
+        log: Is called some 40 times with the metrics since the time before: mean training loss, learning
+            rate, and for each layer its mean norm, effective learning rate and turn (radians).
 
     Returns:
         The summary. ``status`` is "finished", "refused" (the rule refused to go on: ``reason`` says why) or
         "not finite" (the loss was not a finite number); ``step`` is where it ended. A finished run has
-        train_loss, train_accuracy, test_loss, test_accuracy (fractions), and norms and effective learning
-        rates by layer.
+        train_loss, train_accuracy, test_loss, test_accuracy (fractions), validation_loss and
+        validation_accuracy where there is such a part, the norms by layer, how many steps the scaler skipped
+        and how many losses were spikes.
     """
-    images = Images(settings)
+    images = Images(settings, settings.validation_size)
     model = build(settings, images.classes)
     optimizer = optimizer_for(settings, model)
+    scaler = torch.amp.GradScaler("cpu", enabled=settings.precision == "float16")
     before = _units(model)
     losses: list[Tensor] = []
+    skipped, noted = 0, 0
+    every = max(1, settings.steps // LINES)
     for step, (x, y) in enumerate(batches(settings, images)):
-        lr = optimizer.param_groups[0]["lr"] = settings.lr_at(step)
+        lr = _set_rates(optimizer, settings, step)
         optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
+        with _autocast(settings.precision):
+            loss = cross_entropy(model(x), y)
         losses.append(loss.detach())
-        loss.backward()
+        scaler.scale(loss).backward()
+        scale = scaler.get_scale()
         try:
-            optimizer.step()
+            scaler.step(optimizer)
         except ValueError as error:  # mode "explicit" refuses a coefficient that would flip the weight
             return {"status": "refused", "step": step, "reason": str(error)}
-        if (step + 1) % settings.steps_per_epoch == 0:
-            mean_loss = float(torch.stack(losses).mean())
+        scaler.update()
+        skipped += scaler.get_scale() < scale
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            mean_loss = float(torch.stack(losses[noted:]).mean())
             if not math.isfinite(mean_loss):
-                return {"status": "not finite", "step": step, "reason": f"the training loss was {mean_loss}"}
+                reason = f"the training loss was {mean_loss}"
+                return {"status": "not finite", "step": step, "reason": reason, "skipped_steps": skipped}
             now = _units(model)
-            log(
-                {
-                    "step": step + 1,
-                    "train_loss": mean_loss,
-                    "lr": lr,
-                    "layers": _layers(model, lr, before, now),
-                }
-            )
-            before, losses = now, []
-    train_loss, train_accuracy = evaluate(model, images.train, images.train_labels)
-    test_loss, test_accuracy = evaluate(model, images.test, images.test_labels)
-    if not math.isfinite(train_loss + test_loss):
+            layers = _layers(model, lr, before, now)
+            log({"step": step + 1, "train_loss": mean_loss, "lr": lr, "layers": layers})
+            before, noted = now, len(losses)
+    summary = _measured(model, images)
+    if not math.isfinite(summary["train_loss"] + summary["test_loss"]):
         return {"status": "not finite", "step": settings.steps, "reason": "the final loss is not finite"}
     return {
         "status": "finished",
         "step": settings.steps,
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
+        **summary,
         "norms": {name: float(row_norms(w).mean()) for name, w in directions(model).items()},
+        "skipped_steps": skipped,
+        "spikes": _spikes(losses),
     }
+
+
+def _set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> float:
+    """Set the learning rate of every group for this step; return the common one."""
+    lr = settings.lr_at(step)
+    rest, *layers = optimizer.param_groups
+    rest["lr"] = lr
+    for k, group in enumerate(layers):
+        group["lr"] = lr * (
+            _at(settings.relative_lr[k], step / settings.steps) if settings.relative_lr else 1
+        )
+    return lr
+
+
+def _at(values: tuple[float, ...], way: float) -> float:
+    """Interpolate positive values geometrically, ``way`` from 0 to 1 between the first and the last."""
+    place = way * (len(values) - 1)
+    low = min(int(place), len(values) - 2)
+    share = place - low
+    return float(values[low] ** (1 - share) * values[low + 1] ** share)
+
+
+def _autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", getattr(torch, precision))
+
+
+def _measured(model: ConvNet, images: Images) -> Metrics:
+    found: Metrics = {}
+    for part in ("train", "validation", "test"):
+        labels = getattr(images, f"{part}_labels")
+        if len(labels):
+            loss, accuracy = evaluate(model, getattr(images, part), labels)
+            found |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+    return found
+
+
+def _spikes(losses: list[Tensor], window: int = 20) -> int:
+    """Count the losses that are more than SPIKE times the median of those before, and 0.5 above it."""
+    if len(losses) <= window:
+        return 0
+    values = torch.stack(losses).float()
+    median = values[:-1].unfold(0, window, 1).median(1).values
+    later = values[window:]
+    return int(((later > SPIKE * median) & (later > median + 0.5)).sum())
 
 
 def _units(model: ConvNet) -> dict[str, Tensor]:
@@ -166,14 +140,14 @@ def _units(model: ConvNet) -> dict[str, Tensor]:
 
 
 def _layers(model: ConvNet, lr: float, before: dict[str, Tensor], now: dict[str, Tensor]) -> Metrics:
-    """Mean norm, mean effective learning rate and mean turn (radians in this epoch) of each layer."""
+    """Mean norm, mean effective learning rate and mean turn (radians, since the line before) by layer."""
     layers = {}
     for name, weight in directions(model).items():
         norms = row_norms(weight).flatten()
         alive = norms[(norms > 0) & norms.isfinite()]  # a unit that died or blew up has no effective rate
         turned = 2 * torch.asin(((now[name] - before[name]).norm(dim=1) / 2).clamp(max=1))
         layers[name] = {
-            "norm": float(norms.mean()),
+            "norm": float(alive.mean()) if len(alive) else None,
             "effective_lr": float(nw.theory.effective_lr(lr, alive).mean()) if len(alive) else None,
             "turn": float(turned.mean()),
         }

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal
 from normwise.lab.settings import ReplaySettings, Settings, TrainSettings
 from normwise.lab.store import Store
 
-__all__ = ["BUDGETS", "Budget", "Claim", "Finding", "Plot", "Runs", "Series", "Table", "Verdict"]
+__all__ = ["BUDGETS", "Budget", "Claim", "Finding", "HeatMap", "Plot", "Runs", "Series", "Table", "Verdict"]
 
 Verdict = Literal["reproduced", "partly", "not reproduced"]
 BUDGETS = ("quick", "full")
+FIRST_TUNING_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,24 @@ class Budget:
         name: "quick" or "full".
         members: Which members of the weight-normalisation family are looked at.
         seeds: Seeds of the runs; every arm has the same ones, so that differences are paired.
+        tuning_seeds: Seeds of the runs by which hyper-parameters are chosen; none of ``seeds``.
         training: Settings of a training run, but for arm and seed.
+        small: The same for sweeps over many cells: half of the images.
         replaying: Settings of a replay, but for arm and seed.
     """
 
     name: str
     members: tuple[str, ...]
     seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
     training: TrainSettings
+    small: TrainSettings
     replaying: ReplaySettings
+
+    @property
+    def full(self) -> bool:
+        """Whether this is the full budget."""
+        return self.name == "full"
 
     @classmethod
     def of(cls, name: str, data: str, fingerprint: str, seeds: int | None = None) -> Budget:
@@ -43,18 +53,19 @@ class Budget:
         """
         if name not in BUDGETS:
             raise ValueError(f"--budget {name} is not known: choose from {', '.join(BUDGETS)}")
-        if seeds is not None and seeds < 2:
-            raise ValueError(f"--seeds {seeds} is too few for an interval: give 2 or more")
+        if seeds is not None and not 2 <= seeds <= FIRST_TUNING_SEED:
+            raise ValueError(
+                f"--seeds {seeds} is not possible: give 2 (an interval needs two) to {FIRST_TUNING_SEED}"
+            )
         quick = name == "quick"
-        small = data == "digits"  # 1437 training images of 8×8
+        digits = data == "digits"  # 1437 training images of 8×8
         training = TrainSettings(
             data=data,
             fingerprint=fingerprint,
-            train_size=1400 if small else 4000 if quick else 16000,
-            image_size=8 if small else 14,
-            width=8 if quick else 16,
-            batch_size=50 if small else 100,
-            epochs=8 if quick else 12,
+            train_size=1100 if digits else 4000,
+            validation_size=300 if digits else 2000,
+            image_size=8 if digits else 7,
+            batch_size=50 if digits else 100,
         )
         replaying = ReplaySettings(
             data=data, fingerprint=fingerprint, train_size=1000, image_size=training.image_size, batch_size=50
@@ -64,7 +75,9 @@ class Budget:
             name=name,
             members=members[:1] if quick else members,
             seeds=tuple(range(seeds or (3 if quick else 5))),
+            tuning_seeds=tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + (1 if quick else 2))),
             training=training,
+            small=replace(training, train_size=training.train_size // 2),
             replaying=replaying,
         )
 
@@ -74,6 +87,7 @@ class Series:
     """A curve: points with the interval that belongs to each (None where a run did not finish).
 
     Curves of the same ``color``, an index into the report's palette, belong together; None: each its own.
+    ``by_seed`` has the values of each seed, one sequence as long as ``x`` for each.
     """
 
     label: str
@@ -83,6 +97,7 @@ class Series:
     high: Sequence[float | None] | None = None
     dashed: bool = False
     color: int | None = None
+    by_seed: Sequence[Sequence[float | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,25 @@ class Plot:
     series: Sequence[Series]
     log_x: bool = False
     log_y: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A number for each pair of two settings, as a map in colours: ``values[j][i]`` is at ``x[i], y[j]``.
+
+    The labels of the axes are text. None: there is no number. ``low`` and ``high`` are the ends of the
+    scale of colours, by default those of the values; maps that are to be compared share them.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x: Sequence[str]
+    y: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +151,8 @@ class Finding:
         plots: At least one.
         tables: What is behind the plots.
         notes: What else was seen: runs that failed and why, what contradicts the paper.
+        maps: Heat maps.
+        traces: What went on during training: norms, effective learning rates, rotations.
     """
 
     verdict: Verdict
@@ -125,6 +161,8 @@ class Finding:
     plots: Sequence[Plot]
     tables: Sequence[Table]
     notes: Sequence[str] = field(default_factory=tuple)
+    maps: Sequence[HeatMap] = field(default_factory=tuple)
+    traces: Sequence[Plot] = field(default_factory=tuple)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -174,6 +212,10 @@ class Claim(ABC):
     @abstractmethod
     def runs(self, budget: Budget) -> list[Settings]:
         """Return the runs that the claim needs."""
+
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+        """Return what is to be run once :meth:`runs` are done and known, as with chosen hyper-parameters."""
+        return []
 
     @abstractmethod
     def judge(self, budget: Budget, runs: Runs) -> Finding:
