@@ -32,7 +32,8 @@ class _MadeUp(Runs):
         return self.make(settings)
 
     def metrics(self, settings: Settings) -> list[Summary]:
-        return [{"step": k, "replay": 1e-15, "naive": 0.1, "twin": 1e-15} for k in (1, 2)]
+        line = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
+        return [{"step": k, **line} for k in (1, 2)]
 
 
 def _judge(claim: Claim, make: Callable[[Any], Summary]) -> Finding:

@@ -145,6 +145,21 @@ def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str
     assert len(Store(tmp_path).metrics(run)) == run.length
 
 
+@pytest.mark.parametrize("mode", ["flow", "explicit"])
+@pytest.mark.parametrize("rule", [nw.L2(10.0), nw.AdaptiveWeightShrink(10.0)])
+def test_replays_of_adam_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str) -> None:
+    run = replaying(optimizer="adam", lr=0.01).with_rule(rule, mode)
+    summary = run.carry_out(lambda line: None)
+    assert summary["replay"]["largest_angle"] < 1e-11
+    assert summary["naive"]["largest_angle"] > 1e-3
+    assert summary["replay"]["predictions_that_differ"] == 0
+
+
+def test_an_optimizer_without_a_replay_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer='lion' has no replay: choose from sgd, adam"):
+        replaying(optimizer="lion").with_rule(nw.L2(0.1)).carry_out(lambda line: None)
+
+
 def test_a_changed_data_set_is_noticed() -> None:
     with pytest.raises(ValueError, match="digits has changed since the job began"):
         Images(replace(training(), fingerprint="f" * 64))

@@ -179,12 +179,14 @@ class ReplaySettings(ImageSettings):
 
     Attributes:
         length: Number of steps.
+        optimizer: "sgd" or "adam" (β₂ = 0.999, ε = 1e-8).
     """
 
     kind: ClassVar[str] = "replay"
     carried_out_by: ClassVar[str] = "normwise.lab.replay:replay"
 
     length: int = 300
+    optimizer: str = "sgd"
 
     @property
     def steps(self) -> int:

@@ -13,7 +13,8 @@ BAR = 1e-9  # radians
 WIDE = 1e-2  # radians: what the naive replay must exceed
 CHAOS = 10.0  # times the drift of the twin
 
-RULES = ("L2, coupled", "L2, explicit", "L2", "AWS")
+ADAM_LR = 0.003
+RULES = ("L2, coupled", "L2, explicit", "L2", "AWS", "AdamW: L2, explicit", "AdamW: L2", "AdamW: AWS")
 
 
 class EffectiveLearningRate(Claim):
@@ -33,7 +34,9 @@ class EffectiveLearningRate(Claim):
     arms = (
         "Decayed runs of 300 steps in float64 (SGD, momentum 0.9, cosine from 0.1, batches of 50 from 1000 "
         "images, weight norm and batch norm, units of norm 1): L2 coupled as in torch.optim, explicit as in "
-        "AdamW, L2 and AWS by their flows; coefficient 3/Σlr (coupled: times 1 − 0.9). Each against: the "
+        "AdamW, L2 and AWS by their flows; coefficient 3/Σlr (coupled: times 1 − 0.9). And under Adam (β 0.9 "
+        f"and 0.999, cosine from {ADAM_LR:g}): L2 explicit, which is AdamW's own decay, L2 and AWS by their "
+        "flows, coefficient 3/Σlr; coupled L2 has no replay there. Each against: the "
         "replay, without decay, with the steps of normwise.theory.without_decay; the naive run, without "
         "decay, with the same learning rates; and a twin with decay from a start that differs in one weight "
         "by one unit in the last place, which shows how far rounding alone carries runs apart."
@@ -92,12 +95,14 @@ class EffectiveLearningRate(Claim):
         answer = (
             f"Over {budget.replaying.length} steps the undecayed replays stay within {worst:.0e} rad of the "
             f"decayed runs in every unit, and the final networks disagree on {differing} of {images} test "
-            f"images. With the same learning rates instead, directions come to be {naive:.1f} rad apart."
+            f"images. With the same learning rates instead, directions come to be {naive:.2g} rad or more apart."
         )
         columns = ["rule", "replay (rad)", "twin (rad)", "naive (rad)", "replay: answers that differ"]
         columns += ["naive: answers that differ", "norms: end / start"]
         table = Table("Largest angle to the decayed run, over all units, steps and seeds", columns, rows)
-        return Finding(verdict, answer, statistics, self._plots(budget, runs), [table])
+        return Finding(
+            verdict, answer, statistics, self._plots(budget, runs), [table], traces=self._traces(budget, runs)
+        )
 
     def _plots(self, budget: Budget, runs: Runs) -> list[Plot]:
         series = []
@@ -113,13 +118,38 @@ class EffectiveLearningRate(Claim):
         title = f"Largest angle between a unit of the decayed run and of the other (seed {budget.seeds[0]})"
         return [Plot(title, "step", "angle (rad)", series, log_y=True)]
 
+    def _traces(self, budget: Budget, runs: Runs) -> list[Plot]:
+        norms, rates = [], []
+        for name, run in self._runs(budget).items():
+            metrics = runs.metrics(replace(run, seed=budget.seeds[0]))
+            steps = [line["step"] for line in metrics]
+            degree = 1 if run.optimizer == "adam" else 2
+            norms.append(Series(name, steps, [line["norm"] for line in metrics]))
+            rates.append(Series(name, steps, [line["lr"] / line["norm"] ** degree for line in metrics]))
+        seed = f"seed {budget.seeds[0]}"
+        return [
+            Plot(f"Median norm in the decayed runs ({seed})", "step", "norm", norms),
+            Plot(
+                f"Effective learning rate of the median norm ({seed})",
+                "step",
+                "lr/norm² (SGD), lr/norm (Adam)",
+                rates,
+                log_y=True,
+            ),
+        ]
+
     def _runs(self, budget: Budget) -> dict[str, ReplaySettings]:
         base = budget.replaying
         aws = nw.AdaptiveWeightShrink.for_budget(base.total_time)
         l2 = nw.theory.match(aws, nw.L2)
         coupled = nw.theory.match(aws, nw.L2, momentum=base.momentum, to_mode="coupled")
-        arms = ((coupled, "coupled"), (l2, "explicit"), (l2, "flow"), (aws, "flow"))
-        return {name: base.with_rule(*arm) for name, arm in zip(RULES, arms, strict=True)}
+        arms: tuple[tuple[nw.Rule, str], ...] = ((coupled, "coupled"), (l2, "explicit"), (l2, "flow"), (aws, "flow"))
+        sgd = [base.with_rule(*arm) for arm in arms]
+        adam = replace(base, optimizer="adam", lr=ADAM_LR)
+        aws = nw.AdaptiveWeightShrink.for_budget(adam.total_time)
+        l2 = nw.theory.match(aws, nw.L2)
+        arms = ((l2, "explicit"), (l2, "flow"), (aws, "flow"))
+        return dict(zip(RULES, [*sgd, *(adam.with_rule(*arm) for arm in arms)], strict=True))
 
 
 CLAIM = EffectiveLearningRate()
