@@ -32,7 +32,9 @@ class _MadeUp(Runs):
         return self.make(settings)
 
     def metrics(self, settings: Settings) -> list[Summary]:
+        layer = {"norm": 1.0, "effective_lr": 0.1, "turn": 0.01}
         line = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
+        line |= {"layers": {"one": layer, "two": layer}}
         return [{"step": k, **line} for k in (1, 2)]
 
 
@@ -43,7 +45,7 @@ def _judge(claim: Claim, make: Callable[[Any], Summary]) -> Finding:
 def _arm(settings: ImageSettings) -> str:
     base = BUDGET.training
     for arm in ARMS:
-        like = with_arm(base.__class__(**{**vars(base), "lr": settings.lr}), arm)
+        like = with_arm(replace(base, lr=settings.lr, epochs=getattr(settings, "epochs", 0)), arm)
         if (like.rule, like.mode) == (settings.rule, settings.mode):
             return arm
     raise AssertionError(settings)

@@ -40,6 +40,11 @@ class Budget:
     replaying: ReplaySettings
 
     @property
+    def many_seeds(self) -> tuple[int, ...]:
+        """Seeds enough to show that two arms are equivalent: 8, in the full budget 20."""
+        return tuple(range(max(len(self.seeds), 20 if self.full else 8)))
+
+    @property
     def full(self) -> bool:
         """Whether this is the full budget."""
         return self.name == "full"
@@ -191,6 +196,10 @@ class Runs:
         """Return a number of each seed's run, None where that run did not finish."""
         summaries = [self[replace(settings, seed=seed)] for seed in seeds]
         return [summary[key] if summary["status"] == "finished" else None for summary in summaries]
+
+    def points(self, key: str, settings: Settings, seeds: Sequence[int]) -> list[float | None]:
+        """Return :meth:`values` of a fraction, in points of a hundred."""
+        return [None if value is None else 100 * value for value in self.values(key, settings, seeds)]
 
 
 class Claim(ABC):

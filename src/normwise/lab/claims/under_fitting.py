@@ -7,6 +7,7 @@ from typing import Any
 
 from normwise.lab.arms import AWS, L2, NONE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.traces import traces
 from normwise.lab.settings import Settings, TrainSettings
 from normwise.lab.statistics import mean_with_interval, paired_difference
 
@@ -14,6 +15,8 @@ SCALES = (1e-2, 1.0, 1e1)
 RATES = (0.025, 0.1, 0.4)
 SEVERE = 5.0  # points of training accuracy
 COMPARED = (NONE, L2, AWS)
+LENGTHS = {"quick": (2, 8, 16), "full": (2, 8, 16, 64)}  # epochs
+LENGTH_SCALES = (1.0, 1e1)
 
 
 class UnderFitting(Claim):
@@ -30,11 +33,13 @@ class UnderFitting(Claim):
     arms = (
         "No decay; L2; AWS. The coefficient of AWS is 3/Σlr, and L2 has the same pull at norm 1, for each "
         "learning rate anew; nothing is tuned. Initial norms 0.01, 1 and 10, learning rates 0.025, 0.1 and "
-        "0.4 (SGD with momentum 0.9 and a cosine)."
+        "0.4 (SGD with momentum 0.9 and a cosine). And by length: no decay and L2 for 2 to 16 epochs (full "
+        "budget: to 64) from the norms 1 and 10 at learning rate 0.1, for the first member."
     )
     statistic = (
         "Accuracy on the training images at the end of training, in points, paired by seed: L2 minus no "
-        "decay, in each cell of initial norm × learning rate, with a 95 % interval by Student's t."
+        "decay, in each cell of initial norm × learning rate, with a 95 % interval by Student's t. The "
+        "lengths are reported and not judged."
     )
     rule = (
         f"A cell shows severe under-fitting where the difference is at least {SEVERE:g} points with an "
@@ -42,8 +47,15 @@ class UnderFitting(Claim):
     )
 
     def runs(self, budget: Budget) -> list[Settings]:
-        """Three arms in nine cells, for all members and seeds."""
-        return [
+        """Three arms in nine cells, for all members and seeds, and the lengths."""
+        lengths: list[Settings] = [
+            replace(self._length(budget, arm, scale, epochs), seed=seed)
+            for arm in (NONE, L2)
+            for scale in LENGTH_SCALES
+            for epochs in LENGTHS[budget.name]
+            for seed in budget.seeds
+        ]
+        return lengths + [
             replace(self._run(budget, member, arm, scale, lr), seed=seed)
             for member in budget.members
             for arm in COMPARED
@@ -64,11 +76,7 @@ class UnderFitting(Claim):
                 for scale in SCALES:
                     cell = {arm: self._run(budget, member, arm, scale, lr) for arm in COMPARED}
                     accuracy = {
-                        arm: [
-                            None if v is None else 100 * v
-                            for v in runs.values("train_accuracy", run, budget.seeds)
-                        ]
-                        for arm, run in cell.items()
+                        arm: runs.points("train_accuracy", run, budget.seeds) for arm, run in cell.items()
                     }
                     losses = {
                         arm: mean_with_interval(runs.values("train_loss", run, budget.seeds)).mean
@@ -111,6 +119,9 @@ class UnderFitting(Claim):
             columns = ["norm", "lr", *(f"loss, {arm}" for arm in COMPARED)]
             columns += [*(f"acc., {arm}" for arm in COMPARED), "L2 − no decay (points)", "under-fitting"]
             tables.append(Table(f"Training loss and accuracy (%) at the end ({family})", columns, rows))
+        plot, table, by_length = self._by_length(budget, runs)
+        plots.append(plot)
+        tables.append(table)
         severe_cells = [cell for cell in cells if cell["severe"]]
         verdict: Verdict = (
             "reproduced"
@@ -119,8 +130,49 @@ class UnderFitting(Claim):
             if severe_cells
             else "not reproduced"
         )
-        statistics = {"cells": cells, "severe": len(severe_cells), "of": len(cells)}
-        return Finding(verdict, _answer(cells), statistics, plots, tables)
+        statistics = {"cells": cells, "severe": len(severe_cells), "of": len(cells), "by_length": by_length}
+        over_time = {
+            arm: replace(self._length(budget, arm, 10.0, 8), seed=budget.seeds[0]) for arm in (NONE, L2)
+        }
+        what = f"{budget.members[0].replace('_', ' ')}, from norm 10"
+        over = traces(runs, over_time, what)
+        return Finding(verdict, _answer(cells), statistics, plots, tables, traces=over)
+
+    def _by_length(self, budget: Budget, runs: Runs) -> tuple[Plot, Table, dict[str, Any]]:
+        """Compare no decay with L2 over lengths of training."""
+        lengths = LENGTHS[budget.name]
+        series, rows = [], []
+        found: dict[str, Any] = {}
+        for k, scale in enumerate(LENGTH_SCALES):
+            accuracy = {
+                arm: [
+                    runs.points("train_accuracy", self._length(budget, arm, scale, epochs), budget.seeds)
+                    for epochs in lengths
+                ]
+                for arm in (NONE, L2)
+            }
+            for arm, values in accuracy.items():
+                means = [mean_with_interval(v).mean for v in values]
+                series.append(Series(f"{arm}, norm {scale:g}", lengths, means, dashed=arm == NONE, color=k))
+            gains = [paired_difference(a, b) for a, b in zip(accuracy[L2], accuracy[NONE], strict=True)]
+            rows.append([f"{scale:g}", *map(str, gains)])
+            pairs = zip(lengths, gains, strict=True)
+            found[f"norm {scale:g}"] = {f"{epochs} epochs": gain.as_dict() for epochs, gain in pairs}
+        family = budget.members[0].replace("_", " ")
+        plot = Plot(
+            f"Training accuracy by length of training ({family})",
+            "epochs",
+            "training accuracy (%)",
+            series,
+            log_x=True,
+        )
+        columns = ["norm", *(f"{epochs} epochs" for epochs in lengths)]
+        title = f"Training accuracy, L2 minus no decay (points), by length of training ({family})"
+        return plot, Table(title, columns, rows), found
+
+    def _length(self, budget: Budget, arm: str, scale: float, epochs: int) -> TrainSettings:
+        base = replace(budget.training, member=budget.members[0], epochs=epochs)
+        return scaled(with_arm(base, arm), scale)
 
     def _run(self, budget: Budget, member: str, arm: str, scale: float, lr: float) -> TrainSettings:
         return scaled(with_arm(replace(budget.training, member=member, lr=lr), arm), scale)
