@@ -143,7 +143,12 @@ class EffectiveLearningRate(Claim):
         aws = nw.AdaptiveWeightShrink.for_budget(base.total_time)
         l2 = nw.theory.match(aws, nw.L2)
         coupled = nw.theory.match(aws, nw.L2, momentum=base.momentum, to_mode="coupled")
-        arms: tuple[tuple[nw.Rule, str], ...] = ((coupled, "coupled"), (l2, "explicit"), (l2, "flow"), (aws, "flow"))
+        arms: tuple[tuple[nw.Rule, str], ...] = (
+            (coupled, "coupled"),
+            (l2, "explicit"),
+            (l2, "flow"),
+            (aws, "flow"),
+        )
         sgd = [base.with_rule(*arm) for arm in arms]
         adam = replace(base, optimizer="adam", lr=ADAM_LR)
         aws = nw.AdaptiveWeightShrink.for_budget(adam.total_time)
