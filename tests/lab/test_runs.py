@@ -148,3 +148,64 @@ def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str
 def test_a_changed_data_set_is_noticed() -> None:
     with pytest.raises(ValueError, match="digits has changed since the job began"):
         Images(replace(training(), fingerprint="f" * 64))
+
+
+def test_rates_relative_to_the_common_one_act_on_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units on a sphere of radius 1 at 1/n² of the rate turn as units on a sphere of radius n do."""
+    norm = 4.0
+    far = training(init_scale=norm, momentum=0.0).with_rule(nw.Sphere(norm))
+    near = replace(training(momentum=0.0).with_rule(nw.Sphere(1.0)), relative_lr=((norm**-2, norm**-2),) * 3)
+    lines: dict[str, list[dict[str, Any]]] = {"far": [], "near": []}
+    found = {"far": train(far, lines["far"].append), "near": train(near, lines["near"].append)}
+    assert found["far"]["test_loss"] == pytest.approx(found["near"]["test_loss"], rel=1e-4)
+    for one, other in zip(lines["far"], lines["near"], strict=True):
+        for layer, values in one["layers"].items():
+            assert values["turn"] == pytest.approx(other["layers"][layer]["turn"], rel=1e-3)
+
+
+def test_relative_rates_are_interpolated_geometrically() -> None:
+    from normwise.lab.train import _at
+
+    assert [_at((1.0, 4.0, 64.0), way) for way in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [1, 2, 4, 16, 64]
+    )
+
+
+def test_a_validation_part_leaves_the_training_images_as_they_are() -> None:
+    without, with_part = Images(training()), Images(training(), 40)
+    assert torch.equal(without.train, with_part.train)
+    assert len(with_part.validation) == len(with_part.validation_labels) == 40
+    summary = train(training(validation_size=40), lambda line: None)
+    assert 0 <= summary["validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_differs_by_its_rounding(precision: str) -> None:
+    exact = train(training(), lambda line: None)
+    rough = train(training(precision=precision), lambda line: None)
+    assert rough["status"] == "finished"
+    assert rough["test_loss"] != exact["test_loss"]
+    assert rough["test_loss"] == pytest.approx(exact["test_loss"], rel=0.05)
+
+
+def test_spikes_are_losses_far_above_those_before() -> None:
+    from normwise.lab.train import _spikes
+
+    losses = [torch.tensor(1.0)] * 30
+    assert _spikes(losses) == 0
+    assert _spikes([*losses, torch.tensor(2.5), *losses, torch.tensor(3.0)]) == 2
+    assert _spikes(losses[:5]) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgdp"])
+def test_other_optimizers_train_with_the_rule_on_the_directions_alone(optimizer: str) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    run = training(optimizer=optimizer, lr=0.01, weight_decay=0.1 if optimizer == "sgdp" else 0.0)
+    run = run if optimizer == "sgdp" else run.with_rule(nw.L2(5.0))
+    decayed: list[dict[str, Any]] = []
+    free: list[dict[str, Any]] = []
+    summary = train(run, decayed.append)
+    train(replace(run, weight_decay=0.0).with_rule(None), free.append)
+    assert summary["status"] == "finished"
+    for one, other in zip(decayed[-1]["layers"].values(), free[-1]["layers"].values(), strict=True):
+        assert one["norm"] < other["norm"]
