@@ -26,6 +26,7 @@ def _arm(settings: ImageSettings) -> str:
 
 
 CLAIMS = (
+    "constant-regularizer",
     "under-fitting",
     "effective-learning-rate",
     "generalization",
