@@ -1,12 +1,14 @@
 """Text for language models, character by character: the King James Bible, or numbers in words.
 
 The translation of 1611 is out of copyright; the file is that of Debian's package ``bible-kjv-text`` (Chip
-Chapin's Bible Retrieval System, 1989: "for unrestricted use"), fetched when it is first needed. Numbers in words need no network.
+Chapin's Bible Retrieval System, 1989: "for unrestricted use"), fetched when it is first needed. Numbers in
+words need no network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,11 +40,10 @@ FINGERPRINTS = {
 
 _HELD_OUT = 0.05  # of the text, for validation and for testing each
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_TO_TWELVE = "zero one two three four five six seven eight nine ten eleven twelve"
+_TEENS = ("thir", "four", "fif", "six", "seven", "eigh", "nine")
+_ONES = (*_TO_TWELVE.split(), *(f"{name}teen" for name in _TEENS))
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +83,10 @@ def load_text(
 ) -> Text:
     """Load a text, fetching it first if it is not there.
 
-    "bible-kjv": the file comes from the cache, from Debian's package ``bible-kjv-text`` where it is installed, or is
-    fetched: as that package through apt (without being root), else the package over HTTP. It is verified at
-    every load, and nothing of the package is run. The verses' numbers are left out: a verse is a line.
+    "bible-kjv": the file comes from the cache, from Debian's package ``bible-kjv-text`` where it is
+    installed, or is fetched: as that package through apt (without being root), else the package over HTTP.
+    It is verified at every load, and nothing of the package is run. The verses' numbers are left out: a verse
+    is a line.
 
     "numbers": those below 10,000 in words, a line each, for machines without network and for tests.
 
@@ -150,4 +152,4 @@ def _unpacked(data: bytes) -> bytes:
     if data[:4] != b"EC02" or not 0 < numbers[1] < len(data) // 4:
         raise DataError(f"the text is in no known format: it begins with {data[:4]!r}, expected b'EC02'")
     places = np.frombuffer(data, dtype=">u4", count=int(numbers[1]) + 1, offset=92).tolist()
-    return b"".join(uncompress(data[a:b]) for a, b in zip(places[:-1], places[1:], strict=True))
+    return b"".join(uncompress(data[a:b]) for a, b in itertools.pairwise(places))

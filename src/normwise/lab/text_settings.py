@@ -50,16 +50,16 @@ class TextSettings(OptimizerSettings):
     width: int = 32
     heads: int = 2
     depth: int = 2
-    context: int = 64
-    batch_size: int = 16
-    length: int = 300
-    warmup: int = 30
+    context: int = 32
+    batch_size: int = 32
+    length: int = 200
+    warmup: int = 20
     beta2: float = 0.99
     decayed: str = "nothing"
     scaled: str = ""
     init_scale: float = 1.0
     frozen: str = ""
-    measured: int = 512
+    measured: int = 256
 
     @property
     def steps(self) -> int:
@@ -70,7 +70,7 @@ class TextSettings(OptimizerSettings):
     def cost(self) -> float:
         """Seconds, roughly."""
         characters = self.batch_size * self.context
-        return 1.0 + self.steps * self.depth * (1e-3 + 4e-8 * characters * self.width)
+        return 0.5 + self.steps * (1e-3 + self.depth * (1e-3 + 7e-8 * characters * self.width))
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: a line up to ``lr``, then half a cosine towards zero."""

@@ -23,7 +23,7 @@ __all__ = ["build", "optimizer_for", "train", "units"]
 Metrics = dict[str, Any]
 
 LINES = 40  # of metrics in a run
-GLANCE = 64  # sequences of the validation part that are looked at along the way
+GLANCE = 32  # sequences of the validation part that are looked at along the way
 
 
 def train(settings: TextSettings, log: Callable[[Metrics], None]) -> Metrics:
@@ -57,7 +57,7 @@ def train(settings: TextSettings, log: Callable[[Metrics], None]) -> Metrics:
         optimizer.zero_grad()
         loss = _loss(model, batch)
         losses.append(loss.detach())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         try:
             optimizer.step()
         except ValueError as error:  # mode "explicit" refuses a coefficient that would flip the weight
@@ -68,7 +68,10 @@ def train(settings: TextSettings, log: Callable[[Metrics], None]) -> Metrics:
                 return _not_finite(step, f"the training loss was {mean_loss}")
             now = _directions(model)
             line = {"step": step + 1, "train_loss": mean_loss, "lr": lr}
-            log(line | {"validation_loss": _measured(model, glance), "layers": _layers(model, lr, before, now)})
+            log(
+                line
+                | {"validation_loss": _measured(model, glance), "layers": _layers(model, lr, before, now)}
+            )
             before, noted = now, len(losses)
     last = losses[-max(1, settings.steps // 10) :]
     found = {"train_loss": float(torch.stack(last).mean())}
@@ -153,7 +156,9 @@ def _batches(settings: TextSettings, text: Text) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(settings.seed)
     reach = torch.arange(settings.context + 1)
     for _ in range(settings.steps):
-        starts = torch.randint(len(text.train) - settings.context, (settings.batch_size,), generator=generator)
+        starts = torch.randint(
+            len(text.train) - settings.context, (settings.batch_size,), generator=generator
+        )
         yield text.train[starts[:, None] + reach]
 
 
