@@ -20,6 +20,7 @@ from normwise.lab.report.page import write_report
 from normwise.lab.runs import carry_out
 from normwise.lab.settings import Settings
 from normwise.lab.store import Store, write_atomically
+from normwise.lab.text import load_text
 
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
@@ -70,6 +71,8 @@ def reproduce(
     begin = time.perf_counter()
     store = Store(out)
     spent = Budget.of(budget, data, load(data, offline=offline, announce=announce).fingerprint, seeds)
+    if any(claim.needs_text for claim in claims):
+        load_text(spent.text.data, offline=offline, announce=announce)
     first: list[Settings] = [settings for claim in claims for settings in claim.runs(spent)]
     runs = Runs(carry_out(first, store, jobs, progress), store)
     second: list[Settings] = [settings for claim in claims for settings in claim.second_runs(spent, runs)]
