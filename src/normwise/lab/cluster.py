@@ -53,19 +53,20 @@ def check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def connected(
-    address: str, announce: Callable[[str], None] = lambda line: None, patience: float = PATIENCE
+    address: str, announce: Callable[[str], None] = lambda line: None, patience: float | None = None
 ) -> Iterator[Cluster]:
     """Connect to a scheduler whose workers all have this process's versions, and leave it at the end.
 
     Args:
         address: ``tcp://HOST:PORT`` of the scheduler, or ``tls://``.
         announce: Is called with a line on what was found.
-        patience: Seconds to wait for the scheduler and for a first worker.
+        patience: Seconds to wait for the scheduler and for a first worker; None: ``PATIENCE``.
 
     Raises:
         ClusterError: There is no such cluster, or it has no workers, or one that cannot be used.
     """
     check_address(address)
+    patience = PATIENCE if patience is None else patience
     from distributed import Client
 
     try:
@@ -184,14 +185,18 @@ class Cluster:
 
 
 def _backend(client: Any) -> Any:
-    """Return joblib's backend for Dask, with what it does not do: say that a task was lost.
+    """Return joblib's backend for Dask, but for three things that joblib 1.6 does with it.
 
-    Where Dask gives a task up (its worker died several times) joblib 1.6 calls no callback and waits for
-    ever, and where the connection is lost it takes the error for a result.
+    A cluster of one worker is left idle, and all is done in this process. Where Dask gives a task up (its
+    worker died several times) no callback is called, and all waits for ever. Where the connection is lost
+    the error is taken for a result.
     """
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):  # type: ignore[misc]
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(2, int(super().effective_n_jobs(n_jobs)))
+
         def submit(self, func: Any, callback: Any = None) -> Any:
             future = super().submit(func, callback)
             settings: Settings = func.items[0][1][0]

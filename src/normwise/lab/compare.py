@@ -92,9 +92,9 @@ def compare(results: Mapping[str, Any], reference: Reference, claims: Sequence[s
 
     Returns:
         Plain values: ``reference``, ``agrees``, ``compared``, ``outside`` (of 95 %), ``not_in_reference``,
-        and for each claim of ``claims`` its ``verdict``, ``compared``, ``outside``, ``agrees``, ``only_here``,
-        ``only_in_reference`` and ``without_interval`` (numbers of statistics), ``protocol`` (what differs)
-        and ``rows``. In a row ``inside`` is plain 95 %, ``agrees`` after the correction.
+        and for each claim of ``claims`` its ``verdict``, ``compared``, ``outside``, ``agrees``,
+        ``only_here``, ``only_in_reference``, ``without_interval`` (numbers of statistics), ``protocol``
+        (what differs) and ``rows``. In a row ``inside`` is plain 95 %, ``agrees`` after the correction.
     """
     both = [name for name in claims if name in reference.claims]
     found = {name: _claim(results["claims"][name], reference.claims[name]) for name in both}
