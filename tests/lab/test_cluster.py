@@ -93,11 +93,11 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
             local.scheduler.kill()
             local.scheduler.wait()
 
-    with connected(local.address, patience=PATIENCE) as cluster:
-        with pytest.raises(
-            RunError, match="the connection to the cluster was lost .* the same command goes on"
-        ):
-            carry_out(wanted, store, 1, cut, cluster)
+    with (
+        connected(local.address, patience=PATIENCE) as cluster,
+        pytest.raises(RunError, match=r"the connection to the cluster was lost .* the same command goes on"),
+    ):
+        carry_out(wanted, store, 1, cut, cluster)
     assert sum(store.summary(settings) is not None for settings in wanted) >= 2
 
 
@@ -106,20 +106,24 @@ def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_pa
     fine, failing, deadly = (OddRun(way=way) for way in ("fine", "error", "killed"))
     (tmp_path / "dask").mkdir()
     with LocalCluster(tmp_path / "dask", SCHEDULER__ALLOWED_FAILURES="0") as local:
-        with pytest.raises(
-            ClusterError, match=r"has no workers \(waited 0 s\): start some with dask worker tcp:"
+        with (
+            pytest.raises(
+                ClusterError, match=r"has no workers \(waited 0 s\): start some with dask worker tcp:"
+            ),
+            connected(local.address, patience=0.4),
         ):
-            with connected(local.address, patience=0.4):
-                pass
+            pass
         odd = local.start_worker("odd", before="import normwise; normwise.__version__ = '9.9'")
         local.start_worker("good")
         with distributed.Client(local.address, set_as_default=False) as observer:
             observer.wait_for_workers(2, timeout=PATIENCE)
-            with pytest.raises(
-                ClusterError, match=r"has a worker, tcp://.*, with normwise 9\.9, and here it is 0"
+            with (
+                pytest.raises(
+                    ClusterError, match=r"has a worker, tcp://.*, with normwise 9\.9, and here it is 0"
+                ),
+                connected(local.address, patience=PATIENCE),
             ):
-                with connected(local.address, patience=PATIENCE):
-                    pass
+                pass
             odd.kill()
             deadline = time.monotonic() + PATIENCE
             while len(observer.scheduler_info()["workers"]) > 1:

@@ -48,8 +48,8 @@ def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int)
     fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
     with pytest.raises(
         RunError,
-        match=rf"^run {failing.identity} \(odd: way=error, seed=7\) failed: ArithmeticError: the sum does not "
-        rf"add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
+        match=rf"^run {failing.identity} \(odd: way=error, seed=7\) failed: ArithmeticError: the sum does "
+        rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
     ) as caught:
         carry_out([*fine, failing], store, jobs)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
     wanted = [OddRun(way="killed"), OddRun(way="killed", seed=1)]
-    with pytest.raises(RunError, match="a process that carried out runs was killed, .* fewer than --jobs 2"):
+    with pytest.raises(RunError, match=r"a process that carried out runs was killed, .* fewer than --jobs 2"):
         carry_out(wanted, Store(tmp_path), jobs=2)
 
 

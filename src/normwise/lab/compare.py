@@ -128,12 +128,12 @@ def p_value(here: _Estimate, reference: _Estimate) -> float:
         >>> round(p_value(here, {"mean": 3.0, "low": 2.0, "high": 4.0, "n": 5}), 3)
         0.085
     """
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes a hundred times as long
 
     variances = []
     for estimate in (here, reference):
         half = (estimate["high"] - estimate["low"]) / 2
-        variances.append((half / float(t.ppf(0.975, estimate["n"] - 1))) ** 2)
+        variances.append((half / float(stdtrit(estimate["n"] - 1, 0.975))) ** 2)
     difference = abs(here["mean"] - reference["mean"])
     total = sum(variances)
     scale = max(abs(here["mean"]), abs(reference["mean"]))
@@ -142,7 +142,7 @@ def p_value(here: _Estimate, reference: _Estimate) -> float:
     if total <= max(RELATIVE * scale, ABSOLUTE) ** 2:  # rounding left in the intervals is no variation
         return 0.0
     freedom = total**2 / sum(v**2 / (e["n"] - 1) for v, e in zip(variances, (here, reference), strict=True))
-    return float(2 * t.sf(difference / math.sqrt(total), freedom))
+    return float(2 * stdtr(freedom, -difference / math.sqrt(total)))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
