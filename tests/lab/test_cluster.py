@@ -86,7 +86,11 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
 
 
 def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
-    wanted = [OddRun(way="fine", seed=seed) for seed in range(5)]
+    wanted = [
+        OddRun(way="fine"),
+        OddRun(way="fine", seed=1),
+        OddRun(way="endless"),
+    ]  # carried out in this order
 
     def cut(done: int, total: int) -> None:
         if done == 2:
@@ -98,7 +102,7 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
         pytest.raises(RunError, match=r"the connection to the cluster was lost .* the same command goes on"),
     ):
         carry_out(wanted, store, 1, cut, cluster)
-    assert sum(store.summary(settings) is not None for settings in wanted) >= 2
+    assert [store.summary(settings) is not None for settings in wanted] == [True, True, False]
 
 
 def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_path: Path) -> None:
@@ -202,7 +206,11 @@ class _Client:
 
     def __init__(self, threads: int = 1, **packages: str | None) -> None:
         self.threads = threads
-        self.mine = {"python": "3.11.7.final.0", "normwise": "0.1.0", "torch": "2.13.0"}
+        self.mine: dict[str, str | None] = {
+            "python": "3.11.7.final.0",
+            "normwise": "0.1.0",
+            "torch": "2.13.0",
+        }
         self.theirs = self.mine | packages
 
     def wait_for_workers(self, n: int, timeout: float) -> None:
