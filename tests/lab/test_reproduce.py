@@ -68,6 +68,27 @@ def test_reproduce_leaves_runs_results_and_a_report(
     again = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert again["claims"] == results["claims"]
 
+    # compared with itself it agrees; with another it does not, and says so by its exit code too
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    compared = [*arguments[:1], "initialization", *arguments[1:-1], "--compare", str(reference)]
+    (reference / "results.json").write_text(json.dumps(again), encoding="utf-8")
+    assert _run(*compared, monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert f"Compared with {reference}: agrees." in " ".join(said.split())
+    assert max(len(line) for line in said.splitlines()) <= 80
+    for gain in again["claims"]["initialization"]["statistics"]["weight_norm"]["advantage_over_L2"].values():
+        for key in ("mean", "low", "high"):
+            gain[key] += 1e6
+    (reference / "results.json").write_text(json.dumps(again), encoding="utf-8")
+    assert _run(*compared, "--json", monkeypatch=monkeypatch) == 1
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison == json.loads((out / "results.json").read_text(encoding="utf-8"))["comparison"]
+    assert [comparison["agrees"], comparison["claims"]["initialization"]["agrees"]] == [False, False]
+    # an earlier comparison does not stay with results that were not compared
+    assert _run(*arguments, monkeypatch=monkeypatch) == 0
+    assert "comparison" not in json.loads(capsys.readouterr().out)
+
     page = (out / "report.html").read_text(encoding="utf-8")
     (out / "report.html").unlink()
     assert _run("report", str(out), monkeypatch=monkeypatch) == 0

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lab.odd_runs import OddRun
 from tests.lab.small import replaying, training
 
 import normwise as nw
 from normwise.lab.images import Images, batches
 from normwise.lab.models import ConvNet, directions
-from normwise.lab.runs import carry_out
+from normwise.lab.runs import RunError, carry_out
 from normwise.lab.settings import Settings
 from normwise.lab.setup import build
 from normwise.lab.store import Store
@@ -39,6 +40,38 @@ def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
     assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
     for settings in _wanted():
         assert Store(tmp_path / "one").metrics(settings) == Store(tmp_path / "two").metrics(settings)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int) -> None:
+    store = Store(tmp_path)
+    fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
+    with pytest.raises(
+        RunError,
+        match=rf"^run {failing.identity} \(odd: way=error, seed=7\) failed: ArithmeticError: the sum does "
+        rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
+    ) as caught:
+        carry_out([*fine, failing], store, jobs)
+    assert "\n" not in str(caught.value)
+    assert all(store.summary(settings) for settings in fine)
+    assert store.summary(failing) is None
+    assert "raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
+    # once it succeeds, no trace of the failure is left
+    store.write_run(failing, [], {"status": "finished"})
+    assert not (store.run_folder(failing) / "failure.txt").exists()
+
+
+def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RunError, match="0 finished runs are kept"):
+        carry_out([OddRun(way="fine"), OddRun(way="error first")], store)
+    assert store.summary(OddRun(way="fine")) is None
+
+
+def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
+    wanted = [OddRun(way="killed"), OddRun(way="killed", seed=1)]
+    with pytest.raises(RunError, match=r"a process that carried out runs was killed, .* fewer than --jobs 2"):
+        carry_out(wanted, Store(tmp_path), jobs=2)
 
 
 def test_threads_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
