@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit code 2: something that was given is not possible; the line says what."""
+    """Run the command line. Exit code 2: it could not be done; the line says why."""
     try:
         app()
     except ValueError as error:
@@ -55,14 +54,26 @@ def reproduce(
     data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
     budget: Annotated[str, typer.Option(help="quick (minutes) or full (hours).")] = "quick",
     seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: that of the budget.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs side by side. Default: one per core.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs side by side. Default: one per core, or worker.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler whose workers do the runs.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="A results.json to compare with, or its folder. Exit code 1: differs."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs, results.json and report.html.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Test claims of the paper on real data; write runs, results.json and report.html.
 
-    The same command resumes a job that was stopped. Finished runs are not repeated.
+    The same command resumes a job that was stopped. Finished runs are not repeated. docs/reproducing.md
+    says more of budgets, clusters and comparisons.
     """
     from normwise.lab.reproduce import reproduce as carry_out
 
@@ -73,8 +84,10 @@ def reproduce(
             data=data,
             budget=budget,
             seeds=seeds,
-            jobs=_cores() if jobs is None else jobs,
+            jobs=jobs,
             offline=offline,
+            cluster=cluster,
+            reference=compare,
             announce=_say,
             progress=progress,
         )
@@ -82,7 +95,11 @@ def reproduce(
         print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
     else:
         _print_verdicts(results)
+        if "comparison" in results:
+            _print_comparison(results["comparison"])
         _say(f"report: {out / 'report.html'}")
+    if "comparison" in results and not results["comparison"]["agrees"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -130,10 +147,6 @@ def inspect(
         show(found)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _say(line: str) -> None:
     print(f"normwise: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
@@ -148,6 +161,24 @@ def _print_verdicts(results: dict[str, Any]) -> None:
         verdict = claim["verdict"]
         table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", claim["answer"])
     Console().print(table)
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from normwise.lab.compare import lines
+
+    table = Table("claim", "here", "reference", "compared", "outside 95 %", "")
+    for name, claim in comparison["claims"].items():
+        verdict = claim["verdict"]
+        end = "[green]agrees[/]" if claim["agrees"] else "[red]differs[/]"
+        numbers = (str(claim["compared"]), str(claim["outside"]))
+        table.add_row(name, verdict["here"], verdict["reference"], *numbers, end)
+    console = Console()
+    console.print(table)
+    for line in lines(comparison):
+        console.print(line, markup=False, highlight=False)
 
 
 @contextmanager

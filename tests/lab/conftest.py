@@ -56,7 +56,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 @pytest.fixture
 def source(site: Site, commands: Path) -> Source:
     shapes = {"images.gz": (50, 20, 20), "labels.gz": (50,)}
-    files = [SourceFile(name, shapes[name], hashlib.sha256(CONTENTS[name]).hexdigest()) for name in CONTENTS]
+    files = [
+        SourceFile.idx(name, shapes[name], hashlib.sha256(CONTENTS[name]).hexdigest()) for name in CONTENTS
+    ]
     return Source("made-up", tuple(files), "dataset-made-up", site.url, sum(map(len, PACKED.values())))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from normwise.lab.claims.claim import Budget
 from normwise.lab.data import load
 from normwise.lab.settings import ReplaySettings, TrainSettings
+from normwise.lab.text import FINGERPRINTS, NUMBERS
+from normwise.lab.text_settings import TextSettings
 
 
 @lru_cache
@@ -25,6 +27,19 @@ def replaying(**changes: Any) -> ReplaySettings:
     return ReplaySettings(data="digits", fingerprint=fingerprint(), **(values | changes))
 
 
+def text(**changes: Any) -> TextSettings:
+    values: dict[str, Any] = {
+        "width": 8,
+        "depth": 1,
+        "context": 8,
+        "batch_size": 2,
+        "length": 24,
+        "warmup": 4,
+    }
+    values |= {"data": NUMBERS, "fingerprint": FINGERPRINTS[NUMBERS], "lr": 0.01, "measured": 4}
+    return TextSettings(**(values | changes))
+
+
 def budget(members: tuple[str, ...] = ("weight_norm",), seeds: tuple[int, ...] = (0, 1)) -> Budget:
     return Budget(
         name="quick",
@@ -34,4 +49,5 @@ def budget(members: tuple[str, ...] = ("weight_norm",), seeds: tuple[int, ...] =
         training=training(validation_size=40),
         small=training(validation_size=40, train_size=50),
         replaying=replaying(length=10),
+        text=text(),
     )

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from tests.lab.small import budget
+from tests.lab.made_up_runs import BUDGET, Summary, finished, judge
 
 from normwise.lab.arms import ARMS, AWS, L2, NONE, with_arm
 from normwise.lab.claims import all_claims, claims_named
-from normwise.lab.claims.claim import BUDGETS, Budget, Claim, Finding, Runs
+from normwise.lab.claims.claim import BUDGETS, Budget, Claim
 from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
 from normwise.lab.claims.initialization import Initialization
 from normwise.lab.claims.under_fitting import UnderFitting
-from normwise.lab.settings import ImageSettings, Settings
-
-Summary = dict[str, Any]
-BUDGET = budget()
-
-
-class _MadeUp(Runs):
-    """Runs whose summaries are computed from their settings."""
-
-    def __init__(self, make: Callable[[Any], Summary]) -> None:
-        super().__init__({}, None)  # type: ignore[arg-type]
-        self.make = make
-
-    def __getitem__(self, settings: Settings) -> Summary:
-        return self.make(settings)
-
-    def metrics(self, settings: Settings) -> list[Summary]:
-        layer = {"norm": 1.0, "effective_lr": 0.1, "turn": 0.01}
-        line = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
-        line |= {"layers": {"one": layer, "two": layer}}
-        return [{"step": k, **line} for k in (1, 2)]
-
-
-def _judge(claim: Claim, make: Callable[[Any], Summary]) -> Finding:
-    return claim.judge(BUDGET, _MadeUp(make))
+from normwise.lab.settings import ImageSettings
 
 
 def _arm(settings: ImageSettings) -> str:
@@ -51,25 +25,24 @@ def _arm(settings: ImageSettings) -> str:
     raise AssertionError(settings)
 
 
-def _finished(accuracy: float, settings: Settings) -> Summary:
-    noise = 0.001 * settings.seed
-    return {
-        "status": "finished",
-        "step": 8,
-        "test_accuracy": accuracy + noise,
-        "train_accuracy": accuracy + noise,
-        "train_loss": 1 - accuracy,
-    }
+CLAIMS = (
+    "constant-regularizer",
+    "under-fitting",
+    "effective-learning-rate",
+    "generalization",
+    "instability",
+    "initialization",
+    "coefficient",
+    "equilibrium",
+    "shrink",
+    "no-tuning",
+)
 
 
 def test_claims_are_found_in_order_and_by_name() -> None:
-    assert [claim.id for claim in all_claims()] == [
-        "under-fitting",
-        "effective-learning-rate",
-        "initialization",
-    ]
+    assert tuple(claim.id for claim in all_claims()) == CLAIMS
     assert [claim.id for claim in claims_named(["initialization"])] == ["initialization"]
-    with pytest.raises(ValueError, match="claim 'gravity' is not known: choose from under-fitting, "):
+    with pytest.raises(ValueError, match=f"claim 'gravity' is not known: choose from {CLAIMS[0]}, "):
         claims_named(["gravity"])
 
 
@@ -78,8 +51,8 @@ def test_every_claim_is_registered_in_full_and_compares_paired_seeds(claim: Clai
     assert all(len(text) > 20 for name, text in claim.texts().items() if name != "title")
     runs = claim.runs(BUDGET)
     by_seed = [{replace(r, seed=0).identity for r in runs if r.seed == seed} for seed in BUDGET.seeds]
-    assert all(others == by_seed[0] for others in by_seed)
-    assert len(runs) == len(BUDGET.seeds) * len([r for r in runs if r.seed == BUDGET.seeds[0]])
+    assert all(others <= by_seed[0] for others in by_seed)  # a map may do with the first seed
+    assert len(by_seed[-1]) > 0
 
 
 def test_claims_share_runs() -> None:
@@ -101,9 +74,9 @@ def test_initialization_is_judged_by_its_rule(aws_at_ends: float, l2_at_ends: fl
     def make(settings: ImageSettings) -> Summary:
         at_end = settings.init_scale in (1e-3, 1e3)
         end = {AWS: aws_at_ends, L2: l2_at_ends}.get(_arm(settings), 0.6)
-        return _finished(end if at_end else 0.80, settings)
+        return finished(end if at_end else 0.80, settings)
 
-    finding = _judge(Initialization(), make)
+    finding = judge(Initialization(), make)
     assert finding.verdict == verdict
     assert finding.statistics["weight_norm"]["spread"][AWS] == pytest.approx(
         100 * (0.80 - aws_at_ends), abs=0.01
@@ -114,9 +87,9 @@ def test_a_refused_arm_is_noted_and_not_counted() -> None:
     def make(settings: ImageSettings) -> Summary:
         if _arm(settings) == "AWS, explicit" and settings.init_scale == 1e3:
             return {"status": "refused", "step": 0, "reason": "t·c(n) ≥ 1"}
-        return _finished(0.8, settings)
+        return finished(0.8, settings)
 
-    finding = _judge(Initialization(), make)
+    finding = judge(Initialization(), make)
     assert len(finding.notes) == 1
     assert (
         "AWS, explicit, initial norm 1000: 2 of 2 runs ended at step 0 (refused): t·c(n) ≥ 1"
@@ -134,10 +107,10 @@ def test_a_refused_arm_is_noted_and_not_counted() -> None:
 def test_under_fitting_is_judged_by_its_rule(at_one: float, at_ten: float, verdict: str) -> None:
     def make(settings: ImageSettings) -> Summary:
         if _arm(settings) != NONE:
-            return _finished(0.8, settings)
-        return _finished(at_one if settings.init_scale == 1 else at_ten, settings)
+            return finished(0.8, settings)
+        return finished(at_one if settings.init_scale == 1 else at_ten, settings)
 
-    assert _judge(UnderFitting(), make).verdict == verdict
+    assert judge(UnderFitting(), make).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -160,7 +133,7 @@ def test_effective_learning_rate_is_judged_by_its_rule(
         }
         return found | {"status": "finished", "norm_change": 0.4, "test_images": 360}
 
-    assert _judge(EffectiveLearningRate(), make).verdict == verdict
+    assert judge(EffectiveLearningRate(), make).verdict == verdict
 
 
 def test_arms_have_the_same_pull_at_norm_one() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,7 @@ def test_load_turns_the_files_into_tensors(tmp_path: Path, monkeypatch: pytest.M
         path = tmp_path / "fashion-mnist" / f"made-up-{index}.gz"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(content))
-        files.append(SourceFile(path.name, array.shape, hashlib.sha256(content).hexdigest()))
+        files.append(SourceFile.idx(path.name, array.shape, hashlib.sha256(content).hexdigest()))
     source = Source("fashion-mnist", tuple(files), "no-such-package", "http://127.0.0.1:9/", 1000)
     monkeypatch.setattr(data, "FASHION_MNIST", source)
     said: list[str] = []
@@ -234,7 +235,7 @@ def test_load_turns_the_files_into_tensors(tmp_path: Path, monkeypatch: pytest.M
     arrays[2][0, 0, 0] ^= 1
     content = made_up_idx(arrays[2])
     (tmp_path / "fashion-mnist" / files[2].name).write_bytes(gzip.compress(content))
-    files[2] = SourceFile(files[2].name, files[2].shape, hashlib.sha256(content).hexdigest())
+    files[2] = replace(files[2], sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(
         data, "FASHION_MNIST", Source("fashion-mnist", tuple(files), "none", "http://127.0.0.1:9/", 1)
     )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import normwise as nw
-from normwise.lab.models import MEMBERS, ConvNet, directions, scale_directions
+from normwise.lab.models import INITIALISERS, MEMBERS, ConvNet, directions, initialise, scale_directions
 
 CASES = [
     (member, batch_norm)
@@ -47,3 +47,23 @@ def test_what_is_not_possible_is_said() -> None:
         ConvNet("spectral")
     with pytest.raises(ValueError, match='member="plain" is not normalised at all without batch norm'):
         ConvNet("plain", batch_norm=False)
+
+
+@pytest.mark.parametrize("initialiser", INITIALISERS)
+def test_initialisers_scale_every_direction_and_nothing_else(initialiser: str) -> None:
+    norms = {}
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        model = ConvNet("weight_norm", width=4)
+        head = model.head.weight.clone()
+        initialise(model, initialiser, scale)
+        norms[scale] = torch.cat([nw.Unit(weight).norms() for weight in directions(model).values()])
+        assert torch.equal(model.head.weight, head)
+    torch.testing.assert_close(norms[100.0], 100 * norms[1.0], rtol=1e-5, atol=0.0)
+    if initialiser == "units":
+        torch.testing.assert_close(norms[1.0], torch.ones(28, dtype=norms[1.0].dtype))
+    if initialiser == "layers":
+        assert len(norms[1.0].log10().round(decimals=3).unique()) == 3
+        assert (norms[1.0].log10().abs() <= 3).all()
+    with pytest.raises(ValueError, match="initialiser='magic' is not known: choose from units, "):
+        initialise(model, "magic", 1.0)

@@ -38,12 +38,14 @@ def test_reproduce_leaves_runs_results_and_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["reproduce", "--data", "digits", "--out", str(out), "--jobs", "1", "--offline", "--json"]
+    options = ["--data", "digits", "--out", str(out), "--jobs", "1", "--offline"]
+    claims = ["under-fitting", "effective-learning-rate", "initialization", "generalization"]
+    arguments = ["reproduce", *claims, *options, "--json"]
     assert _run(*arguments, monkeypatch=monkeypatch) == 0
     printed = json.loads(capsys.readouterr().out)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert printed == results
-    assert set(results["claims"]) == {"under-fitting", "effective-learning-rate", "initialization"}
+    assert set(results["claims"]) == set(claims)
     for claim in results["claims"].values():
         assert claim["verdict"] in ("reproduced", "partly", "not reproduced")
         for identity in claim["runs"]["identities"]:
@@ -58,13 +60,34 @@ def test_reproduce_leaves_runs_results_and_a_report(
 
     # again, another claim selection: nothing is repeated and nothing is lost
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    assert _run(*arguments[:1], "initialization", *arguments[1:-1], monkeypatch=monkeypatch) == 0
+    assert _run("reproduce", "initialization", *options, monkeypatch=monkeypatch) == 0
     captured = capsys.readouterr()
     assert "all runs are done already" in captured.err
     assert "initialization" in captured.out
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == stamps
     again = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert again["claims"] == results["claims"]
+
+    # compared with itself it agrees; with another it does not, and says so by its exit code too
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    compared = [*arguments[:1], "initialization", *arguments[1:-1], "--compare", str(reference)]
+    (reference / "results.json").write_text(json.dumps(again), encoding="utf-8")
+    assert _run(*compared, monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert f"Compared with {reference}: agrees." in " ".join(said.split())
+    assert max(len(line) for line in said.splitlines()) <= 80
+    for gain in again["claims"]["initialization"]["statistics"]["weight_norm"]["advantage_over_L2"].values():
+        for key in ("mean", "low", "high"):
+            gain[key] += 1e6
+    (reference / "results.json").write_text(json.dumps(again), encoding="utf-8")
+    assert _run(*compared, "--json", monkeypatch=monkeypatch) == 1
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison == json.loads((out / "results.json").read_text(encoding="utf-8"))["comparison"]
+    assert [comparison["agrees"], comparison["claims"]["initialization"]["agrees"]] == [False, False]
+    # an earlier comparison does not stay with results that were not compared
+    assert _run(*arguments, monkeypatch=monkeypatch) == 0
+    assert "comparison" not in json.loads(capsys.readouterr().out)
 
     page = (out / "report.html").read_text(encoding="utf-8")
     (out / "report.html").unlink()
@@ -113,7 +136,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gravity"], "claim 'gravity' is not known: choose from under-fitting"),
+        (["gravity"], "claim 'gravity' is not known: choose from "),
         (["--data", "imagenet"], "--data imagenet is not known: choose from fashion-mnist, digits"),
         (["--budget", "endless"], "--budget endless is not known: choose from quick, full"),
         (["--seeds", "1"], "--seeds 1 is not possible: give 2"),

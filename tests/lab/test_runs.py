@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lab.odd_runs import OddRun
 from tests.lab.small import replaying, training
 
 import normwise as nw
 from normwise.lab.images import Images, batches
 from normwise.lab.models import ConvNet, directions
-from normwise.lab.runs import carry_out
+from normwise.lab.runs import RunError, carry_out
 from normwise.lab.settings import Settings
 from normwise.lab.setup import build
 from normwise.lab.store import Store
@@ -39,6 +40,38 @@ def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
     assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
     for settings in _wanted():
         assert Store(tmp_path / "one").metrics(settings) == Store(tmp_path / "two").metrics(settings)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int) -> None:
+    store = Store(tmp_path)
+    fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
+    with pytest.raises(
+        RunError,
+        match=rf"^run {failing.identity} \(odd: way=error, seed=7\) failed: ArithmeticError: the sum does "
+        rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
+    ) as caught:
+        carry_out([*fine, failing], store, jobs)
+    assert "\n" not in str(caught.value)
+    assert all(store.summary(settings) for settings in fine)
+    assert store.summary(failing) is None
+    assert "raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
+    # once it succeeds, no trace of the failure is left
+    store.write_run(failing, [], {"status": "finished"})
+    assert not (store.run_folder(failing) / "failure.txt").exists()
+
+
+def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RunError, match="0 finished runs are kept"):
+        carry_out([OddRun(way="fine"), OddRun(way="error first")], store)
+    assert store.summary(OddRun(way="fine")) is None
+
+
+def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
+    wanted = [OddRun(way="killed"), OddRun(way="killed", seed=1)]
+    with pytest.raises(RunError, match=r"a process that carried out runs was killed, .* fewer than --jobs 2"):
+        carry_out(wanted, Store(tmp_path), jobs=2)
 
 
 def test_threads_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
@@ -163,3 +196,64 @@ def test_an_optimizer_without_a_replay_is_refused() -> None:
 def test_a_changed_data_set_is_noticed() -> None:
     with pytest.raises(ValueError, match="digits has changed since the job began"):
         Images(replace(training(), fingerprint="f" * 64))
+
+
+def test_rates_relative_to_the_common_one_act_on_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units on a sphere of radius 1 at 1/n² of the rate turn as units on a sphere of radius n do."""
+    norm = 4.0
+    far = training(init_scale=norm, momentum=0.0).with_rule(nw.Sphere(norm))
+    near = replace(training(momentum=0.0).with_rule(nw.Sphere(1.0)), relative_lr=((norm**-2, norm**-2),) * 3)
+    lines: dict[str, list[dict[str, Any]]] = {"far": [], "near": []}
+    found = {"far": train(far, lines["far"].append), "near": train(near, lines["near"].append)}
+    assert found["far"]["test_loss"] == pytest.approx(found["near"]["test_loss"], rel=1e-4)
+    for one, other in zip(lines["far"], lines["near"], strict=True):
+        for layer, values in one["layers"].items():
+            assert values["turn"] == pytest.approx(other["layers"][layer]["turn"], rel=1e-3)
+
+
+def test_relative_rates_are_interpolated_geometrically() -> None:
+    from normwise.lab.train import _at
+
+    assert [_at((1.0, 4.0, 64.0), way) for way in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [1, 2, 4, 16, 64]
+    )
+
+
+def test_a_validation_part_leaves_the_training_images_as_they_are() -> None:
+    without, with_part = Images(training()), Images(training(), 40)
+    assert torch.equal(without.train, with_part.train)
+    assert len(with_part.validation) == len(with_part.validation_labels) == 40
+    summary = train(training(validation_size=40), lambda line: None)
+    assert 0 <= summary["validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_differs_by_its_rounding(precision: str) -> None:
+    exact = train(training(), lambda line: None)
+    rough = train(training(precision=precision), lambda line: None)
+    assert rough["status"] == "finished"
+    assert rough["test_loss"] != exact["test_loss"]
+    assert rough["test_loss"] == pytest.approx(exact["test_loss"], rel=0.05)
+
+
+def test_spikes_are_losses_far_above_those_before() -> None:
+    from normwise.lab.train import _spikes
+
+    losses = [torch.tensor(1.0)] * 30
+    assert _spikes(losses) == 0
+    assert _spikes([*losses, torch.tensor(2.5), *losses, torch.tensor(3.0)]) == 2
+    assert _spikes(losses[:5]) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgdp"])
+def test_other_optimizers_train_with_the_rule_on_the_directions_alone(optimizer: str) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    run = training(optimizer=optimizer, lr=0.01, weight_decay=0.1 if optimizer == "sgdp" else 0.0)
+    run = run if optimizer == "sgdp" else run.with_rule(nw.L2(5.0))
+    decayed: list[dict[str, Any]] = []
+    free: list[dict[str, Any]] = []
+    summary = train(run, decayed.append)
+    train(replace(run, weight_decay=0.0).with_rule(None), free.append)
+    assert summary["status"] == "finished"
+    for one, other in zip(decayed[-1]["layers"].values(), free[-1]["layers"].values(), strict=True):
+        assert one["norm"] < other["norm"]

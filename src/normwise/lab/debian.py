@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +82,40 @@ def _download_with_own_lists(source: Source, work: Path) -> None:
         _run(["apt-get", *_APT_OPTIONS, *own, "download", source.package], work, _APT_SECONDS)
     except DataError as error:
         raise (update_error or error) from error
+
+
+def unpack(package: Path, name: str) -> bytes:
+    """Content of the file called ``name`` in a Debian package, read without Debian's tools.
+
+    A package is an ``ar`` archive: after 8 bytes, members of a 60-byte header (name, …, size in decimal) and
+    a body that is padded to an even length. One of them, data.tar.xz, is a tar archive of all files.
+
+    Raises:
+        DataError: it is no such package, or holds no such file.
+    """
+    content = package.read_bytes()
+    start = 8
+    while content[:8] == b"!<arch>\n" and start + 60 <= len(content):
+        header = content[start : start + 60]
+        size = int(header[48:58]) if header[48:58].strip().isdigit() else len(content)
+        start += 60
+        if header[:16].rstrip(b" /") == b"data.tar.xz":
+            return _from_tar(content[start : start + size], package, name)
+        start += size + size % 2
+    raise DataError(f"{package} is no Debian package with a data.tar.xz")
+
+
+def _from_tar(packed: bytes, package: Path, name: str) -> bytes:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).name == name:
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # it is a file
+                    return stream.read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{package} is damaged: {error}") from error
+    raise DataError(f"the package holds no {name}")
 
 
 def _run(arguments: Sequence[str], directory: Path, seconds: float) -> str:

@@ -53,7 +53,7 @@ def download(url: str, target: Path, file: SourceFile) -> None:
     for _ in range(_ATTEMPTS):
         resumed = part.exists()
         try:
-            _append(url, part, file.compressed_limit)
+            _append(url, part, file.limit)
             store(part, target, file)
         except urllib.error.HTTPError as error:
             error.close()

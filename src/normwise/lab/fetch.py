@@ -1,4 +1,4 @@
-"""Getting the files of a data set: from the cache, from Debian's package, or from the authors' site.
+"""Getting the files of a data set: from the cache, from Debian's package, or from a web site.
 
 Whatever the way, a file counts only if its content has the expected checksum, and it appears in the
 cache under its name whole or not at all. Nothing here needs to be root.
@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from normwise.lab.debian import download_package, installed_files
+from normwise.lab.debian import download_package, installed_files, unpack
 from normwise.lab.download import download, part_of, store
 from normwise.lab.source import DataError, Source, SourceFile, read_content
 
@@ -27,7 +27,7 @@ def obtain(source: Source, directory: Path, *, offline: bool, announce: Announce
     """Decompressed, verified content of every file of ``source``, fetched into ``directory`` if need be.
 
     Files in ``directory`` come first, then those of Debian's package if it is installed (used where they
-    are), then the network: Debian's package through apt, then the authors' site. A damaged file in
+    are), then the network: Debian's package through apt, then the web site of ``source``. A damaged file in
     ``directory`` is announced, and replaced only once a verified one is there to replace it.
 
     Args:
@@ -111,14 +111,30 @@ def _fetch(source: Source, directory: Path, announce: Announce) -> None:
         announce(f"{source.name}: not from Debian ({apt_error})")
         announce(f"{source.name}: fetching up to {size} from {source.url} to {directory}")
         try:
-            for file in _not_good(source, directory):
-                download(source.url + file.name, directory / file.name, file)
+            _fetch_from_site(source, directory)
         except DataError as site_error:
             raise DataError(
                 f"{source.name} could not be fetched, neither as Debian's package ({apt_error}) nor from its "
                 f"site ({site_error}); run again when the network is back, or {source.remedy(directory)}"
             ) from site_error
     announce(f"{source.name}: fetched and verified in {time.monotonic() - started:.0f} s")
+
+
+def _fetch_from_site(source: Source, directory: Path) -> None:
+    """Download the files one by one, or the package that holds them, which is then unpacked without apt."""
+    if source.package_file is None:
+        for file in _not_good(source, directory):
+            download(source.url + file.name, directory / file.name, file)
+        return
+    package = directory / source.package_file.name
+    try:
+        download(source.url, package, source.package_file)
+        for file in _not_good(source, directory):
+            part = part_of(directory / file.name)
+            part.write_bytes(unpack(package, file.name))
+            store(part, directory / file.name, file)
+    finally:
+        package.unlink(missing_ok=True)
 
 
 def _fetch_package(source: Source, directory: Path, announce: Announce) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,14 @@ import torch
 import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.claim import Budget, Claim, Runs
+from normwise.lab.cluster import Cluster, check_address, connected
+from normwise.lab.compare import compare, read_reference
 from normwise.lab.data import DATASETS, load
 from normwise.lab.report.page import write_report
 from normwise.lab.runs import carry_out
 from normwise.lab.settings import Settings
 from normwise.lab.store import Store, write_atomically
+from normwise.lab.text import load_text
 
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
@@ -33,8 +38,10 @@ def reproduce(
     data: str = "fashion-mnist",
     budget: str = "quick",
     seeds: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = 1,
     offline: bool = False,
+    cluster: str | None = None,
+    reference: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
@@ -49,8 +56,11 @@ def reproduce(
         data: Name of the data set.
         budget: "quick" or "full".
         seeds: Number of seeds; None: that of the budget.
-        jobs: How many runs go side by side.
+        jobs: How many runs go side by side; None: one per core, or with a cluster one per worker.
         offline: Forbids fetching data.
+        cluster: Address of a Dask scheduler whose workers carry out the runs; None: this machine does.
+        reference: A ``results.json``, or a folder that holds one, to compare with
+            (:func:`normwise.lab.compare.compare`).
         announce: Is called with a line for each thing that takes time or is fetched.
         progress: Is called with the number of runs done and to do.
 
@@ -58,33 +68,68 @@ def reproduce(
         What is in ``results.json``.
 
     Raises:
-        ValueError: A claim, data set, budget or number is not allowed, the folder holds something else, or
-            the data are missing or damaged. Nothing has been written over.
+        ValueError: A claim, data set, budget or number is not allowed, the folder holds something else, the
+            data are missing or damaged, the cluster or the reference cannot be used, or a run ended in an
+            error. Nothing has been written over, and finished runs are kept.
     """
     claims = claims_named(names)
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs} is not possible: give 1 or more")
     if data not in DATASETS:
         raise ValueError(f"--data {data} is not known: choose from {', '.join(DATASETS)}")
     Budget.of(budget, data, "", seeds)  # before anything is fetched or written
+    compared_with = None if reference is None else read_reference(reference, [c.id for c in claims], data)
+    if cluster is not None:
+        check_address(cluster)
     begin = time.perf_counter()
-    store = Store(out)
-    spent = Budget.of(budget, data, load(data, offline=offline, announce=announce).fingerprint, seeds)
-    first: list[Settings] = [settings for claim in claims for settings in claim.runs(spent)]
-    runs = Runs(carry_out(first, store, jobs, progress), store)
-    second: list[Settings] = [settings for claim in claims for settings in claim.second_runs(spent, runs)]
-    if second:
-        announce("now the runs with what the first ones have chosen")
-        runs = Runs(carry_out([*first, *second], store, jobs, progress), store)
+    with nullcontext() if cluster is None else connected(cluster, announce) as workers:
+        store = Store(out)
+        fingerprint = load(data, offline=offline, announce=announce).fingerprint
+        spent = Budget.of(budget, data, fingerprint, seeds)
+        needed = {data: fingerprint}
+        if any(claim.needs_text for claim in claims):
+            text = spent.text.data
+            needed[text] = load_text(text, offline=offline, announce=announce).fingerprint
+        if workers is not None:
+            workers.prepare(needed, offline)
+        runs = _all_runs(claims, spent, store, _side_by_side(jobs, workers), workers, announce, progress)
     protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
     results = read_results(store) or {"format": 1, "claims": {}}
     for claim in claims:
         results["claims"][claim.id] = _judged(claim, spent, runs) | {"protocol": protocol}
+    results.pop("comparison", None)  # that of an earlier call
+    if compared_with is not None:
+        results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
     results["seconds"] = round(time.perf_counter() - begin, 1)
     results["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_report(results, out / "report.html")
     return results
+
+
+def _all_runs(
+    claims: list[Claim],
+    budget: Budget,
+    store: Store,
+    jobs: int | None,
+    cluster: Cluster | None,
+    announce: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Runs:
+    """Carry out what the claims need, then what they need once they know that."""
+    first: list[Settings] = [settings for claim in claims for settings in claim.runs(budget)]
+    runs = Runs(carry_out(first, store, jobs, progress, cluster), store)
+    second: list[Settings] = [settings for claim in claims for settings in claim.second_runs(budget, runs)]
+    if second:
+        announce("now the runs with what the first ones have chosen")
+        runs = Runs(carry_out([*first, *second], store, jobs, progress, cluster), store)
+    return runs
+
+
+def _side_by_side(jobs: int | None, cluster: Cluster | None) -> int | None:
+    if jobs is not None or cluster is not None:
+        return jobs
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_results(store: Store) -> Results | None:

@@ -16,7 +16,14 @@ from typing_extensions import Self
 import normwise as nw
 from normwise.decay.rules import RULES, Rule
 
-__all__ = ["ImageSettings", "ReplaySettings", "Settings", "TrainSettings", "rule_from"]
+__all__ = [
+    "ImageSettings",
+    "OptimizerSettings",
+    "ReplaySettings",
+    "Settings",
+    "TrainSettings",
+    "rule_from",
+]
 
 # Raised by a commit that changes what a run computes: older runs are then not taken for it.
 REVISION = 2
@@ -61,44 +68,18 @@ class Settings(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings(Settings):
-    """What runs on images have in common: data, network, optimizer, rule.
+class OptimizerSettings(Settings):
+    """What runs have in common in which an optimizer trains under a schedule beside a rule.
 
     Attributes:
-        data: Name of the data set.
-        fingerprint: SHA-256 of its content.
-        train_size: Number of training images, drawn from the training set by ``seed``.
-        image_size: Side of the images in pixels, after averaging.
-        member: How the convolutions are normalised (``normwise.lab.models.MEMBERS``).
-        batch_norm: Whether batch norm follows each convolution.
-        width: Channels of the first convolution.
-        init_scale: Norm of every unit at the start.
         rule: The rule's settings (``Rule.settings``), or None: no decay.
         mode: Mode of ``normwise.Decay``.
         lr: The largest learning rate.
-        momentum: Of SGD; β₁ of Adam.
-        batch_size: Images in a step.
-        seed: Of the initialisation, the training subset and the order of batches.
     """
 
-    data: str
-    fingerprint: str
-    train_size: int
-    image_size: int
-    member: str = "weight_norm"
-    batch_norm: bool = True
-    width: int = 8
-    init_scale: float = 1.0
     rule: dict[str, Any] | None = None
     mode: str = "flow"
     lr: float = 0.1
-    momentum: float = 0.9
-    batch_size: int = 100
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches that the training images fill; what is left over is left out."""
-        return self.train_size // self.batch_size
 
     @property
     @abstractmethod
@@ -122,6 +103,41 @@ class ImageSettings(Settings):
     def with_rule(self, rule: Rule | None, mode: str = "flow") -> Self:
         """Return the same settings under another rule."""
         return replace(self, rule=None if rule is None else rule.settings(), mode=mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(OptimizerSettings):
+    """What runs on images have in common, beside optimizer and rule: data and network.
+
+    Attributes:
+        data: Name of the data set.
+        fingerprint: SHA-256 of its content.
+        train_size: Number of training images, drawn from the training set by ``seed``.
+        image_size: Side of the images in pixels, after averaging.
+        member: How the convolutions are normalised (``normwise.lab.models.MEMBERS``).
+        batch_norm: Whether batch norm follows each convolution.
+        width: Channels of the first convolution.
+        init_scale: Norm of every unit at the start.
+        momentum: Of SGD; β₁ of Adam.
+        batch_size: Images in a step.
+        seed: Of the initialisation, the training subset and the order of batches.
+    """
+
+    data: str
+    fingerprint: str
+    train_size: int
+    image_size: int
+    member: str = "weight_norm"
+    batch_norm: bool = True
+    width: int = 8
+    init_scale: float = 1.0
+    momentum: float = 0.9
+    batch_size: int = 100
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that the training images fill; what is left over is left out."""
+        return self.train_size // self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)

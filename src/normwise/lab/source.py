@@ -27,25 +27,38 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One gzipped idx file of unsigned bytes: its name, its array's shape, and its content's SHA-256.
+    """One file: its name, and the size and SHA-256 of its content.
 
-    The checksum is that of the decompressed content, as the same data are compressed in several ways:
-    Debian's files and the authors' differ in the gzip header.
+    The checksum of a gzipped file is that of the decompressed content, as the same data are compressed in
+    several ways: Debian's files and the authors' differ in the gzip header.
+
+    Attributes:
+        name: Name of the file.
+        size: Bytes of the content.
+        sha256: Of the content, in hexadecimal.
+        gzipped: Whether the content is compressed by gzip in the file.
     """
 
     name: str
-    shape: tuple[int, ...]
+    size: int
     sha256: str
+    gzipped: bool = True
+
+    @classmethod
+    def idx(cls, name: str, shape: tuple[int, ...], sha256: str) -> SourceFile:
+        """Return the gzipped idx file of an array of unsigned bytes of this shape."""
+        return cls(name, 4 + 4 * len(shape) + math.prod(shape), sha256)  # magic number, dimensions, elements
 
     @property
-    def size(self) -> int:
-        """Bytes of the decompressed content: magic number, dimensions, elements."""
-        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+    def limit(self) -> int:
+        """Bytes that no file of this content needs to exceed (gzip can always store verbatim)."""
+        return self.size + self.size // 100 + 1024 if self.gzipped else self.size
 
     @property
-    def compressed_limit(self) -> int:
-        """Bytes that no compressed form of the content needs to exceed (gzip can always store verbatim)."""
-        return self.size + self.size // 100 + 1024
+    def expected(self) -> str:
+        """What is expected, for messages."""
+        after = " after decompression" if self.gzipped else ""
+        return f"expected {self.size:,} bytes with SHA-256 {self.sha256[:12]}…{after}"
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,10 @@ class Source:
         name: name of the data set, and of its folder in the cache.
         files: what must be there.
         package: Debian's package that holds the files.
-        url: address of the files' folder, with a slash at its end.
+        url: address of the files' folder, with a slash at its end; or, where only Debian has them, of the
+            package itself, which ends in ".deb".
         download_size: bytes of all files as they are downloaded, to be announced.
+        package_file: name, size and checksum of the package that ``url`` names, where it names one.
     """
 
     name: str
@@ -65,34 +80,36 @@ class Source:
     package: str
     url: str
     download_size: int
+    package_file: SourceFile | None = None
 
     def remedy(self, directory: Path) -> str:
         """How a person gets the files into place without this program's help."""
-        return (
-            f"`apt-get install {self.package}`, or put the {len(self.files)} .gz files of {self.url} "
-            f"into {directory} by hand"
-        )
+        install = f"`apt-get install {self.package}`, or put "
+        if self.package_file is None:
+            return f"{install}the {len(self.files)} .gz files of {self.url} into {directory} by hand"
+        names = " and ".join(file.name for file in self.files)
+        return f"{install}{names}, which {self.url} holds, into {directory} by hand"
 
 
 FASHION_MNIST = Source(
     name="fashion-mnist",
     files=(
-        SourceFile(
+        SourceFile.idx(
             "train-images-idx3-ubyte.gz",
             (60000, 28, 28),
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         ),
-        SourceFile(
+        SourceFile.idx(
             "train-labels-idx1-ubyte.gz",
             (60000,),
             "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         ),
-        SourceFile(
+        SourceFile.idx(
             "t10k-images-idx3-ubyte.gz",
             (10000, 28, 28),
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         ),
-        SourceFile(
+        SourceFile.idx(
             "t10k-labels-idx1-ubyte.gz",
             (10000,),
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
@@ -104,38 +121,62 @@ FASHION_MNIST = Source(
 )
 
 
-def read_content(path: Path, file: SourceFile) -> bytes:
-    """Decompressed content of the file at ``path``, if it is the one that ``file`` describes.
+BIBLE_KJV = Source(
+    name="bible-kjv",
+    files=(
+        SourceFile(
+            "bible.data",
+            1_740_565,
+            "6c746c2acc8a34bfded980883ff1701a5d68934a1c853ebf88a07b978fe0ae0e",
+            gzipped=False,
+        ),
+    ),
+    package="bible-kjv-text",
+    url="http://deb.debian.org/debian/pool/main/b/bible-kjv/bible-kjv-text_4.38_all.deb",
+    download_size=2_445_000,
+    package_file=SourceFile(
+        "bible-kjv-text_4.38_all.deb",
+        2_445_000,
+        "d61b6aad4c51ba9e2800b825325fa6a09e99a0d02a9bb6dc4724fcc4995a1b7a",
+        gzipped=False,
+    ),
+)
 
-    At most one byte more than expected is decompressed, whatever the file claims to hold.
+
+def read_content(path: Path, file: SourceFile) -> bytes:
+    """Content of the file at ``path``, decompressed, if it is the one that ``file`` describes.
+
+    At most one byte more than expected is read, whatever the file claims to hold.
 
     Raises:
         DataError: missing, unreadable, truncated or altered; says what was expected and what was found.
     """
-    expected = f"expected {file.size:,} bytes with SHA-256 {file.sha256[:12]}…"
+    expected = file.expected
     try:
         length = path.stat().st_size
-        if length > file.compressed_limit:
-            raise DataError(f"{path} is altered: {expected} after decompression, found {length:,} before it")
-        with gzip.open(path) as stream:
+        if length > file.limit:
+            before = " before it" if file.gzipped else ""
+            raise DataError(f"{path} is altered: {expected}, found {length:,}{before}")
+        with gzip.open(path) if file.gzipped else path.open("rb") as stream:
             content = stream.read(file.size + 1)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: {expected} after decompression, found no file") from None
+        raise DataError(f"{path} is missing: {expected}, found no file") from None
     except EOFError:
         raise DataError(
-            f"{path} is truncated: {expected} after decompression, found a gzip stream that breaks off "
-            f"after {length:,} compressed bytes"
+            f"{path} is truncated: {expected}, found a gzip stream that breaks off after {length:,} "
+            "compressed bytes"
         ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is altered: {expected} after decompression, found {error}") from None
+        raise DataError(f"{path} is altered: {expected}, found {error}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) != file.size:
         found = f"{len(content):,} bytes" if len(content) < file.size else f"more than {file.size:,} bytes"
-        raise DataError(f"{path} is altered: {expected} after decompression, found {found}")
+        kind = "truncated" if len(content) < file.size and not file.gzipped else "altered"
+        raise DataError(f"{path} is {kind}: {expected}, found {found}")
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
-        raise DataError(f"{path} is altered: {expected} after decompression, found SHA-256 {digest[:12]}…")
+        raise DataError(f"{path} is altered: {expected}, found SHA-256 {digest[:12]}…")
     return content
 
 

@@ -4,6 +4,7 @@ OUT/normwise.json                what the folder is
 OUT/runs/<hash>/config.json      the settings
 OUT/runs/<hash>/metrics.jsonl    one line for each epoch
 OUT/runs/<hash>/summary.json     what came out; its presence says that the run is finished
+OUT/runs/<hash>/failure.txt      the error in which the last attempt at the run ended, until one succeeds
 OUT/results.json, report.html    the verdicts
 """
 
@@ -84,6 +85,13 @@ class Store:
         write_atomically(folder / "config.json", json.dumps(settings.as_dict(), indent=1) + "\n")
         write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        (folder / "failure.txt").unlink(missing_ok=True)
+
+    def write_failure(self, settings: Settings, text: str) -> None:
+        """Keep the error in which a run ended; the run is not finished by that."""
+        folder = self.run_folder(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "failure.txt", text.rstrip() + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -26,7 +27,11 @@ def scores(
 
 
 def chosen(
-    runs: Runs, candidates: Mapping[K, Settings], seeds: Sequence[int], key: str = "validation_accuracy"
+    runs: Runs,
+    candidates: Mapping[K, Settings],
+    seeds: Sequence[int],
+    key: str = "validation_accuracy",
+    smallest: bool = False,
 ) -> K:
     """Return the candidate with the best mean; the first where several are equal or none has finished.
 
@@ -34,7 +39,13 @@ def chosen(
         runs: Where the candidates' runs are found.
         candidates: Settings by name.
         seeds: Seeds of tuning, none of which is one of the final comparison.
-        key: What counts, larger being better.
+        key: What counts.
+        smallest: Whether smaller is better, as with a loss.
     """
     means = scores(runs, candidates, seeds, key)
-    return max(means, key=lambda name: -1.0 if means[name] is None else float(means[name] or 0.0))
+
+    def worth(name: K) -> float:
+        mean = means[name]
+        return -math.inf if mean is None else -mean if smallest else mean
+
+    return max(means, key=worth)

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from normwise.lab.settings import ReplaySettings, Settings, TrainSettings
 from normwise.lab.store import Store
+from normwise.lab.text import BIBLE, FINGERPRINTS, NUMBERS
+from normwise.lab.text_settings import TextSettings
 
 __all__ = ["BUDGETS", "Budget", "Claim", "Finding", "HeatMap", "Plot", "Runs", "Series", "Table", "Verdict"]
 
@@ -29,6 +31,7 @@ class Budget:
         training: Settings of a training run, but for arm and seed.
         small: The same for sweeps over many cells: half of the images.
         replaying: Settings of a replay, but for arm and seed.
+        text: Settings of a run of the language model, but for arm and seed.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Budget:
     training: TrainSettings
     small: TrainSettings
     replaying: ReplaySettings
+    text: TextSettings
 
     @property
     def many_seeds(self) -> tuple[int, ...]:
@@ -84,7 +88,20 @@ class Budget:
             training=training,
             small=replace(training, train_size=training.train_size // 2),
             replaying=replaying,
+            text=_text_settings(name, NUMBERS if digits else BIBLE),
         )
+
+
+def _text_settings(budget: str, text: str) -> TextSettings:
+    depth, length = (1, 180) if budget == "quick" else (2, 360)
+    return TextSettings(
+        data=text,
+        fingerprint=FINGERPRINTS[text],
+        depth=depth,
+        lr=0.01,
+        length=length,
+        warmup=length // 10,
+    )
 
 
 @dataclass(frozen=True)
@@ -217,6 +234,8 @@ class Claim(ABC):
     arms: ClassVar[str]
     statistic: ClassVar[str]
     rule: ClassVar[str]
+    needs_text: ClassVar[bool] = False
+    """Whether its runs need the text of the budget, which is then fetched."""
 
     @abstractmethod
     def runs(self, budget: Budget) -> list[Settings]:

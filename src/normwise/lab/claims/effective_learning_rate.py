@@ -95,7 +95,7 @@ class EffectiveLearningRate(Claim):
         answer = (
             f"Over {budget.replaying.length} steps the undecayed replays stay within {worst:.0e} rad of the "
             f"decayed runs in every unit, and the final networks disagree on {differing} of {images} test "
-            f"images. With the same learning rates instead, directions come to be {naive:.2g} rad or more apart."
+            f"images. With the same learning rates instead, directions come apart by {naive:.2g} rad or more."
         )
         columns = ["rule", "replay (rad)", "twin (rad)", "naive (rad)", "replay: answers that differ"]
         columns += ["naive: answers that differ", "norms: end / start"]

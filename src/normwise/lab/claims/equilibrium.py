@@ -40,7 +40,8 @@ class Equilibrium(Claim):
     order = 9
     title = "Where norms and rotations settle"
     source = (
-        "The mechanism behind Li, Chen & Yang, AAAI 2020: decay modulates the effective learning rate η/‖W‖². "
+        "The mechanism behind Li, Chen & Yang, AAAI 2020: decay modulates the effective learning rate "
+        "η/‖W‖². "
         "Theory for L2: van Laarhoven, arXiv 1706.05350; Wan et al., arXiv 2006.08419; Kosson et al., arXiv "
         "2305.17212; for the other rules: docs/theory.md."
     )
@@ -54,7 +55,8 @@ class Equilibrium(Claim):
         "without momentum (learning rate 0.1) and with 0.9 (0.01); with momentum also L2 and AWS coupled. "
         f"All rules pull alike at norm {NORM:g}: decoupled at the rate 0.05, with momentum 0.5, coupled "
         f"1 − 0.9 times that. Units start at norm {NORM:g}, 450 steps of batches of 25; the last 250 are "
-        "measured. Of members but the first (full budget): L2, AWS, sphere, without momentum. Rates and norms "
+        "measured. Of members but the first (full budget): L2, AWS, sphere, without momentum. Rates and "
+        "norms "
         "are from pilots with other seeds; Adam is left out."
     )
     statistic = (
@@ -67,7 +69,8 @@ class Equilibrium(Claim):
         f"A setting (member, rule, momentum, mode) agrees where, in every layer, both ratios lie in "
         f"{LOW[CALM]:g} … {HIGH:g} without momentum and in {LOW[HEAVY]:g} … {HIGH:g} with it, as successive "
         "gradients correlate. The order holds where, without momentum, the mean imbalance grows from L2 to "
-        "AWS to sphere. Reproduced: all settings agree, and the order holds for every member. Partly: half of "
+        "AWS to sphere. Reproduced: all settings agree, and the order holds for every member. Partly: half "
+        "of "
         "the settings agree, or the order holds for some member. Not reproduced: otherwise."
     )
 
@@ -110,10 +113,19 @@ class Equilibrium(Claim):
                     key: mean_with_interval([s[layer][key] for s in there]).mean for key in there[0][layer]
                 }
                 rows.append(
-                    [family, name, layer, f"{mean['gradient_scale']:.3f}"]
-                    + [f"{mean['norm']:.3f}", f"{mean['predicted_norm']:.3f}", f"{mean['norm_ratio']:.3f}"]
-                    + [f"{mean['turn']:.4f}", f"{mean['predicted_turn']:.4f}", f"{mean['turn_ratio']:.3f}"]
-                    + [f"{mean['drift']:.3f}"]
+                    [
+                        family,
+                        name,
+                        layer,
+                        f"{mean['gradient_scale']:.3f}",
+                        f"{mean['norm']:.3f}",
+                        f"{mean['predicted_norm']:.3f}",
+                        f"{mean['norm_ratio']:.3f}",
+                        f"{mean['turn']:.4f}",
+                        f"{mean['predicted_turn']:.4f}",
+                        f"{mean['turn_ratio']:.3f}",
+                        f"{mean['drift']:.3f}",
+                    ]
                 )
         order = {member: self._order(member, imbalance) for member in budget.members}
         agreeing = sum(cell["agrees"] for cell in cells)
@@ -137,8 +149,8 @@ class Equilibrium(Claim):
             ),
         ]
         notes.append(
-            "The norm on a sphere is its radius by construction; only its rotation is a test. Drift is the norm "
-            "in the second half of the measured steps over that in the first: 1 where it has settled."
+            "The norm on a sphere is its radius by construction; only its rotation is a test. Drift is the "
+            "norm in the second half of the measured steps over that in the first: 1 where it has settled."
         )
         first = budget.members[0]
         traced = {
@@ -258,9 +270,9 @@ def _answer(cells: list[dict[str, Any]], order: dict[str, Any], first: str) -> s
     agreeing = sum(cell["agrees"] for cell in cells)
     turned = ", ".join(f"{value} under {rule}" for rule, value in order[first]["imbalance"].items())
     return (
-        f"In {agreeing} of {len(cells)} settings norms and rotations settle where the theory puts them: it is "
-        f"off by at most {worst[CALM]} without momentum and {worst[HEAVY]} with it, in any layer. The fastest "
-        f"layer turns faster than the slowest by these factors: {turned}."
+        f"In {agreeing} of {len(cells)} settings norms and rotations settle where the theory puts them: "
+        f"it is off by at most {worst[CALM]} without momentum and {worst[HEAVY]} with it, in any layer. "
+        f"The fastest layer turns faster than the slowest by these factors: {turned}."
     )
 
 

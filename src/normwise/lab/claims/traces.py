@@ -10,24 +10,32 @@ from normwise.lab.settings import Settings
 __all__ = ["traces"]
 
 _QUANTITIES = {
-    "norm": ("Mean norm of the units", "norm"),
-    "effective_lr": ("Effective learning rate, lr/‖w‖²", "effective learning rate"),
-    "turn": ("Rotation of the units between two points", "angle (rad)"),
+    2: {  # under SGD, by unit
+        "norm": ("Mean norm of the units", "norm"),
+        "effective_lr": ("Effective learning rate, lr/‖w‖²", "effective learning rate"),
+        "turn": ("Rotation of the units between two points", "angle (rad)"),
+    },
+    1: {  # under Adam, by tensor
+        "norm": ("Mean RMS of the tensors", "RMS"),
+        "effective_lr": ("Effective learning rate, lr/RMS", "effective learning rate"),
+        "turn": ("Rotation of the tensors between two points", "angle (rad)"),
+    },
 }
 
 
-def traces(runs: Runs, arms: Mapping[str, Settings], what: str = "") -> list[Plot]:
+def traces(runs: Runs, arms: Mapping[str, Settings], what: str = "", degree: int = 2) -> list[Plot]:
     """Return a plot for each quantity, with a curve for each arm and layer.
 
     Args:
         runs: Where the runs are found.
         arms: Settings, with their seed, by label. Those that did not finish are left out.
         what: Goes into the titles, in brackets.
+        degree: 2 for runs under SGD, 1 for those under Adam that log RMS values.
     """
     there = {arm: run for arm, run in arms.items() if runs[run]["status"] == "finished"}
     metrics = {arm: runs.metrics(run) for arm, run in there.items()}
     plots = []
-    for key, (title, label) in _QUANTITIES.items():
+    for key, (title, label) in _QUANTITIES[degree].items():
         series = [
             Series(
                 f"{arm}, {layer}",

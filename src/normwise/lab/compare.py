@@ -1,0 +1,248 @@
+"""Whether a new run of the claims agrees with an earlier one, statistic by statistic.
+
+Two means agree if the interval of their difference holds zero: Welch's test (Welch 1947), with the standard
+errors taken back out of the two 95 % intervals. Of m statistics that are the same in truth about m/20 fall
+outside by chance, so what is called a difference must stand Holm's correction (Holm 1979) over all of them,
+which errs in at most one comparison of two whole jobs in twenty, however the statistics hang together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Reference", "compare", "holm", "lines", "p_value", "read_reference"]
+
+LEVEL = 0.05
+# Statistics that did not vary with the seed at all are the same if they are to float32's last digits.
+RELATIVE, ABSOLUTE = 1e-6, 1e-9
+
+_Path = tuple[str, ...]
+_Estimate = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An earlier ``results.json``: where it was, and its claims."""
+
+    path: str
+    claims: dict[str, Any]
+
+
+def read_reference(path: Path, claims: Sequence[str], data: str) -> Reference:
+    """Read what is to be compared with.
+
+    Args:
+        path: A ``results.json``, or a folder that holds one.
+        claims: The claims that are going to be put to the test.
+        data: The data set that they are going to be tested on.
+
+    Raises:
+        ValueError: There is no such file, it is something else, it has none of these claims, or has them on
+            another data set.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != 1:
+            raise ValueError("it is not of format 1")
+        found = {name: content["claims"][name] for name in claims if name in content["claims"]}
+        there = {claim["protocol"]["data"] for claim in found.values()}
+        for claim in found.values():
+            if not isinstance(claim["statistics"], dict) or not isinstance(claim["verdict"], str):
+                raise TypeError("a claim has no statistics or no verdict")
+    except OSError as error:
+        raise ValueError(
+            f"--compare {path} cannot be read ({error.strerror}): give a results.json, or a folder that "
+            "holds one"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(
+            f"--compare {path} is no results.json of normwise reproduce, or damaged ({what}): give another"
+        ) from error
+    if not found:
+        known = ", ".join(content["claims"]) or "none"
+        raise ValueError(f"--compare {path} has none of the claims asked for: it has {known}")
+    if there != {data}:
+        raise ValueError(
+            f"--compare {path} is on other data: give --data {', '.join(sorted(there - {data}))} to compare "
+            "with it"
+        )
+    return Reference(str(path), found)
+
+
+def compare(results: Mapping[str, Any], reference: Reference, claims: Sequence[str]) -> dict[str, Any]:
+    """Compare statistics and verdicts.
+
+    A statistic is compared where both sides have an estimate with an interval under the same name; what only
+    one side has (other members, other cells) or what has no interval is counted. Where neither side varied
+    with the seed, the means must be equal to float32's last digits. A claim agrees if no statistic of it
+    differs; verdicts alone may differ, as numbers that agree can lie on two sides of a threshold. Only where
+    there is nothing to compare but the verdicts, they decide.
+
+    Args:
+        results: The new ones, as in ``results.json``.
+        reference: The earlier ones.
+        claims: Which claims to compare, those that were just put to the test.
+
+    Returns:
+        Plain values: ``reference``, ``agrees``, ``compared``, ``outside`` (of 95 %), ``not_in_reference``,
+        and for each claim of ``claims`` its ``verdict``, ``compared``, ``outside``, ``agrees``,
+        ``only_here``, ``only_in_reference``, ``without_interval`` (numbers of statistics), ``protocol``
+        (what differs) and ``rows``. In a row ``inside`` is plain 95 %, ``agrees`` after the correction.
+    """
+    both = [name for name in claims if name in reference.claims]
+    found = {name: _claim(results["claims"][name], reference.claims[name]) for name in both}
+    rows = [row for claim in found.values() for row in claim["rows"]]
+    for row, differs in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["agrees"] = not differs
+    for claim in found.values():
+        verdict = claim["verdict"]
+        claim["agrees"] = (
+            all(row["agrees"] for row in claim["rows"])
+            if claim["rows"]
+            else verdict["here"] == verdict["reference"]
+        )
+    return {
+        "reference": reference.path,
+        "agrees": all(claim["agrees"] for claim in found.values()),
+        "compared": len(rows),
+        "outside": sum(not row["inside"] for row in rows),
+        "not_in_reference": [name for name in claims if name not in reference.claims],
+        "claims": found,
+    }
+
+
+def p_value(here: _Estimate, reference: _Estimate) -> float:
+    """Return the probability of means this far apart or farther, were they the same in truth.
+
+    Welch's t with the degrees of freedom of Welch and Satterthwaite; 1 or 0 where neither varied.
+
+    Example:
+        >>> here = {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 5}
+        >>> round(p_value(here, {"mean": 3.0, "low": 2.0, "high": 4.0, "n": 5}), 3)
+        0.085
+    """
+    from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes a hundred times as long
+
+    variances = []
+    for estimate in (here, reference):
+        half = (estimate["high"] - estimate["low"]) / 2
+        variances.append((half / float(stdtrit(estimate["n"] - 1, 0.975))) ** 2)
+    difference = abs(here["mean"] - reference["mean"])
+    total = sum(variances)
+    scale = max(abs(here["mean"]), abs(reference["mean"]))
+    if difference <= max(RELATIVE * scale, ABSOLUTE):
+        return 1.0
+    if total <= max(RELATIVE * scale, ABSOLUTE) ** 2:  # rounding left in the intervals is no variation
+        return 0.0
+    freedom = total**2 / sum(v**2 / (e["n"] - 1) for v, e in zip(variances, (here, reference), strict=True))
+    return float(2 * stdtr(freedom, -difference / math.sqrt(total)))
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Return which null hypotheses Holm's step-down procedure rejects.
+
+    Example:
+        >>> holm([0.04, 0.001, 0.03])
+        [False, True, False]
+    """
+    rejected = [False] * len(p_values)
+    order = sorted(range(len(p_values)), key=lambda k: p_values[k])
+    for step, k in enumerate(order):
+        if p_values[k] > level / (len(order) - step):
+            break
+        rejected[k] = True
+    return rejected
+
+
+def lines(comparison: Mapping[str, Any], most: int = 12) -> list[str]:
+    """Say in words what a comparison came to, with the first ``most`` statistics that differ."""
+    said = []
+    for name, claim in comparison["claims"].items():
+        said += [f"{name}: {difference}" for difference in claim["protocol"]]
+    differing = [
+        f"differs: {name}: {row['statistic']}: {_number(row['here'])}, reference {_number(row['reference'])}"
+        for name, claim in comparison["claims"].items()
+        for row in claim["rows"]
+        if not row["agrees"]
+    ]
+    said += differing[:most]
+    if len(differing) > most:
+        said.append(f"… and {len(differing) - most} more, in results.json")
+    compared, outside = comparison["compared"], comparison["outside"]
+    said.append(
+        f"{outside} of {compared} statistics are outside their 95 % interval; by chance about "
+        f"{compared / 20:.0f} would be; {len(differing)} differ after Holm's correction."
+    )
+    if comparison["not_in_reference"]:
+        said.append(f"Not in the reference: {', '.join(comparison['not_in_reference'])}.")
+    where = [name for name, claim in comparison["claims"].items() if not claim["agrees"]]
+    verdict = f"differs at: {', '.join(where)}" if where else "agrees"
+    said.append(f"Compared with {comparison['reference']}: {verdict}.")
+    return said
+
+
+def _claim(here: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare one claim, up to the correction, which needs all of them."""
+    mine, theirs = dict(_estimates(here["statistics"])), dict(_estimates(reference["statistics"]))
+    common = [path for path in mine if path in theirs]
+    comparable = [path for path in common if _has_interval(mine[path]) and _has_interval(theirs[path])]
+    rows = []
+    for path in comparable:
+        p = p_value(mine[path], theirs[path])
+        row = {"statistic": " / ".join(path), "here": mine[path], "reference": theirs[path]}
+        rows.append({**row, "p": p, "inside": p >= LEVEL})
+    return {
+        "verdict": {"here": here["verdict"], "reference": reference["verdict"]},
+        "compared": len(rows),
+        "outside": sum(not row["inside"] for row in rows),
+        "only_here": len(mine) - len(common),
+        "only_in_reference": len(theirs) - len(common),
+        "without_interval": len(common) - len(comparable),
+        "protocol": _differences(here["protocol"], reference["protocol"]),
+        "rows": rows,
+    }
+
+
+def _estimates(tree: Any, path: _Path = ()) -> Iterator[tuple[_Path, _Estimate]]:
+    """Yield what has the form of an Estimate, with the keys that lead to it."""
+    if isinstance(tree, dict):
+        if tree.keys() == {"mean", "low", "high", "n"}:
+            yield path, tree
+        else:
+            for key, value in tree.items():
+                yield from _estimates(value, (*path, str(key)))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _estimates(value, (*path, str(index)))
+
+
+def _has_interval(estimate: _Estimate) -> bool:
+    numbers = all(
+        isinstance(estimate[key], int | float) and math.isfinite(estimate[key])
+        for key in ("mean", "low", "high")
+    )
+    return numbers and isinstance(estimate["n"], int) and estimate["n"] > 1
+
+
+def _differences(here: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    """Return in which ways the two were done differently."""
+    found = []
+    for key in ("budget", "seeds"):
+        if here.get(key) != reference.get(key):
+            found.append(f"{key} {here.get(key)} here, {reference.get(key)} in the reference")
+    mine, theirs = here.get("environment", {}), reference.get("environment", {})
+    for key in mine:
+        if mine[key] != theirs.get(key):
+            found.append(f"{key} {mine[key]} here, {theirs.get(key)} in the reference")
+    return found
+
+
+def _number(estimate: _Estimate) -> str:
+    return f"{estimate['mean']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
