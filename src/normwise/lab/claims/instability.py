@@ -91,8 +91,7 @@ class Instability(Claim):
         notes = [
             "Dead units: a normal run is far from this. With a coefficient of 3/Σlr L2 leaves e⁻³ of a dead "
             "unit; torch's formula in float32 fails below norms of some 1e-22, after 17 such budgets. "
-            "Weights "
-            "never become exactly 0: where a step is less than half of the smallest number, it is rounded away.",
+            "They need not reach 0: a step of less than half the smallest number is rounded away.",
         ]
         for member in budget.members:
             family = member.replace("_", " ")
