@@ -26,7 +26,7 @@ class MadeUpRuns(Runs):
 
     def metrics(self, settings: Settings) -> list[Summary]:
         layer = {"norm": 1.0, "effective_lr": 0.1, "turn": 0.01}
-        line = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
+        line: Summary = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
         line |= {"layers": {"one": layer, "two": layer}}
         return [{"step": k, "lr": 0.1, **line} for k in (1, 2)]
 

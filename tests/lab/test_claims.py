@@ -35,6 +35,8 @@ CLAIMS = (
     "coefficient",
     "equilibrium",
     "shrink",
+    "migration",
+    "what-to-decay",
     "no-tuning",
 )
 

@@ -84,10 +84,11 @@ class Equilibrium(Claim):
 
     def judge(self, budget: Budget, runs: Runs) -> Finding:
         """Compare measured with predicted, and the layers with each other."""
-        cells, rows, notes = [], [], []
+        cells: list[dict[str, Any]] = []
+        rows, notes = [], []
         imbalance: dict[tuple[str, Arm], list[float | None]] = {}
         for member, arm in _cells(budget):
-            found = runs.values("layers", _run(budget, member, arm), budget.seeds)
+            found: list[Any] = runs.values("layers", _run(budget, member, arm), budget.seeds)
             there: list[Any] = [layers for layers in found if layers is not None]
             family, name = member.replace("_", " "), _name(arm)
             imbalance[member, arm] = [None if layers is None else _imbalance(layers) for layers in found]

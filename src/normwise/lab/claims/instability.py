@@ -83,7 +83,7 @@ class Instability(Claim):
         dead = {cell: runs[run] for cell, run in _dead(budget).items()}
         failing = {rule for rule in DEAD if dead[rule, "float32"].get("torch_fails_at") is not None}
         statistics: dict[str, Any] = {"dead": {"fails": sorted(failing), "holds": failing == {L2}}}
-        holds = [failing == {L2}]
+        holds: list[bool] = [failing == {L2}]
         plots = [_dead_plot(budget, runs)]
         tables = [_dead_table(dead)]
         notes = [
@@ -128,7 +128,7 @@ class Instability(Claim):
                     f"{family}: AWS does not help against loss spikes on tiny data: L2 minus AWS is {fewer} "
                     f"spikes."
                 )
-            tiny = {"L2_minus_AWS": fewer.as_dict(), "holds": bool(fewer.low > 0)}
+            tiny: dict[str, Any] = {"L2_minus_AWS": fewer.as_dict(), "holds": bool(fewer.low > 0)}
             statistics[member] = {"large": large, "spikes": tiny}
             holds += [large["holds"], tiny["holds"]]
         verdict: Verdict = "reproduced" if all(holds) else "partly" if any(holds) else "not reproduced"
