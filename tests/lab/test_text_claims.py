@@ -239,16 +239,16 @@ def test_migration_from_runs_to_a_finding(tmp_path: Path) -> None:
 def test_the_text_is_fetched_only_where_a_claim_needs_it(
     claim: str, fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Begun(Exception):
+    class BegunError(Exception):
         """The runs would begin now."""
 
     def begin(*_: Any) -> None:
-        raise Begun
+        raise BegunError
 
     asked: list[str] = []
     monkeypatch.setattr(Budget, "of", lambda *_: BUDGET)
     monkeypatch.setattr("normwise.lab.reproduce.load_text", lambda name, **_: asked.append(name))
     monkeypatch.setattr("normwise.lab.reproduce.carry_out", begin)
-    with pytest.raises(Begun):
+    with pytest.raises(BegunError):
         reproduce([claim], out=tmp_path, data="digits", offline=True)
     assert asked == fetched
