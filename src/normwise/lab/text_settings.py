@@ -70,7 +70,7 @@ class TextSettings(OptimizerSettings):
     def cost(self) -> float:
         """Seconds, roughly."""
         characters = self.batch_size * self.context
-        return 0.5 + self.steps * (1e-3 + self.depth * (1e-3 + 7e-8 * characters * self.width))
+        return 0.35 + self.steps * (1e-3 + self.depth * (1e-3 + 9.5e-8 * characters * self.width))
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: a line up to ``lr``, then half a cosine towards zero."""

@@ -93,7 +93,7 @@ class Budget:
 
 
 def _text_settings(budget: str, text: str) -> TextSettings:
-    depth, length = (1, 180) if budget == "quick" else (2, 360)
+    depth, length = (1, 160) if budget == "quick" else (2, 360)
     return TextSettings(
         data=text,
         fingerprint=FINGERPRINTS[text],

@@ -49,7 +49,7 @@ class WhatToDecay(Claim):
     )
     arms = (
         "A GPT of characters on the King James Bible (pre-norm, QK-norm; 2 blocks and 360 steps, quick 1 and "
-        "180; AdamW, warm-up and cosine). Decayed are: nothing; all matrices; or what nw.plan says is to be "
+        "160; AdamW, warm-up and cosine). Decayed are: nothing; all matrices; or what nw.plan says is to be "
         "shrunk: queries and keys, each alone, and embeddings and all layers that write to the residual "
         "stream, jointly. Rules: L2 and AWS by their flows, on the RMS of each tensor, with the pull 3/Σlr "
         "at √Σlr² (for_budget) times 0.1, 0.3, 1 or 3 (quick: 0.3, 1 or 3), chosen for each rule, object and "
