@@ -30,6 +30,7 @@ CLAIMS = (
     "under-fitting",
     "effective-learning-rate",
     "generalization",
+    "global-minimum",
     "instability",
     "initialization",
     "coefficient",
