@@ -19,15 +19,15 @@ __all__ = [
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart, each with a shape of its own.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-# Paths around (0, 0), in pixels: circle, square, triangle, diamond, triangle on its head, plus, cross.
+# Relative paths around a point, in pixels: circle, square, triangle, diamond, triangle on its head, plus, cross.
 SHAPES = (
-    "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z",
-    "M-3.6-3.6H3.6V3.6H-3.6Z",
-    "M0-4.6L4.4 3.4H-4.4Z",
-    "M0-5L4.4 0L0 5L-4.4 0Z",
-    "M0 4.6L4.4-3.4H-4.4Z",
-    "M-1.4-4.4H1.4V-1.4H4.4V1.4H1.4V4.4H-1.4V1.4H-4.4V-1.4H-1.4Z",
-    "M-4.2-2.2L-2.2-4.2L0-2L2.2-4.2L4.2-2.2L2 0L4.2 2.2L2.2 4.2L0 2L-2.2 4.2L-4.2 2.2L-2 0Z",
+    "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "m-3.6-3.6h7.2v7.2h-7.2z",
+    "m0-4.6l4.4 8h-8.8z",
+    "m0-5l4.4 5l-4.4 5l-4.4-5z",
+    "m0 4.6l4.4-8h-8.8z",
+    "m-1.4-4.4h2.8v3h3v2.8h-3v3h-2.8v-3h-3v-2.8h3z",
+    "m-4.2-2.2l2-2l2.2 2.2l2.2-2.2l2 2l-2.2 2.2l2.2 2.2l-2 2l-2.2-2.2l-2.2 2.2l-2-2l2.2-2.2z",
 )
 _DENSE = 20  # points; a curve with more is drawn without markers
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

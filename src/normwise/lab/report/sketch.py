@@ -6,6 +6,7 @@ times as large as the curve it shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,8 +54,8 @@ def sketch(plot: dict[str, Any], prefix: str) -> Markup:
     ]
     parts.append("</g>")
     parts.append(
-        f'<clipPath id="{escape(prefix)}"><rect x="{_n(left)}" y="{_TOP - 4}" width="{_n(right - left + 4)}" '
-        f'height="{bottom - _TOP + 8}"/></clipPath><g clip-path="url(#{escape(prefix)})">'
+        f'<clipPath id="{escape(prefix)}-clip"><rect x="{_n(left)}" y="{_TOP - 4}" width="{_n(right - left + 4)}" '
+        f'height="{bottom - _TOP + 8}"/></clipPath><g clip-path="url(#{escape(prefix)}-clip)">'
     )
     bands = [_band(s, k, across, up) for k, s in enumerate(plot["series"])]
     curves = [_curve(s, k, across, up) for k, s in enumerate(plot["series"])]
@@ -63,7 +64,7 @@ def sketch(plot: dict[str, Any], prefix: str) -> Markup:
 
 def key(series: dict[str, Any], k: int) -> Markup:
     """Return what the legend shows of the k-th series of a plot: its line, and its marker if it has one."""
-    shape = f'<path class="mark" transform="translate(15 7)" d="{_shape(k)}"/>' if has_markers(series) else ""
+    shape = f'<path class="mark" d="M15 7{_shape(k)}"/>' if has_markers(series) else ""
     dash = ' stroke-dasharray="6 4"' if series["dashed"] else ""
     return Markup(
         f'<svg class="key series-{color_of(series, k)}" viewBox="0 0 30 14" aria-hidden="true">'
@@ -77,8 +78,6 @@ def _shape(k: int) -> str:
 
 def _scale(low: float, high: float, start: float, end: float, log: bool) -> Scale:
     """Return the function from values to pixels; None where a value has no place."""
-    import math
-
     turn: Callable[[float], float] = math.log10 if log else float
     begin, length = turn(low), turn(high) - turn(low)
 
@@ -96,9 +95,8 @@ def _curve(series: dict[str, Any], k: int, across: Scale, up: Scale) -> str:
     lines = "".join(_line(run) if len(run) > 1 else _dot(run[0]) for run in _runs(places))
     text = f'<g class="series-{color_of(series, k)}"><path class="line"{dash} d="{lines}"/>'
     if has_markers(series):
-        for x, y in places:
-            if x is not None and y is not None:
-                text += f'<path class="mark" transform="translate({_n(x)} {_n(y)})" d="{_shape(k)}"/>'
+        there = [(x, y) for x, y in places if x is not None and y is not None]
+        text += f'<path class="mark" d="{"".join(f"M{_n(x)} {_n(y)}{_shape(k)}" for x, y in there)}"/>'
     return text + "</g>"
 
 

@@ -4,7 +4,7 @@
   const style = getComputedStyle(document.documentElement); // live: follows light and dark
   const shapes = JSON.parse(document.getElementById("shapes").textContent).map((d) => new Path2D(d));
   const charts = []; // everything that was drawn
-  const DOUBLE = "Plot. Plus and minus keys zoom, 0 shows all, left and right keys go from point to point.";
+  const HELP = "Plot. Plus and minus keys zoom, 0 shows all, left and right keys go from point to point.";
   const ink = (name) => style.getPropertyValue(`--${name}`).trim();
 
   function element(name, properties = {}, ...children) {
@@ -168,10 +168,7 @@
 
     options() {
       const { plot } = this;
-      const shown = (i) => i > 0 && this.u.series[i].show;
-      const ends = (which, log) => () => this.view?.[which]
-        ?? extent(this.data.slice(...(which === "x" ? [0, 1] : [1])).filter((_, i) => which === "x" || shown(i + 1)).flat(), log);
-      const scale = (which, log) => ({ time: false, distr: log ? 3 : 1, range: ends(which, log) });
+      const scale = (which, log) => ({ time: false, distr: log ? 3 : 1, range: () => this.ends(which) });
       const position = (kind, k) => 1 + this.columns.findIndex((c) => c.kind === kind && c.k === k);
       const banded = plot.series.map((_, k) => k).filter((k) => position("low", k) > 0);
       return {
@@ -188,7 +185,7 @@
         cursor: {
           y: false,
           drag: { x: true, y: true, uni: 20, dist: 4, setScale: false },
-          hover: { skip: [undefined], prox: 20 },
+          hover: { skip: [undefined] }, // curves need not have the same points
           points: { size: (u, i) => (this.columns[i - 1].kind === "mean" ? 9 : 0) },
           bind: { dblclick: () => () => this.zoom(null) },
         },
@@ -196,14 +193,24 @@
       };
     }
 
+    // The ends of an axis: of the view, else of all that is switched on.
+    ends(which) {
+      if (this.view) return this.view[which];
+      if (which === "x") return extent(this.data[0], this.plot.log_x);
+      return extent(this.data.slice(1).filter((_, n) => this.shown(this.columns[n])).flat(), this.plot.log_y);
+    }
+
+    shown({ k, kind }) {
+      return !this.off.has(k) && (kind !== "seed" || this.seeds);
+    }
+
     // Zooms to a view; null: shows all.
     zoom(view) {
       this.view = view;
-      const [x, y] = [view?.x ?? extent(this.data[0], this.plot.log_x), view?.y ?? [0, 1]];
-      this.u.batch(() => {
-        this.u.setScale("x", { min: x[0], max: x[1] });
-        this.u.setScale("y", { min: y[0], max: y[1] }); // the range of the scales has the last word
-      });
+      this.u.batch(() => ["x", "y"].forEach((which) => {
+        const [min, max] = this.ends(which);
+        this.u.setScale(which, { min, max });
+      }));
       this.reset.disabled = view === null;
       this.figure.dataset.zoomed = view !== null;
     }
@@ -215,7 +222,7 @@
 
     select() {
       const { left, top, width, height } = this.u.select;
-      if (!width || !height) return;
+      if (!width && !height) return;
       const whole = (size, all) => size >= all - 1; // a drag along one axis leaves the other as it is
       const value = (pixels, which) => this.u.posToVal(pixels, which);
       this.zoom({
@@ -236,9 +243,9 @@
     }
 
     show() {
-      this.u.batch(() => this.columns.forEach(({ k, kind }, i) => {
-        const show = !this.off.has(k) && (kind !== "seed" || this.seeds);
-        if (this.u.series[i + 1].show !== show) this.u.setSeries(i + 1, { show });
+      this.u.batch(() => this.columns.forEach((column, n) => {
+        const show = this.shown(column);
+        if (this.u.series[n + 1].show !== show) this.u.setSeries(n + 1, { show });
       }));
       this.zoom(this.view);
     }
@@ -281,7 +288,7 @@
       }
       tools.append(element("span", {
         className: "help",
-        textContent: "Drag over the plot to zoom; click a name to hide its curve. Keys: + − 0 ← →",
+        textContent: "Drag to zoom, click a name to hide it; keys\u00a0+\u00a0−\u00a00\u00a0←\u00a0→",
       }));
       this.figure.querySelector(".legend").after(tools);
     }
@@ -290,16 +297,17 @@
     read() {
       const { u } = this, { idx, idxs, top, left } = u.cursor;
       const there = idx != null && left >= 0;
-      const value = (i) => (there && u.series[i].show && idxs[i] != null ? u.data[i][idxs[i]] : undefined);
+      const near = (i) => Math.abs(u.valToPos(u.data[0][i], "x") - u.valToPos(u.data[0][idx], "x")) < 20;
+      const value = (i) => (there && u.series[i].show && idxs[i] != null && near(idxs[i]) ? u.data[i][idxs[i]] : undefined);
       this.values.forEach((span) => (span.textContent = ""));
       let nearest = null, distance = 18;
       this.columns.forEach(({ k, kind, seed }, n) => {
         const found = value(n + 1);
-        if (found == null) return;
+        if (found === undefined) return;
         if (kind === "mean") this.values[k].textContent = number(found);
-        if (kind === "high") this.values[k].textContent += ` [${number(value(n))}, ${number(found)}]`;
-        const away = Math.abs(u.valToPos(found, "y") - top);
-        if (kind === "seed" && away < distance) [nearest, distance] = [{ k, seed, found }, away];
+        if (kind === "high" && found !== null) this.values[k].textContent += ` [${number(value(n))}, ${number(found)}]`;
+        const away = Math.abs(u.valToPos(found ?? 0, "y") - top);
+        if (kind === "seed" && found !== null && away < distance) [nearest, distance] = [{ k, seed, found }, away];
       });
       let text = there ? `at ${number(u.data[0][idx])}` : "";
       if (nearest) {
@@ -324,7 +332,7 @@
     keys() {
       this.box.tabIndex = 0;
       this.box.setAttribute("role", "application");
-      this.box.setAttribute("aria-label", `${this.plot.title}; ${this.plot.y_label} over ${this.plot.x_label}. ${DOUBLE}`);
+      this.box.setAttribute("aria-label", `${this.plot.title}; ${this.plot.y_label} over ${this.plot.x_label}. ${HELP}`);
       this.said = element("p", { className: "unseen" });
       this.said.setAttribute("aria-live", "polite");
       this.box.after(this.said);
