@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 from normwise.lab.claims.claim import HeatMap, Plot, Series, Table
+from normwise.lab.report import page
+from normwise.lab.report.figure import Figure
 
 NASTY = "<script>alert('$x$')</script></script><!-- & \"quotes\" \u2028"
 SEEDS = (0, 1, 2)
 VERDICTS = ("reproduced", "partly", "not reproduced")
 
 
-def many(claims: int = 13, plots: int = 40, maps: int = 5, tables: int = 30, traces: int = 3) -> dict[str, Any]:
-    """As large as the quick budget is planned: ``traces`` is a number for each claim, the others are totals."""
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """Leave the figures for a paper empty: they are beside the page, and each takes half a second."""
+    empty = mock.Mock(return_value=Figure("", b""))
+    with mock.patch.multiple(page, plot_figure=empty, heat_figure=empty):
+        yield
+
+
+def many(
+    claims: int = 13, plots: int = 40, maps: int = 5, tables: int = 30, traces: int = 3
+) -> dict[str, Any]:
+    """As large as the quick budget is planned: ``traces`` is for each claim, the others are totals."""
     rng = random.Random(0)
     made = [
         claim(
@@ -36,7 +51,13 @@ def results(claims: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(
-    rng: random.Random, k: int, plots: int = 1, maps: int = 1, tables: int = 1, traces: int = 1, text: str = ""
+    rng: random.Random,
+    k: int,
+    plots: int = 1,
+    maps: int = 1,
+    tables: int = 1,
+    traces: int = 1,
+    text: str = "",
 ) -> dict[str, Any]:
     sentence = text or "Does decay of this kind leave the predictions of the network as they are, once the "
     sentence += "" if text else "effective learning rate is that of the other run at every step of the way?"
@@ -60,7 +81,9 @@ def claim(
         "maps": [heat(rng, text) for _ in range(maps)],
         "tables": [table(rng, text) for _ in range(tables)],
         "traces": [trace(rng, text, which) for which in TRACES[:traces]],
-        "notes": [text or "SGD with L2 at norm 1e-6 came to NaN at step 31 (seeds 0 and 2)."] if failed or text else [],
+        "notes": [text or "SGD with L2 at norm 1e-6 came to NaN at step 31 (seeds 0 and 2)."]
+        if failed or text
+        else [],
         "runs": {"count": 20, "not_finished": len(failed), "identities": identities, "failed": failed},
         "protocol": {
             "data": "digits",
@@ -93,7 +116,9 @@ def sweep(rng: random.Random, text: str = "", log_y: bool = False, arms: int = 4
                 by_seed=seeds,
             )
         )
-    return asdict(Plot(text or "Test accuracy by initial norm", "initial norm", "accuracy (%)", series, True, log_y))
+    return asdict(
+        Plot(text or "Test accuracy by initial norm", "initial norm", "accuracy (%)", series, True, log_y)
+    )
 
 
 TRACES = (("Norms", "norm"), ("Effective learning rate", "η/n²"), ("Rotation per step", "angle (rad)"))
@@ -121,6 +146,9 @@ def heat(rng: random.Random, text: str = "") -> dict[str, Any]:
 
 def table(rng: random.Random, text: str = "") -> dict[str, Any]:
     rows = [
-        [text or f"rule {k}", round(rng.uniform(80, 99), 1), "0.3 [0.1, 0.5]", None if k == 3 else k] for k in range(6)
+        [text or f"rule {k}", round(rng.uniform(80, 99), 1), "0.3 [0.1, 0.5]", None if k == 3 else k]
+        for k in range(6)
     ]
-    return asdict(Table(text or "Accuracy on test data", ["rule", "accuracy (%)", "difference", "runs"], rows))
+    return asdict(
+        Table(text or "Accuracy on test data", ["rule", "accuracy (%)", "difference", "runs"], rows)
+    )

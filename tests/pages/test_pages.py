@@ -16,7 +16,9 @@ from normwise.pages import data_block, vendored
 
 def test_vendored_files_are_what_their_author_released() -> None:
     folder = files("normwise.pages") / "vendor" / "uplot"
-    told = dict(re.findall(r"\| `(.+)` \| `([0-9a-f]{64})` \|", (folder / "README.md").read_text(encoding="utf-8")))
+    told = dict(
+        re.findall(r"\| `(.+)` \| `([0-9a-f]{64})` \|", (folder / "README.md").read_text(encoding="utf-8"))
+    )
     assert set(told) == {"LICENSE", "uPlot.iife.min.js", "uPlot.min.css"}
     for name, digest in told.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -29,7 +31,8 @@ def test_data_survive_and_cannot_leave_their_element() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "written"), [(math.nan, "null"), (math.inf, "null"), (1 / 3, "0.3333333"), (5e6, "5000000"), (1e30, "1e+30")]
+    ("value", "written"),
+    [(math.nan, "null"), (math.inf, "null"), (1 / 3, "0.3333333"), (5e6, "5000000"), (1e30, "1e+30")],
 )
 def test_numbers_are_json_in_seven_digits(value: float, written: str) -> None:
     assert data_block(value) == written

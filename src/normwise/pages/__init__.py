@@ -40,7 +40,9 @@ def vendored(path: str) -> Markup:
     """
     text = files("normwise.pages").joinpath("vendor", *path.split("/")).read_text(encoding="utf-8")
     if "</" in text:
-        raise ValueError(f"vendor/{path} has '</' in it, which may end the element around it: escape it there")
+        raise ValueError(
+            f"vendor/{path} has '</' in it, which may end the element around it: escape it there"
+        )
     return Markup(text)
 
 
@@ -56,13 +58,13 @@ def script_hash(script: str) -> str:
 
 
 def data_block(data: Any) -> Markup:
-    """Return data as JSON for a ``<script type="application/json">``: nothing in it can end the element.
+    r"""Return data as JSON for a ``<script type="application/json">``: nothing in it can end the element.
 
     Numbers keep seven digits; what is not finite, which JSON does not know, becomes null.
 
     Example:
         >>> print(data_block({"</script>": [0.1 + 0.2, float("nan")]}))
-        {"\\u003c/script\\u003e":[0.3,null]}
+        {"\u003c/script\u003e":[0.3,null]}
     """
     text = json.dumps(_rounded(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":

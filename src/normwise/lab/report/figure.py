@@ -30,11 +30,12 @@ def plot_figure(plot: dict[str, Any]) -> Figure:
 
         fig = Canvas(figsize=(5.6, 3.4))
         axes = fig.add_subplot()
-        for k, series in enumerate(plot["series"]):
-            _curve(axes, series, k)
+        axes.autoscale(False)
         drawn = [v for s in plot["series"] for name in ("y", "low", "high") for v in s[name] or ()]
         _axis(axes, "x", [x for s in plot["series"] for x in s["x"]], plot["log_x"])
         _axis(axes, "y", drawn, plot["log_y"])
+        for k, series in enumerate(plot["series"]):
+            _curve(axes, series, k)
         axes.set(xlabel=plot["x_label"], ylabel=plot["y_label"])
         axes.set_title(plot["title"], fontsize=10, wrap=True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
@@ -94,11 +95,12 @@ def _style() -> Iterator[None]:
 
 def _saved(fig: Any) -> Figure:
     svg, pdf = io.StringIO(), io.BytesIO()
+    box = fig.get_tightbbox().padded(0.08)  # inches
     fig.savefig(
-        svg, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        svg, format="svg", bbox_inches=box, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
     fig.savefig(
-        pdf, format="pdf", bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        pdf, format="pdf", bbox_inches=box, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer"))
     )
     return Figure(svg.getvalue(), pdf.getvalue())
 

@@ -19,7 +19,7 @@ __all__ = [
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart, each with a shape of its own.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-# Relative paths around a point, in pixels: circle, square, triangle, diamond, triangle on its head, plus, cross.
+# Relative paths around a point, in pixels: circle, square, two triangles with a diamond between, plus, cross.
 SHAPES = (
     "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "m-3.6-3.6h7.2v7.2h-7.2z",
@@ -61,7 +61,7 @@ def tick_label(value: float, log: bool) -> str:
         >>> tick_label(1e-14, log=True), tick_label(0.001, log=True), tick_label(2e6, log=True)
         ('10⁻¹⁴', '0.001', '2·10⁶')
     """
-    if not log or not value > 0 or 1e-3 <= value * (1 + 1e-9) and value < 9e3:
+    if not log or not value > 0 or (value * (1 + 1e-9) >= 1e-3 and value < 9e3):
         return f"{value:.6g}"
     exponent = math.floor(math.log10(value) + 1e-9)
     digit = round(value / 10.0**exponent)
@@ -86,7 +86,7 @@ def extent(values: Iterable[float | None], log: bool) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, log: bool, most: int = 7) -> list[float]:
-    """Return about ``most`` round numbers from ``low`` to ``high``, on a log axis powers of ten if it has two.
+    """Return about ``most`` round numbers between two, on a log axis powers of ten if it has two of them.
 
     Example:
         >>> ticks(0.0, 1.0, log=False)

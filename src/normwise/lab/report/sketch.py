@@ -46,7 +46,9 @@ def sketch(plot: dict[str, Any], prefix: str) -> Markup:
     grid += [f"M{_n(left)} {_n(up(y))}H{right}" for y in y_ticks]
     parts.append(f'<path class="grid" d="{"".join(grid)}"/>')
     parts.append('<g text-anchor="middle">')
-    parts += [f'<text x="{_n(across(x))}" y="{_HEIGHT - 6}">{tick_label(x, plot["log_x"])}</text>' for x in x_ticks]
+    parts += [
+        f'<text x="{_n(across(x))}" y="{_HEIGHT - 6}">{tick_label(x, plot["log_x"])}</text>' for x in x_ticks
+    ]
     parts.append('</g><g text-anchor="end">')
     parts += [
         f'<text x="{_n(left - 6)}" y="{_n((up(y) or 0) + 4)}">{label}</text>'
@@ -54,7 +56,8 @@ def sketch(plot: dict[str, Any], prefix: str) -> Markup:
     ]
     parts.append("</g>")
     parts.append(
-        f'<clipPath id="{escape(prefix)}-clip"><rect x="{_n(left)}" y="{_TOP - 4}" width="{_n(right - left + 4)}" '
+        f'<clipPath id="{escape(prefix)}-clip">'
+        f'<rect x="{_n(left)}" y="{_TOP - 4}" width="{_n(right - left + 4)}" '
         f'height="{bottom - _TOP + 8}"/></clipPath><g clip-path="url(#{escape(prefix)}-clip)">'
     )
     bands = [_band(s, k, across, up) for k, s in enumerate(plot["series"])]
