@@ -185,9 +185,8 @@ def test_cells_of_heat_maps_are_coloured_by_value_and_readable() -> None:
 def test_text_in_cells_has_contrast(back: str) -> None:
     def luminance(color: str) -> float:
         parts = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-        return sum(
-            w * ((p + 0.055) / 1.055) ** 2.4 for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
-        )
+        weighted = zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+        return float(sum(w * ((p + 0.055) / 1.055) ** 2.4 for w, p in weighted))
 
     light, dark = sorted((luminance(back), luminance(text_color(back))), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5

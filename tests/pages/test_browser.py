@@ -40,12 +40,14 @@ def _opened(browser: Any, path: Path, **settings: Any) -> Iterator[Any]:
     page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.on("request", lambda request: request.url == path.as_uri() or complaints.append(request.url[:200]))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url[:200]))
     page.goto(path.as_uri())
     if settings.get("java_script_enabled", True):
         page.wait_for_selector("#plain-1.live canvas, #made-up-1-1.live canvas", state="attached")
     yield page
     assert complaints == []
+    assert requests == [path.as_uri()]
     context.close()
 
 
