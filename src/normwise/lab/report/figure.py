@@ -1,53 +1,85 @@
-"""Plots as SVG: inside the page, in its colours, and as files of their own."""
+"""Plots and heat maps as figures for a paper: SVG and PDF, with legend, on white."""
 
 from __future__ import annotations
 
 import io
-import math
-import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-__all__ = ["PALETTE", "color_of", "figure", "inline"]
+from normwise.lab.report.heat import COLORS, scale_of, text_color
+from normwise.lab.report.look import PALETTE, color_of, extent, has_markers, number, tick_label, ticks
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart, each with a shape of its own.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INK = "#010203"  # stands for the colour of the text until the page says which it is
+__all__ = ["Figure", "heat_figure", "plot_figure"]
 
-
-def figure(plot: dict[str, Any]) -> str:
-    """Return a plot (``dataclasses.asdict`` of a Plot) as an SVG document with its legend, on white."""
-    return _draw(plot, ink="#222222", legend=True)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the shapes of normwise.lab.report.look, by their letters
+_INK = "#222222"
 
 
-def inline(plot: dict[str, Any], prefix: str) -> str:
-    """Return a plot as an ``<svg>`` element for a page.
+class Figure(NamedTuple):
+    """A figure, twice; the same bytes each time it is made."""
 
-    Lines take the page's colours ``--series-0`` … and text that of its surroundings, so it follows light
-    and dark. The legend is left to the page.
-
-    Args:
-        plot: ``dataclasses.asdict`` of a Plot.
-        prefix: Goes before every id in the element, so that two of them can stand in one page.
-    """
-    svg = _draw(plot, ink=_INK, legend=False)
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    for k, colour in enumerate(PALETTE):
-        svg = svg.replace(colour, f"var(--series-{k})")
-    svg = re.sub(r'id="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    # the size comes from the page; the viewBox keeps the shape
-    head, body = svg.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
+    svg: str
+    pdf: bytes
 
 
-def _draw(plot: dict[str, Any], ink: str, legend: bool) -> str:
+def plot_figure(plot: dict[str, Any]) -> Figure:
+    """Return a plot (``dataclasses.asdict`` of a Plot) as a figure."""
+    with _style():
+        from matplotlib.figure import Figure as Canvas
+
+        fig = Canvas(figsize=(5.6, 3.4))
+        axes = fig.add_subplot()
+        axes.autoscale(False)
+        drawn = [v for s in plot["series"] for name in ("y", "low", "high") for v in s[name] or ()]
+        _axis(axes, "x", [x for s in plot["series"] for x in s["x"]], plot["log_x"])
+        _axis(axes, "y", drawn, plot["log_y"])
+        for k, series in enumerate(plot["series"]):
+            _curve(axes, series, k)
+        axes.set(xlabel=plot["x_label"], ylabel=plot["y_label"])
+        axes.set_title(plot["title"], fontsize=10, wrap=True)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
+        return _saved(fig)
+
+
+def heat_figure(heat: dict[str, Any]) -> Figure:
+    """Return a heat map (``dataclasses.asdict`` of a HeatMap) as a figure; its first row is at the top."""
+    with _style():
+        from matplotlib.colors import ListedColormap, Normalize
+        from matplotlib.figure import Figure as Canvas
+
+        columns, rows = len(heat["x"]), len(heat["y"])
+        fig = Canvas(figsize=(1.6 + 0.62 * columns, 1.1 + 0.4 * rows))
+        axes = fig.add_subplot()
+        scale = scale_of(heat)
+        nan = float("nan")
+        values = [[nan if value is None else value for value in row] for row in heat["values"]]
+        image = axes.imshow(
+            values, cmap=ListedColormap(COLORS), norm=Normalize(scale.low, scale.high), aspect="auto"
+        )
+        for j, row in enumerate(heat["values"]):
+            for i, value in enumerate(row):
+                ink = _INK if value is None else text_color(scale.color(value))
+                text = "–" if value is None else number(value)
+                axes.text(i, j, text, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xticks(range(columns), heat["x"])
+        axes.set_yticks(range(rows), heat["y"])
+        axes.set(xlabel=heat["x_label"], ylabel=heat["y_label"])
+        axes.grid(False)
+        axes.set_title(heat["title"], fontsize=10, wrap=True)
+        fig.colorbar(image, label=heat["unit"])
+        return _saved(fig)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "normwise",
+        "pdf.fonttype": 42,  # what journals ask for
         "text.parse_math": False,
         "font.family": "sans-serif",
         "font.size": 10,
@@ -55,48 +87,40 @@ def _draw(plot: dict[str, Any], ink: str, legend: bool) -> str:
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.alpha": 0.2,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink
-        ),
-        "grid.color": ink,
+        **dict.fromkeys(inked, _INK),
     }
     with mpl.rc_context(style):
-        fig = Figure(figsize=(5.6, 3.6 + (0.2 * len(plot["series"]) if legend else 0)), layout="constrained")
-        axes = fig.add_subplot()
-        for k, series in enumerate(plot["series"]):
-            _curve(axes, series, k)
-        axes.set_xlabel(plot["x_label"])
-        axes.set_ylabel(plot["y_label"])
-        for log, axis, scale in (
-            (plot["log_x"], axes.xaxis, axes.set_xscale),
-            (plot["log_y"], axes.yaxis, axes.set_yscale),
-        ):
-            if log:
-                scale("log")
-                axis.set_major_formatter(lambda value, _: _power_of_ten(value))
-        if legend:
-            axes.set_title(plot["title"], fontsize=10)
-            fig.legend(loc="outside lower center", ncols=2, frameon=False)
-        text = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        fig.savefig(text, format="svg", transparent=not legend, metadata=metadata)
-    return text.getvalue()
+        yield
 
 
-def color_of(series: dict[str, Any], k: int) -> int:
-    """Return the index into the palette of the k-th series of a plot."""
-    chosen = series["color"]
-    return int(k if chosen is None else chosen) % len(PALETTE)
+def _saved(fig: Any) -> Figure:
+    svg, pdf = io.StringIO(), io.BytesIO()
+    box = fig.get_tightbbox().padded(0.08)  # inches
+    fig.savefig(
+        svg, format="svg", bbox_inches=box, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    fig.savefig(
+        pdf, format="pdf", bbox_inches=box, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    )
+    return Figure(svg.getvalue(), pdf.getvalue())
 
 
-def _power_of_ten(value: float) -> str:
-    """Write 0.001 … 1000 out, and other powers of ten with a superscript: matplotlib's own is mathtext."""
-    if not value > 0:
-        return ""
-    exponent = round(math.log10(value))
-    if abs(exponent) <= 3:
-        return f"{value:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def _axis(axes: Any, which: str, values: list[float | None], log: bool) -> None:
+    """Give an axis the ends and ticks that it has in the page."""
+    low, high = extent(values, log)
+    axis = getattr(axes, f"{which}axis")
+    if log:
+        getattr(axes, f"set_{which}scale")("log")
+        axis.set_minor_locator(_nowhere())
+    getattr(axes, f"set_{which}lim")(low, high)
+    places = ticks(low, high, log)
+    axis.set_ticks(places, [tick_label(value, log) for value in places])
+
+
+def _nowhere() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
 
 
 def _curve(axes: Any, series: dict[str, Any], k: int) -> None:
@@ -104,12 +128,11 @@ def _curve(axes: Any, series: dict[str, Any], k: int) -> None:
     nan = float("nan")
     x = list(series["x"])
     y = [nan if value is None else value for value in series["y"]]
-    dense = len(x) > 20
     axes.plot(
         x,
         y,
         color=colour,
-        marker=None if dense else marker,
+        marker=marker if has_markers(series) else None,
         markersize=5,
         linestyle="--" if series["dashed"] else "-",
         linewidth=1.6,

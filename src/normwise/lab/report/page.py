@@ -1,40 +1,165 @@
-"""The page: results.json in plain words, plots and tables."""
+"""The page: results.json in plain words, curves, heat maps and tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from normwise.lab.report.figure import PALETTE, color_of, figure, inline
+from normwise.lab.report.figure import Figure, heat_figure, plot_figure
+from normwise.lab.report.heat import heat_table
+from normwise.lab.report.look import PALETTE, SHAPES, color_of, has_markers, number
+from normwise.lab.report.sketch import key, sketch
 from normwise.lab.store import write_atomically
-from normwise.pages import environment
+from normwise.pages import data_block, environment, script_hash, vendored
 
 __all__ = ["write_report"]
 
+VERDICTS = ("reproduced", "partly", "not reproduced")
+SIGNS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
+
 
 def write_report(results: dict[str, Any], path: Path) -> Path:
-    """Write the page, and beside it ``figures/`` with each plot as an SVG file; return the page's path.
+    """Write the page, and beside it ``figures/`` with each plot and heat map as SVG and PDF.
+
+    The page holds all that it shows: it needs neither the network nor the figures. Without a script it
+    shows the same curves, not to be played with.
 
     Args:
-        results: What is in ``results.json``.
+        results: What is in ``results.json``. Two parts need not be there:
+            ``results["comparison"]``, what a comparison with earlier results gave: for each claim's
+            identifier a list of ``{"statistic": str, "here": number or text, "reference": number or text,
+            "agrees": bool}``;
+            ``claim["runs"]["failed"]``, how each run that did not finish ended, by its identity.
         path: Of the page; it is written over.
+
+    Returns:
+        The page's path.
     """
     claims = sorted(results["claims"].items(), key=lambda item: item[1]["order"])
-    figures = path.parent / "figures"
-    figures.mkdir(exist_ok=True)
-    plots: dict[str, list[Markup]] = {}
+    folder = path.parent / "figures"
+    folder.mkdir(exist_ok=True)
     for name, claim in claims:
-        plots[name] = []
         for k, plot in enumerate(claim["plots"]):
-            write_atomically(figures / f"{name}-{k + 1}.svg", figure(plot))
-            # drawn by matplotlib, which escapes the text in it
-            plots[name].append(Markup(inline(plot, f"{name}-{k + 1}")))
-    page = (
-        environment("normwise.lab.report")
-        .get_template("report.html")
-        .render(claims=claims, plots=plots, results=results, colors=len(PALETTE), color_of=color_of)
+            _write_figure(plot_figure(plot), folder, f"{name}-{k + 1}")
+        for k, heat in enumerate(claim.get("maps", ())):
+            _write_figure(heat_figure(heat), folder, f"{name}-map-{k + 1}")
+    templates = environment("normwise.lab.report")
+    library = vendored("uplot/uPlot.iife.min.js")
+    own = Markup(templates.get_template("report.js").render())  # ours: nothing of the results is in it
+    write_atomically(
+        path,
+        templates.get_template("report.html").render(
+            claims=[_claim(name, claim, results) for name, claim in claims],
+            tally=[
+                (verdict, SIGNS[verdict], sum(claim["verdict"] == verdict for _, claim in claims))
+                for verdict in VERDICTS
+            ],
+            runs=_runs(claims),
+            finished=results["finished"],
+            colors=len(PALETTE),
+            shapes=data_block(SHAPES),
+            library=library,
+            library_style=vendored("uplot/uPlot.min.css"),
+            library_license=vendored("uplot/LICENSE"),
+            script=own,
+            script_sources=f"{script_hash(library)} {script_hash(own)}",
+        ),
     )
-    write_atomically(path, page)
     return path
+
+
+def _write_figure(figure: Figure, folder: Path, name: str) -> None:
+    write_atomically(folder / f"{name}.svg", figure.svg)
+    (folder / f"{name}.pdf").write_bytes(figure.pdf)
+
+
+def _runs(claims: list[tuple[str, dict[str, Any]]]) -> dict[str, int]:
+    """Count each run once, also where several claims use it."""
+    identities = {identity for _, claim in claims for identity in claim["runs"]["identities"]}
+    failed = {identity for _, claim in claims for identity in claim["runs"].get("failed", ())}
+    worst = max((claim["runs"]["not_finished"] for _, claim in claims), default=0)
+    return {"count": len(identities), "not_finished": max(len(failed), worst)}
+
+
+def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Return a claim with what the template needs besides."""
+    seeds = claim["protocol"]["seeds"]
+    return {
+        **claim,
+        "name": name,
+        "sign": SIGNS[claim["verdict"]],
+        "word": claim["verdict"].split()[0],
+        "figures": [_figure(plot, f"{name}-{k + 1}", seeds) for k, plot in enumerate(claim["plots"])],
+        "traces": [
+            _figure(plot, f"{name}-trace-{k + 1}", seeds) for k, plot in enumerate(claim.get("traces", ()))
+        ],
+        "maps": [
+            {**heat, "id": f"{name}-map-{k + 1}", "table": heat_table(heat)}
+            for k, heat in enumerate(claim.get("maps", ()))
+        ],
+        "numbers": list(_numbers(claim["statistics"])),
+        "failed": claim["runs"].get("failed", {}),
+        "comparison": [
+            [one["statistic"], *(_text(one[part]) for part in ("here", "reference", "agrees"))]
+            for one in results.get("comparison", {}).get(name, [])
+        ],
+        "command": _command(name, claim["protocol"]),
+    }
+
+
+def _command(name: str, protocol: dict[str, Any]) -> str:
+    return (
+        f"normwise reproduce {name} --data {protocol['data']} --budget {protocol['budget']} "
+        f"--seeds {len(protocol['seeds'])}"
+    )
+
+
+def _figure(plot: dict[str, Any], identifier: str, seeds: list[int]) -> dict[str, Any]:
+    """Return a plot as the template needs it, with the data of its curves for the script."""
+    series = [
+        {
+            **{part: one[part] for part in ("label", "x", "y", "low", "high", "by_seed") if one.get(part)},
+            "dashed": one["dashed"],
+            "color": color_of(one, k),
+            "shape": k % len(SHAPES) if has_markers(one) else None,
+        }
+        for k, one in enumerate(plot["series"])
+    ]
+    axes = {part: plot[part] for part in ("title", "x_label", "y_label", "log_x", "log_y")}
+    return {
+        **axes,
+        "id": identifier,
+        "sketch": sketch(plot, identifier),
+        "legend": [(key(one, k), one["label"]) for k, one in enumerate(plot["series"])],
+        "bands": any(one["low"] is not None and one["high"] is not None for one in plot["series"]),
+        "data": data_block({**axes, "seeds": seeds, "series": series}),
+    }
+
+
+def _numbers(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield every number of the statistics with its name; a mean with its interval is one of them."""
+    if isinstance(value, dict) and {"mean", "low", "high", "n"} <= set(value):
+        ends = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
+        mean = "–" if value["mean"] is None else number(value["mean"])
+        yield " · ".join(names), f"{mean} [{', '.join(ends)}], n = {value['n']}"
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield from _numbers(part, (*names, str(name).replace("_", " ")))
+    elif isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+        for k, part in enumerate(value):
+            yield from _numbers(part, (*names, str(k + 1)))
+    else:
+        yield " · ".join(names), _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, float) else str(value)
