@@ -107,9 +107,13 @@ def _difference(before: list[Tensor], after: list[Tensor]) -> float:
 def scale_units(
     weight: Tensor, dim: int | None, generator: torch.Generator, where: Tensor | None = None
 ) -> None:
-    """Multiply each unit of ``weight`` (or those in ``where``) by its own random factor from 1/8 to 8."""
+    """Multiply each unit of ``weight`` (or those in ``where``) by its own random factor from 1/8 to 8.
+
+    The factors are powers of two, and not 1: the products are exact in any precision.
+    """
     count = 1 if dim is None else weight.shape[dim]
-    factors = torch.exp2(torch.rand(count, generator=generator) * 6 - 3)
+    exponents = torch.randint(1, 4, (count,), generator=generator).double()
+    factors = torch.exp2(torch.where(torch.rand(count, generator=generator) < 0.5, -exponents, exponents))
     if where is not None:
         factors = torch.where(where, factors, torch.ones_like(factors))
     _broadcast(weight, dim, factors, weight.mul_)

@@ -90,11 +90,11 @@ def find_invariances(
     devices = {p.device for p in model.parameters()}
     with torch.inference_mode(False), preserved_random_state(devices), Progress(progress) as bar:
         taken = take_batches(batches, MOST_BATCHES)
-        kinds = _precisions(model)
-        for dtype in kinds:
+        ways = _ways(model)
+        for dtype, narrow in ways:
             at = Thresholds.of(dtype, tolerance)
             for jitter in (JITTER, JITTER / 10):
-                probe = Probe(model, taken, call, dtype, jitter, at.eps_factor)
+                probe = Probe(model, taken, call, dtype, jitter, at.eps_factor, narrow=narrow)
                 try:
                     with probe:
                         return _Search(model, probe, at, bar).run(joint)
@@ -102,28 +102,31 @@ def find_invariances(
                     if jitter != JITTER:
                         raise
                 except RuntimeError as error:
-                    if dtype is kinds[-1] or not _is_about_precision(error):
+                    if (dtype, narrow) == ways[-1] or not _is_about_precision(error):
                         raise
                     break
     raise AssertionError("unreachable: the last precision returns or raises")
 
 
-def _precisions(model: nn.Module) -> list[torch.dtype]:
-    """Return the types to compute in, the best first."""
+def _ways(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
+    """Return (type to compute in, whether weights are stored narrow), the best first."""
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     weights = sum(p.numel() for p in parameters)
     if any(p.device.type == "mps" for p in parameters):
-        return [torch.float32]
+        return [(torch.float32, False)]
     if any(p.dtype == torch.float64 for p in parameters):
-        return [torch.float64]
+        return [(torch.float64, False)]
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters)
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
-    return [torch.float64, torch.float32] if fits else [torch.float32]
+    ways = [(torch.float64, True), (torch.float64, False), (torch.float32, False)]
+    return ways if fits else ways[-1:]
 
 
 def _is_about_precision(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return any(word in text for word in ("dtype", "scalar type", "double", "float64"))
+    # torch.func transforms allow neither saved-tensor hooks nor the autograd functions of narrow weights.
+    words = ("dtype", "scalar type", "double", "float64", "functorch", "torch.func", "saved tensor hooks")
+    return any(word in text for word in words)
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,13 @@ def _confirmed(
     """Return the symmetries that rescaling confirms, and the others."""
 
     def rescale(exponents: Integers, generator: torch.Generator, sign: float) -> None:
-        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here.
-        size = sign * (1.0 + 2.0 * float(torch.rand((), generator=generator)))
+        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here;
+        # by powers of two, which are exact in any precision.
+        largest = int(np.abs(exponents).max())
+        size = sign * (int(torch.randint(1, 4, (), generator=generator)) if largest == 1 else 1)
         for k, e in zip(taken, exponents, strict=True):
             if e:
-                probe.parameters[k].mul_(2.0 ** (size * float(e) / float(np.abs(exponents).max())))
+                probe.parameters[k].mul_(2.0 ** (size * int(e)))
 
     def touched(exponents: Integers) -> list[int]:
         return [k for k, e in zip(taken, exponents, strict=True) if e]

@@ -78,10 +78,12 @@ class Probe:
         dtype: The floating-point type that the probe computes in.
         jitter: See :func:`generic_values`.
         eps_factor: What "shrunk eps" means: every eps times this.
+        narrow: Whether weights may be stored in float32 and widened at each read.
 
     Attributes:
         names: The name of each parameter.
         parameters: The stand-ins, which may be changed freely.
+        reads: Those of them that are stored narrow, whose gradients go to ``reads.receive``.
         originals: The model's own, never changed.
         whole: Whether layers and branches that are dropped at random are all kept.
     """
@@ -94,12 +96,14 @@ class Probe:
         dtype: torch.dtype,
         jitter: float = JITTER,
         eps_factor: float = 1e-8,
+        *,
+        narrow: bool = True,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
-        self._swap = Swap(model, dtype)
+        self._swap = Swap(model, dtype, narrow=narrow)
         self._stack = contextlib.ExitStack()
         self.names, self.parameters = self._swap.names, self._swap.parameters
-        self.originals = self._swap.originals
+        self.originals, self.reads = self._swap.originals, self._swap.reads
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
         self.whole = True
@@ -158,7 +162,7 @@ class Probe:
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
-        with torch.enable_grad(), self._interception(real_eps):
+        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
             result = _in_one_line(
                 lambda: self._forward(self._model, batch), f"batch {which} {describe(batch)}"
             )
@@ -184,7 +188,7 @@ class Probe:
         Checkpointed parts run forward again in it, so it needs what the forward pass had.
         torch.autograd.backward would switch the interception off meanwhile; the engine itself does not.
         """
-        with torch.enable_grad(), self._interception(real_eps):
+        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
             torch.autograd.Variable._execution_engine.run_backward(
                 tuple(outputs),
                 tuple(cotangents),

@@ -1,0 +1,109 @@
+"""How much memory nw.find_invariances needs beyond the model and a forward pass.
+
+    python -m benchmarks.invariance_memory [NAME ...]
+
+Every allocation of the CPU allocator is recorded by torch's profiler, and the live bytes are summed up: what
+lives while the search runs, the model and its batches not counted. A forward pass of the model in float64
+(activations and workspace, the graph kept) is measured the same way, and "beyond" is the difference: the
+stand-ins for the weights, the graph's hold on them, gradients and whatever the search itself keeps.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import normwise as nw
+
+HEADER = "| network | model, MB | peak, MB | float64 forward pass, MB | peak / model | beyond / model |"
+
+
+@dataclass
+class Network:
+    """How to build it, what to feed it, and how it is called."""
+
+    build: Callable[[], nn.Module]
+    batches: Callable[[], list[Any]]
+    forward: Callable[[nn.Module, Any], Any] = lambda model, batch: model(batch)
+
+
+def _logits(model: nn.Module, batch: Any) -> Any:
+    return model(batch).logits
+
+
+def _resnet50() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    model: nn.Module = ResNetForImageClassification(ResNetConfig())
+    return model
+
+
+def _gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(n_embd=384, n_layer=6, n_head=6, n_positions=64))
+    return model
+
+
+def _stack() -> nn.Module:
+    layers = [layer for _ in range(24) for layer in (nn.Linear(1024, 1024), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(1024, 10))
+
+
+NETWORKS = {
+    "resnet50, 64x64, batch 8": Network(_resnet50, lambda: [torch.randn(8, 3, 64, 64)] * 2, _logits),
+    "gpt2, 6 layers of 384, 50257 tokens, batch 2x8": Network(
+        _gpt2, lambda: [torch.randint(0, 50257, (2, 8)) for _ in range(2)], _logits
+    ),
+    "24 linear layers of 1024, batch 8": Network(_stack, lambda: [torch.randn(8, 1024)] * 2),
+}
+
+
+def live_peak(run: Callable[[], Any]) -> int:
+    """Return the most bytes that were live at once, above those at the start, while ``run`` ran."""
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+        kept = run()
+    events = prof.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    del kept
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def row(name: str, network: Network) -> str:
+    torch.manual_seed(0)
+    model, batches = network.build(), network.batches()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    double = copy.deepcopy(model).double().train()
+    wide = batches[0].double() if batches[0].is_floating_point() else batches[0]
+    forward = live_peak(lambda: network.forward(double, wide))
+    del double
+    peak = live_peak(lambda: nw.find_invariances(model, batches, network.forward, progress=False))
+    cells = [name, f"{size / 1e6:.0f}", f"{peak / 1e6:.0f}", f"{forward / 1e6:.0f}"]
+    cells += [f"{peak / size:.2f}", f"{(peak - forward) / size:.2f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    wanted = sys.argv[1:]
+    print(HEADER + "\n" + "|---" * 6 + "|", flush=True)
+    for name, network in NETWORKS.items():
+        if not wanted or any(name.startswith(w) for w in wanted):
+            print(row(name, network), flush=True)
+
+
+if __name__ == "__main__":
+    main()
