@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from normwise.invariance.confirm import Judge, replace_values, scale_units, shift_units
 from normwise.invariance.elasticity import Row, gather
 from normwise.invariance.joint import find_joint
+from normwise.invariance.parts import Part
 from normwise.invariance.probe import JITTER, NonFiniteOutputsError, Probe
 from normwise.invariance.progress import Progress
 from normwise.invariance.result import Evidence, Invariances
+from normwise.invariance.splits import propose_splits
 from normwise.invariance.swap import check_model, preserved_random_state
 from normwise.invariance.thresholds import Thresholds
 from normwise.invariance.trees import bind_forward, take_batches
@@ -158,17 +160,17 @@ class _Search:
 
     def run(self, joint: bool) -> Invariances:
         """Return the result."""
-        rows, draft = self._verdicts()
+        rows, splits, draft = self._verdicts(joint)
         self._judge_silent(draft)
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._file(draft)
         if joint:
-            find_joint(self._probe, rows, self._result, self._at, self._judge, self._bar)
+            find_joint(self._probe, rows, splits, self._result, self._at, self._judge, self._bar)
         self._result.trials = self._judge.passes
         return self._result
 
-    def _verdicts(self) -> tuple[list[Row], Draft]:
+    def _verdicts(self, joint: bool) -> tuple[list[Row], list[list[Part]], Draft]:
         everything = set(range(len(self._probe.parameters)))
         expected = (POINTS + 1) * COTANGENTS
         strays: dict[int, str] = {}
@@ -205,9 +207,12 @@ class _Search:
                 "the outputs depend on no parameter: return what the model computes, or give forward="
             )
         draft = draft_verdicts(shapes, rows, strays, self._at)
+        plain = [k for k, evidence in enumerate(draft.evidence) if evidence.verdict == "not invariant"]
+        splits = propose_splits(rows.small, self._probe.names, shapes, plain, self._at) if joint else []
+        packed = {parts[0].index for parts in splits}
         for row in rows.small:
-            row.units.clear()
-        return rows.small, draft
+            row.units = {place: sums for place, sums in row.units.items() if place[0] in packed}
+        return rows.small, splits, draft
 
     def _judge_silent(self, draft: Draft) -> None:
         """Decide by new values on parameters without a visible gradient."""
