@@ -25,7 +25,7 @@ def invariances_of(name: str, net: nn.Module | None = None, **settings: Any) -> 
     inv = nw.find_invariances(case.build() if net is None else net, case.batches(), **settings)
     assert inv.undetermined == {}
     assert inv.scale_invariant == case.scale_invariant
-    assert_same_space(inv.joint, case.joint, inv.names)
+    assert_same_space(inv.joint, case.joint, inv.names, inv.parts)
     return inv
 
 

@@ -25,7 +25,6 @@ __all__ = ["find_joint"]
 _STILL = 8  # rows without a new rank
 _AT_ONCE = 8  # cotangents that share a forward pass
 _FIRST_SEED = 16  # the verdicts use lower ones
-_NOTHING = 1e-9  # the products of a part beside those of its parameter
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,13 @@ class _Column:
         sums = row.units.get((self.index, self.part.dim))
         return 0.0 if sums is None else float(self._folded(sums.scale).sum())
 
-    def residual(self, rows: Sequence[Row]) -> float:
-        """Return |Σwg|/√Σ(wg)², 0 if its products are zero."""
+    def speaks(self, rows: Sequence[Row], at: Thresholds) -> bool:
+        """Return whether a part has an effect and is not invariant alone."""
         assert self.part is not None
         units = [sums for row in rows if (sums := row.units.get((self.index, self.part.dim))) is not None]
         total = sum(float(sums.scale_squares.sum()) for sums in units)
         own = sum(float(self._folded(sums.scale_squares).sum()) for sums in units)
-        if own <= _NOTHING**2 * total:
-            return 0.0
-        return float(np.sqrt(sum(self.of(row) ** 2 for row in rows) / own))
+        return own > at.silent**2 * total and sum(self.of(row) ** 2 for row in rows) > at.invariant**2 * own
 
     def tensor(self, probe: Probe) -> Tensor:
         """Return the stand-in, or the view of its part."""
@@ -98,7 +95,8 @@ def find_joint(
         for parameter in others:
             parameter.requires_grad_(True)
     result.rows, result.rank = len(matrix), numerical_rank(matrix, at.null)
-    basis = integer_basis(matrix, null_space(matrix, at.null), at.null)
+    parts = np.array([column.part is not None for column in columns])
+    basis = integer_basis(matrix, null_space(matrix, at.null), at.null, parts)
     confirmed, rejected = _confirmed(probe, basis, columns, judge, at)
     result.parts = _parts(confirmed, columns, probe)
     for kind, found in (
@@ -116,7 +114,7 @@ def _columns(
     parts = {own[0].index: own for own in splits}
     columns = []
     for k in taken:
-        speaking = [c for part in parts.get(k, ()) if (c := _Column(k, part)).residual(rows) > at.invariant]
+        speaking = [c for part in parts.get(k, ()) if (c := _Column(k, part)).speaks(rows, at)]
         columns += speaking if len(speaking) > 1 else [_Column(k)]
     return columns
 
