@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.invariance.interception import Interception
+from normwise.invariance.narrow import CHUNK
 from normwise.invariance.swap import Swap, eager, preserved_random_state
 from normwise.invariance.trees import Forward, describe, differentiable_outputs, map_tensors
 
@@ -22,7 +24,6 @@ __all__ = ["NonFiniteOutputsError", "Probe", "generic_values"]
 JITTER = 0.3
 # Constants below this (zero biases, zero gains, layer scales) are replaced by values of order one half.
 SMALL_CONSTANT = 0.05
-_CHUNK = 1 << 22
 
 
 class NonFiniteOutputsError(ValueError):
@@ -37,7 +38,7 @@ def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter:
     values of 0.25 to 0.75, divided by √fan_in where it is a matrix, so that its branch is not negligible.
 
     Args:
-        out: Where to write, any floating-point type.
+        out: Where to write, contiguous, any floating-point type.
         own: The model's values, of the same shape.
         generator: On the device of ``own``.
         jitter: The fraction; 0 keeps all values but small constants.
@@ -50,17 +51,23 @@ def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter:
         fan_in = own[0].numel() if own.ndim > 1 else 1
         base, spread = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
     else:
-        norm = float(torch.linalg.vector_norm(own, dtype=torch.float64 if own.device.type != "mps" else None))
+        wide = torch.float64 if own.device.type != "mps" else None
+        norms = [float(torch.linalg.vector_norm(part, dtype=wide)) for part in _pieces(own)]
+        norm = math.sqrt(sum(n * n for n in norms))
         base, spread = 0.0, jitter * norm / own.numel() ** 0.5
-    target, source = out.view(-1), own.reshape(-1)
-    for start in range(0, source.numel(), _CHUNK):
-        values = source[start : start + _CHUNK].to(out.dtype)
+    for target, source in zip(_pieces(out), _pieces(own), strict=True):
+        values = source.to(out.dtype)
         noise = torch.rand(values.shape, generator=generator, device=own.device, dtype=torch.float32).to(
             out.dtype
         )
         signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
         moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
-        target[start : start + _CHUNK] = moved.add(signs * (base + spread * noise))
+        target.copy_(moved.add(signs * (base + spread * noise)))
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Return a few values at a time: views where ``tensor`` is contiguous, else copies."""
+    return tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
 
 
 def _remixed(noise: Tensor) -> Tensor:

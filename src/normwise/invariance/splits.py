@@ -46,7 +46,7 @@ def propose_splits(
         at: The thresholds.
     """
     rows = [row for row in rows if row.reached[taken].all()]
-    if len(rows) < 4:  # random draws left too much out to compare
+    if not taken or len(rows) < 4:  # random draws left too much out to compare
         return []
     partners = _Partners(rows, names, taken)
     found: list[list[Part]] = []

@@ -138,7 +138,11 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stand_in(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    kept = nn.Parameter(torch.empty_like(parameter, dtype=dtype, requires_grad=False))
+    kept = nn.Parameter(
+        torch.empty_like(
+            parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format
+        )
+    )
     kept.__dict__.update(parameter.__dict__)  # some models read settings from attributes of their parameters
     return kept
 
