@@ -1,11 +1,12 @@
 """How much memory nw.find_invariances needs beyond the model and a forward pass.
 
-    python -m benchmarks.invariance_memory [NAME ...]
+    python -m benchmarks.invariance_memory [--joint] [NAME ...]
 
 Every allocation of the CPU allocator is recorded by torch's profiler, and the live bytes are summed up: what
 lives while the search runs, the model and its batches not counted. A forward pass of the model in float64
 (activations and workspace, the graph kept) is measured the same way, and "beyond" is the difference: the
-stand-ins for the weights, the graph's hold on them, gradients and whatever the search itself keeps.
+stand-ins for the weights, the graph's hold on them, gradients and whatever the search itself keeps. Without
+--joint only the verdicts are searched for, the stage that needs most: every weight has a gradient in it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ NETWORKS = {
 def live_peak(run: Callable[[], Any]) -> int:
     """Return the most bytes that were live at once, above those at the start, while ``run`` ran."""
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as prof:
         kept = run()
     events = prof.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
@@ -96,20 +99,22 @@ class Found:
         return self.peak - self.forward
 
 
+def _of_one_pass(model: nn.Module, batch: Any, forward: Callable[..., Any]) -> int:
+    wide = batch.double() if batch.is_floating_point() else batch
+    return live_peak(lambda: forward(model, wide))
+
+
 def beyond(model: nn.Module, batches: list[Any], forward: Callable[..., Any], *, joint: bool = True) -> Found:
     """Measure a search for the invariances of ``model``, and a forward pass."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    double = copy.deepcopy(model).double().train()
-    wide = batches[0].double() if batches[0].is_floating_point() else batches[0]
-    once = live_peak(lambda: forward(double, wide))
-    del double
+    once = _of_one_pass(copy.deepcopy(model).double().train(), batches[0], forward)
     peak = live_peak(lambda: nw.find_invariances(model, batches, forward, joint=joint, progress=False))
     return Found(size, peak, once)
 
 
-def row(name: str, network: Network) -> str:
+def row(name: str, network: Network, joint: bool) -> str:
     torch.manual_seed(0)
-    found = beyond(network.build(), network.batches(), network.forward)
+    found = beyond(network.build(), network.batches(), network.forward, joint=joint)
     cells = [name, *(f"{n / 1e6:.0f}" for n in (found.size, found.peak, found.forward))]
     cells += [f"{found.peak / found.size:.2f}", f"{found.beyond / found.size:.2f}"]
     return "| " + " | ".join(cells) + " |"
@@ -117,11 +122,11 @@ def row(name: str, network: Network) -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    wanted = sys.argv[1:]
+    wanted = [word for word in sys.argv[1:] if word != "--joint"]
     print(HEADER + "\n" + "|---" * 6 + "|", flush=True)
     for name, network in NETWORKS.items():
         if not wanted or any(name.startswith(w) for w in wanted):
-            print(row(name, network), flush=True)
+            print(row(name, network, "--joint" in sys.argv), flush=True)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,9 @@ def test_memory_is_at_most_twice_the_models_own_beyond_the_forward_pass(kind: st
         net = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(1024, 1024), nn.ReLU())))
     elif kind == "convolution":
         batches = [x.view(2, 256, 2, 2) for x in batches]
-        net = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Conv2d(256, 256, 3, padding=1), nn.ReLU())))
+        net = nn.Sequential(
+            *(layer for _ in range(12) for layer in (nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()))
+        )
     else:
         net = nn.Sequential(nn.Embedding(20000, 256), nn.LayerNorm(256), nn.Linear(256, 20000, bias=False))
         net[2].weight = net[0].weight

@@ -114,7 +114,10 @@ class Net(nn.Module):
 
 
 def derived(packed: tuple[str, str], o: str, parts: list[str]) -> list[dict[str, int]]:
-    """The stream, both norms, q against k, v against the output. ``parts`` q, k, v of a weight, q, v of a bias."""
+    """The stream, both norms, q against k, v against the output.
+
+    ``parts``: q, k, v of the weight and q, v of the bias.
+    """
     weight, bias = packed
     q, k, v, bq, bv = parts
     return [
@@ -158,7 +161,9 @@ def test_queries_keys_and_values_in_one_tensor(layout: str) -> None:
     block, expected = LAYOUTS[layout]
     net = Net(block())
     inv = nw.find_invariances(net, tokens())
-    assert inv.undetermined == {} and inv.scale_invariant == {} and inv.unconfirmed_joint == []
+    assert inv.undetermined == {}
+    assert inv.scale_invariant == {}
+    assert inv.unconfirmed_joint == []
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
     assert inv.rows <= inv.rank + 16
     changed_by_each(net, inv.joint)
@@ -240,7 +245,9 @@ def test_single_precision_and_layers_that_do_not_divide(monkeypatch: pytest.Monk
     inv = nw.find_invariances(Net(block()), tokens())
     assert inv.dtype == "float32"
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
-    plain = nw.find_invariances(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9)), [torch.randn(16, 6)])
+    plain = nw.find_invariances(
+        nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9)), [torch.randn(16, 6)]
+    )
     assert plain.parts == {}
 
 

@@ -121,6 +121,10 @@ def test_a_frozen_norm_in_a_model_in_training_is_affine() -> None:
     assert inv.joint == []
 
 
+def test_channels_last() -> None:
+    assert invariances_of("resnet", SmallResNet().to(memory_format=torch.channels_last)).dtype == "float64"  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions(dtype: torch.dtype) -> None:
     case = CASES["prenorm_rms_norm"]

@@ -69,7 +69,7 @@ NETWORKS: dict[str, Network] = {
         0,
         5 * 2 + 2,
     ),
-    # per layer q·k, v·o, two norms, up (a half of a fused tensor of all experts) against down; stream; last norm
+    # per layer q·k, v·o, two norms, up (half of a tensor of all experts) against down; stream; last norm
     "mixtral": Network(
         lambda: hf.MixtralForCausalLM(
             hf.MixtralConfig(

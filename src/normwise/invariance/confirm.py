@@ -123,7 +123,11 @@ def scale_units(
 def shift_units(weight: Tensor, dim: int | None, generator: torch.Generator) -> None:
     """Add to each unit of ``weight`` its own random constant, of the size of the weights, in place."""
     count = 1 if dim is None else weight.shape[dim]
-    constants = torch.randn(count, generator=generator).to(weight) * torch.linalg.vector_norm(weight, 1) / weight.numel()
+    constants = (
+        torch.randn(count, generator=generator).to(weight)
+        * torch.linalg.vector_norm(weight, 1)
+        / weight.numel()
+    )
     _broadcast(weight, dim, constants, weight.add_)
 
 

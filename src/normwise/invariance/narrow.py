@@ -1,4 +1,4 @@
-"""Weights kept in their own precision and widened at each read, so that a float64 probe needs no float64 copy.
+"""Weights stored in float32 and widened at each read, so that a float64 probe needs no float64 copy.
 
 A module that reads ``self.weight`` gets a float64 tensor of the moment. The graph does not hold it for the
 backward pass: saved-tensor hooks note which weight it was and widen that again. Its gradient goes straight to
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["CHUNK", "NarrowParameters", "Receiver", "Reads"]
+__all__ = ["CHUNK", "NarrowParameters", "Reads", "Receiver"]
 
 # How many values are widened, or reduced to sums, at once: they stay in the cache of a core.
 CHUNK = 1 << 18
@@ -142,7 +142,9 @@ class NarrowParameters(dict[str, Any]):
         return super().get(key)
 
 
-def by_rows(module: nn.Module, parameters: NarrowParameters, reads: Reads) -> Callable[[Tensor], Tensor] | None:
+def by_rows(
+    module: nn.Module, parameters: NarrowParameters, reads: Reads
+) -> Callable[[Tensor], Tensor] | None:
     """Return a forward function that widens some rows at a time; None if ``module`` has none."""
     if "forward" in module.__dict__:
         return None
@@ -152,18 +154,18 @@ def by_rows(module: nn.Module, parameters: NarrowParameters, reads: Reads) -> Ca
         return None
     if type(module) is nn.Linear:
 
-        def linear(input: Tensor) -> Tensor:
-            if input.dtype != reads.dtype:
-                return F.linear(input, module.weight, module.bias)  # type: ignore[arg-type]
-            out: Tensor = _Linear.apply(input, stored, index, reads)  # type: ignore[no-untyped-call]
+        def linear(x: Tensor) -> Tensor:
+            if x.dtype != reads.dtype:
+                return F.linear(x, module.weight, module.bias)  # type: ignore[arg-type]
+            out: Tensor = _Linear.apply(x, stored, index, reads)  # type: ignore[no-untyped-call]
             return out if module.bias is None else out + module.bias
 
         return linear
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
         padding = module.padding_idx
 
-        def embedding(input: Tensor) -> Tensor:
-            out: Tensor = _Embedding.apply(stored, input, index, reads, padding)  # type: ignore[no-untyped-call]
+        def embedding(x: Tensor) -> Tensor:
+            out: Tensor = _Embedding.apply(stored, x, index, reads, padding)  # type: ignore[no-untyped-call]
             return out
 
         return embedding
@@ -194,29 +196,29 @@ class _Read(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """input · weightᵀ, some rows of the weight at a time."""
+    """x · weightᵀ, some rows of the weight at a time."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, stored: Tensor, index: int, reads: Reads) -> Tensor:
+    def forward(ctx: Any, x: Tensor, stored: Tensor, index: int, reads: Reads) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(x)
         ctx.stored, ctx.index, ctx.reads = stored.detach(), index, reads
         with torch._C.DisableTorchFunction():
-            flat = input.reshape(-1, stored.shape[1])
+            flat = x.reshape(-1, stored.shape[1])
             out = flat.new_empty(len(flat), len(stored))
             for rows in _pieces(stored):
                 torch.mm(flat, stored[rows].to(reads.dtype).T, out=out[:, rows])
-            return out.view(*input.shape[:-1], len(stored))
+            return out.view(*x.shape[:-1], len(stored))
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if gradient is None:
             return None, None, None, None
-        (input,) = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         of_input, of_weight, *_ = ctx.needs_input_grad
         with torch._C.DisableTorchFunction():
-            flat = input.reshape(-1, ctx.stored.shape[1])
+            flat = x.reshape(-1, ctx.stored.shape[1])
             gradient = gradient.reshape(len(flat), -1)
             back = torch.zeros_like(flat) if of_input else None
             for rows in _pieces(ctx.stored):
@@ -225,7 +227,7 @@ class _Linear(torch.autograd.Function):
                     back.addmm_(part, ctx.stored[rows].to(back.dtype))
                 if of_weight:
                     ctx.reads.send(ctx.index, part.T @ flat, rows)
-            return None if back is None else back.view(input.shape), None, None, None
+            return None if back is None else back.view(x.shape), None, None, None
 
 
 class _Embedding(torch.autograd.Function):

@@ -63,9 +63,9 @@ class Invariances:
         joint: [{name: exponent}]: w_k → α^e_k·w_k for all k changes nothing: a sparse basis, in small
             integers, of the symmetries beyond the parameters that are invariant alone. Where only a part of
             a packed parameter takes part, the key is an expression: ``"qkv.weight[0:64]"`` (rows),
-            ``"c_attn.weight[:, 0:64]"`` (columns), ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the
-            first 8 of every 24 rows: heads that are interleaved). :func:`normwise.invariance.parts.parameter_of` gives the
-            parameter's name.
+            ``"c_attn.weight[:, 0:64]"`` (columns),
+            ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the first 8 of every 24 rows: heads that are
+            interleaved). ``normwise.invariance.parts.parameter_of`` gives the parameter's name.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
             members; every parameter that is in any such group is in at least one.
         parts: {name: keys of its parts}: the parameters of which parts scale differently. Parts without

@@ -5,15 +5,16 @@ parameter (with those of its bias) show two kinds of it that are hidden within a
 
 - Two adjacent ranges against each other, as queries against keys: 2·C(b) = C(c), also where the heads are
   interleaved (q₁k₁v₁ q₂k₂v₂ …), and then in every period.
-- A range against another parameter, as values against the output projection, or the linear half of a gated unit
-  against what reads it: C(b) − C(a) = ±e.
+- A range against another parameter, as values against the output projection, or the linear half of a gated
+  unit against what reads it: C(b) − C(a) = ±e.
 
-Both are equations between vectors with one entry per row, so eight rows leave nothing to chance. What is found
-here is only proposed: the null space of all rows, and rescaling, decide.
+Both are equations between vectors with one entry per row, so eight rows leave nothing to chance. What is
+found here is only proposed: the null space of all rows, and rescaling, decide.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ def propose_splits(
             ends, period = _division(sums, partners.without([k, *beside]))
             if len(ends) > 2:
                 for j, d in [(k, dim), *((j, 0) for j in beside)]:
-                    found.append([Part(j, d, a, b, period, size) for a, b in zip(ends, ends[1:], strict=False)])
+                    found.append([Part(j, d, a, b, period, size) for a, b in itertools.pairwise(ends)])
                     done.add(j)
                 break
     return found
@@ -109,7 +110,8 @@ class _Cumulative:
     def __init__(self, rows: Sequence[Row], members: Sequence[tuple[int, int]], at: Thresholds) -> None:
         scale = sum(np.stack([row.units[m].scale for row in rows]) for m in members)
         squares = sum(np.stack([row.units[m].scale_squares for row in rows]).sum(0) for m in members)
-        assert isinstance(scale, np.ndarray) and isinstance(squares, np.ndarray)
+        assert isinstance(scale, np.ndarray)
+        assert isinstance(squares, np.ndarray)
         self.size = scale.shape[1]
         self._ends: Array = np.concatenate([np.zeros((1, len(rows))), np.cumsum(scale.T, axis=0)])
         self._mass: Array = np.concatenate([[0.0], np.cumsum(squares)])
@@ -136,7 +138,9 @@ class _Cumulative:
             if self.size % period:
                 continue
             first = np.arange(0, self.size, period)
-            gap = np.linalg.norm(2 * self._ends[first + b] - self._ends[first] - self._ends[first + c], axis=1)
+            gap = np.linalg.norm(
+                2 * self._ends[first + b] - self._ends[first] - self._ends[first + c], axis=1
+            )
             mass = self._mass[first + c] - self._mass[first]
             if (gap <= self._at.invariant * np.sqrt(mass)).all():
                 return period

@@ -122,13 +122,15 @@ class Swap:
 
 
 def _held_elsewhere(model: nn.Module) -> set[int]:
-    """Return the ids of tensors that modules hold other than as their parameters, as an LSTM does in a list."""
+    """Return the ids of tensors that modules hold beside their parameters, as an LSTM does in a list."""
     held: set[int] = set()
     for module in model.modules():
         for key, value in module.__dict__.items():
             if key == "_parameters":
                 continue
-            items = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+            items = (
+                value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+            )
             held |= {id(item) for item in items if isinstance(item, Tensor)}
     return held
 
@@ -139,9 +141,7 @@ def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _stand_in(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
     kept = nn.Parameter(
-        torch.empty_like(
-            parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format
-        )
+        torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
     )
     kept.__dict__.update(parameter.__dict__)  # some models read settings from attributes of their parameters
     return kept

@@ -136,9 +136,7 @@ def _balanced(blank: Treatment, mine: list[Symmetry]) -> Treatment:
     reason = f"{_pair_words(blank, mine)}: decay balances {sides} and regularises their product"
     if blank.name in chosen and not all(blank.name in s for s in mine):
         reason += "; its parts are in pairs of their own"
-    against = [
-        key for s in mine for own in _own(blank.name, s) for key, e in s.items() if e * s[own] < 0
-    ]
+    against = [key for s in mine for own in _own(blank.name, s) for key, e in s.items() if e * s[own] < 0]
     return _with(
         blank,
         BALANCE,
@@ -168,7 +166,7 @@ def _pair_words(blank: Treatment, mine: list[Symmetry]) -> str:
 
 
 def _others(blank: Treatment, symmetry: Symmetry) -> tuple[str, ...]:
-    return tuple(key for key in symmetry if key != blank.name)
+    return tuple(key for key in symmetry if parameter_of(key) != blank.name)
 
 
 def _few(names: tuple[str, ...] | list[str], most: int = 2) -> str:

@@ -4,8 +4,8 @@ The jointly scale-invariant groups of a network are not unique. In a transformer
 with its writers (the output projections), and as v against the output projection is a symmetry too, v could
 stand in place of the projection. Decaying both would pull twice on one product. So each group is reduced to
 the one with the most weights (a writer and not the gain of its layer scale), of these the one with the fewest
-members (no further bias), of these one without parts of packed parameters, of these the latest in the model (a
-writer and not what it reads).
+members (no further bias), of these one without parts of packed parameters, of these the latest in the model
+(a writer and not what it reads).
 """
 
 from __future__ import annotations
