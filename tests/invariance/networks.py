@@ -72,10 +72,9 @@ def prenorm_joint(
         found.append({**plus(*norm_names(f"n1.{i}")), **dict.fromkeys(readers, -1)})
         found.append({**plus(*norm_names(f"n2.{i}")), f"mlp.{i}.0.weight": -1})
         if packed:
-            q, k, v = (f"[{8 * part}:{8 * part + 8}]" for part in range(3))
-            weight, bias = f"{attn}.qkv.weight", f"{attn}.qkv.bias"
-            found.append({weight + q: 1, bias + q: 1, weight + k: -1})
-            found.append({weight + v: 1, bias + v: 1, f"{attn}.o.weight": -1})
+            qkv = f"{attn}.qkv"
+            found.append({f"{qkv}.weight[0:8]": 1, f"{qkv}.bias[0:8]": 1, f"{qkv}.weight[8:16]": -1})
+            found.append({f"{qkv}.weight[16:24]": 1, f"{qkv}.bias[16:24]": 1, f"{attn}.o.weight": -1})
         else:
             found.append({**plus(*w(f"{attn}.q")), f"{attn}.k.weight": -1})
             found.append({**plus(*w(f"{attn}.v")), f"{attn}.o.weight": -1})

@@ -69,7 +69,7 @@ class Reads:
         latest = self._latest.get(key)
         wide = None if latest is None else latest()
         if wide is None:
-            wide = _Read.apply(value, index, self)  # type: ignore[no-untyped-call]
+            wide = _Read.apply(value, index, self)
             wide.__dict__.update(value.__dict__)  # some models read settings from attributes of parameters
             self._latest[key] = weakref.ref(wide)
         return wide
@@ -156,8 +156,8 @@ def by_rows(
 
         def linear(x: Tensor) -> Tensor:
             if x.dtype != reads.dtype:
-                return F.linear(x, module.weight, module.bias)  # type: ignore[arg-type]
-            out: Tensor = _Linear.apply(x, stored, index, reads)  # type: ignore[no-untyped-call]
+                return F.linear(x, module.weight, module.bias)
+            out: Tensor = _Linear.apply(x, stored, index, reads)
             return out if module.bias is None else out + module.bias
 
         return linear
@@ -165,7 +165,7 @@ def by_rows(
         padding = module.padding_idx
 
         def embedding(x: Tensor) -> Tensor:
-            out: Tensor = _Embedding.apply(stored, x, index, reads, padding)  # type: ignore[no-untyped-call]
+            out: Tensor = _Embedding.apply(stored, x, index, reads, padding)
             return out
 
         return embedding
@@ -188,7 +188,7 @@ class _Read(torch.autograd.Function):
             return reads.widen(index)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None]:
         if gradient is not None:
             ctx.reads.send(ctx.index, gradient)
@@ -211,7 +211,7 @@ class _Linear(torch.autograd.Function):
             return out.view(*x.shape[:-1], len(stored))
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if gradient is None:
             return None, None, None, None
@@ -243,7 +243,7 @@ class _Embedding(torch.autograd.Function):
             return F.embedding(ids, stored).to(reads.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None, None, None]:
         if gradient is not None:
             with torch._C.DisableTorchFunction():

@@ -37,8 +37,9 @@ class Part:
         """Return the view of this part of ``tensor``."""
         if self.period == self.size:
             return tensor.narrow(self.dim, self.start, self.stop - self.start)
-        folded = tensor.unflatten(self.dim, (-1, self.period))
-        return folded.narrow(self.dim + 1, self.start, self.stop - self.start)
+        folded: Tensor = tensor.unflatten(self.dim, (-1, self.period))
+        part: Tensor = folded.narrow(self.dim + 1, self.start, self.stop - self.start)
+        return part
 
     def key(self, name: str) -> str:
         """Return the part as an expression of torch.

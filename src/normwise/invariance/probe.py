@@ -67,7 +67,8 @@ def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter:
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     """Return a few values at a time: views where ``tensor`` is contiguous, else copies."""
-    return tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
+    pieces: Sequence[Tensor] = tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
+    return pieces
 
 
 def _remixed(noise: Tensor) -> Tensor:
