@@ -84,13 +84,13 @@ def test_one_object_while_it_lives_and_settings_on_parameters() -> None:
             self.a = nn.Linear(3, 3, bias=False)
             self.b = nn.Linear(3, 3, bias=False)
             self.b.weight = self.a.weight
-            self.a.weight.factor = 2.0
+            self.a.weight.factor = 2.0  # type: ignore[attr-defined]
 
         def forward(self, x: Tensor) -> Tensor:
             one, two = self.a.weight, self.b.weight
             assert one is two
             assert all(p.dtype == torch.float64 for p in self.parameters())
-            assert dict(self.a._parameters.items())["weight"].dtype == torch.float64
+            assert dict(self.a._parameters.items())["weight"].dtype == torch.float64  # type: ignore[union-attr]
             with torch.no_grad():
                 assert not self.a.weight.requires_grad
             out: Tensor = F.normalize(self.b(self.a(x)), dim=-1) * one.factor  # type: ignore[attr-defined]

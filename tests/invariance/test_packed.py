@@ -20,7 +20,7 @@ D, HEADS, SIZE = 8, 2, 4
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return the attention of q, k, v of shape (batch, tokens, heads, size)."""
-    y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return y.transpose(1, 2).flatten(2)
 
 
@@ -67,7 +67,8 @@ class Columns(nn.Module):
         self.qkv.bias = nn.Parameter(torch.zeros(3 * D))
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = torch.addmm(self.qkv.bias, x.flatten(0, 1), self.qkv.weight).view(*x.shape[:2], -1)
+        own = dict(self.qkv.named_parameters())
+        packed = torch.addmm(own["bias"], x.flatten(0, 1), own["weight"]).view(*x.shape[:2], -1)
         q, k, v = (t.unflatten(-1, (HEADS, SIZE)) for t in packed.split(D, -1))
         out: Tensor = self.o(attend(q, k, v))
         return out

@@ -112,7 +112,7 @@ class _Cumulative:
         squares = sum(np.stack([row.units[m].scale_squares for row in rows]).sum(0) for m in members)
         assert isinstance(scale, np.ndarray)
         assert isinstance(squares, np.ndarray)
-        self.size = scale.shape[1]
+        self.size = int(scale.shape[1])
         self._ends: Array = np.concatenate([np.zeros((1, len(rows))), np.cumsum(scale.T, axis=0)])
         self._mass: Array = np.concatenate([[0.0], np.cumsum(squares)])
         self._at = at
