@@ -100,11 +100,12 @@ class Reads:
 
     def _pack(self, tensor: Tensor) -> Any:
         with torch._C.DisableTorchFunction():
+            # Detached: the graph would hold itself through the very tensor that the hook was given.
             if tensor.layout != torch.strided or tensor.dtype != self.dtype or tensor._version:
-                return tensor
+                return tensor.detach()
             known = self._storages.get(tensor.untyped_storage()._cdata)
             if known is None:
-                return tensor
+                return tensor.detach()
             return known[0], tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def _unpack(self, packed: Any) -> Tensor:
