@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -141,3 +143,19 @@ def test_memory_is_at_most_twice_the_models_own_beyond_the_forward_pass(kind: st
     assert size > 16 * CHUNK  # small pieces do not count
     found = beyond(net, batches, lambda model, batch: model(batch), joint=False)
     assert found.beyond <= 2.0 * size, found
+
+
+def test_a_graph_that_no_backward_pass_runs_is_freed_at_once() -> None:
+    net, seen = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), []
+    net[1].register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
+    probe = Probe(net, [torch.randn(5, 3)], lambda model, batch: model(batch), torch.float64)
+    gc.collect()
+    gc.disable()
+    try:
+        with probe:
+            probe.move_to(0)
+            probe.outputs(gradients=False)
+            probe.release()
+        assert seen[0]() is None
+    finally:
+        gc.enable()
