@@ -146,7 +146,8 @@ def test_memory_is_at_most_twice_the_models_own_beyond_the_forward_pass(kind: st
 
 
 def test_a_graph_that_no_backward_pass_runs_is_freed_at_once() -> None:
-    net, seen = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), []
+    seen: list[Any] = []
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     net[1].register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
     probe = Probe(net, [torch.randn(5, 3)], lambda model, batch: model(batch), torch.float64)
     gc.collect()
