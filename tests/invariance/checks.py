@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from normwise.invariance.parts import expanded
 from normwise.invariance.result import Invariances
 
 
@@ -17,8 +18,16 @@ def rank_of(symmetries: list[dict[str, int]], names: list[str]) -> int:
     return int(np.linalg.matrix_rank(np.array(rows, dtype=np.float64))) if rows else 0
 
 
-def assert_same_space(found: list[dict[str, int]], expected: list[dict[str, int]], names: list[str]) -> None:
-    """Assert that ``found`` is a basis of the space that ``expected`` spans."""
+def assert_same_space(
+    found: list[dict[str, int]],
+    expected: list[dict[str, int]],
+    names: list[str],
+    parts: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Assert that ``found`` is a basis of the space that ``expected`` spans; ``parts`` are inv.parts."""
+    parts = parts or {}
+    names = list(expanded(dict.fromkeys(names, 1), parts))
+    found, expected = [expanded(s, parts) for s in found], [expanded(s, parts) for s in expected]
     dimension = rank_of(expected, names)
     assert len(found) == rank_of(found, names) == dimension, f"found {found}, expected {expected}"
     assert rank_of(found + expected, names) == dimension, f"found {found}, expected {expected}"

@@ -71,7 +71,11 @@ def prenorm_joint(
         readers = [f"{attn}.qkv.weight"] if packed else [f"{attn}.{n}.weight" for n in "qkv"]
         found.append({**plus(*norm_names(f"n1.{i}")), **dict.fromkeys(readers, -1)})
         found.append({**plus(*norm_names(f"n2.{i}")), f"mlp.{i}.0.weight": -1})
-        if not packed:
+        if packed:
+            qkv = f"{attn}.qkv"
+            found.append({f"{qkv}.weight[0:8]": 1, f"{qkv}.bias[0:8]": 1, f"{qkv}.weight[8:16]": -1})
+            found.append({f"{qkv}.weight[16:24]": 1, f"{qkv}.bias[16:24]": 1, f"{attn}.o.weight": -1})
+        else:
             found.append({**plus(*w(f"{attn}.q")), f"{attn}.k.weight": -1})
             found.append({**plus(*w(f"{attn}.v")), f"{attn}.o.weight": -1})
         stream |= plus(*w(f"{attn}.o"), *w(f"mlp.{i}.2"))

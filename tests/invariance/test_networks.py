@@ -19,7 +19,7 @@ def test_verdicts_and_symmetries_are_those_derived_by_hand(name: str) -> None:
     assert inv.scale_invariant == case.scale_invariant
     assert inv.no_effect == case.no_effect
     assert {k: (dim, mask.tolist()) for k, (dim, mask) in inv.partial.items()} == case.partial
-    assert_same_space(inv.joint, case.joint, inv.names)
+    assert_same_space(inv.joint, case.joint, inv.names, inv.parts)
     assert_every_parameter_has_one_verdict(inv)
     assert inv.passes <= 20
     assert inv.rows <= inv.rank + 16

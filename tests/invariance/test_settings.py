@@ -25,7 +25,7 @@ def invariances_of(name: str, net: nn.Module | None = None, **settings: Any) -> 
     inv = nw.find_invariances(case.build() if net is None else net, case.batches(), **settings)
     assert inv.undetermined == {}
     assert inv.scale_invariant == case.scale_invariant
-    assert_same_space(inv.joint, case.joint, inv.names)
+    assert_same_space(inv.joint, case.joint, inv.names, inv.parts)
     return inv
 
 
@@ -119,6 +119,10 @@ def test_a_frozen_norm_in_a_model_in_training_is_affine() -> None:
     inv = nw.find_invariances(net, images()())
     assert inv.scale_invariant == {}
     assert inv.joint == []
+
+
+def test_channels_last() -> None:
+    assert invariances_of("resnet", SmallResNet().to(memory_format=torch.channels_last)).dtype == "float64"  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

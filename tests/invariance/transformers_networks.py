@@ -51,14 +51,14 @@ class Network:
 _TEXT: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 NETWORKS: dict[str, Network] = {
-    # packed q, k, v: per layer two norms; stream and last norm are one, as the head is tied
+    # per layer q·k and v·o inside of one tensor, two norms; stream and last norm are one, as the head is tied
     "gpt2": Network(
         lambda: hf.GPT2LMHeadModel(
             hf.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=4, n_head=2)
         ),
         ids,
         0,
-        2 * 4 + 1,
+        4 * 4 + 1,
     ),
     # per layer q·k, v·o, up·down, two norms; stream; last norm
     "llama": Network(
@@ -69,7 +69,7 @@ NETWORKS: dict[str, Network] = {
         0,
         5 * 2 + 2,
     ),
-    # experts' gate and up are fused: per layer q·k, v·o, two norms; stream; last norm
+    # per layer q·k, v·o, two norms, up (half of a tensor of all experts) against down; stream; last norm
     "mixtral": Network(
         lambda: hf.MixtralForCausalLM(
             hf.MixtralConfig(
@@ -78,7 +78,7 @@ NETWORKS: dict[str, Network] = {
         ),
         ids,
         0,
-        4 * 2 + 2,
+        5 * 2 + 2,
     ),
     # post-norm: per layer q·k, v·o, the norm between, the norm before; embeddings (tied); last norm
     "bert": Network(
@@ -227,12 +227,12 @@ NETWORKS: dict[str, Network] = {
         2,
         aside=True,
     ),
-    # packed per head, attention beside the mlp: per layer two norms; stream; last norm
+    # packed per head, attention beside the mlp: per layer two norms, q·k, v·o; stream; last norm
     "gpt_neox": Network(
         lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(hidden_size=32, intermediate_size=48, **_TEXT)),
         ids,
         0,
-        2 * 2 + 2,
+        4 * 2 + 2,
         aside=True,
     ),
     # squeeze-and-excite: per block the first norm, the second against the squeeze, squeeze against excite;
@@ -275,10 +275,10 @@ NETWORKS: dict[str, Network] = {
         2,
         aside=True,
     ),
-    # packed q, k, v with one key, attention beside the mlp, one norm for both: per layer that norm;
+    # packed q, k, v with one key, attention beside the mlp, one norm for both: per layer that norm, q·k, v·o;
     # stream and last norm are one, as the head is tied
     "falcon": Network(
-        lambda: hf.FalconForCausalLM(hf.FalconConfig(hidden_size=32, **_TEXT)), ids, 0, 2 + 1, aside=True
+        lambda: hf.FalconForCausalLM(hf.FalconConfig(hidden_size=32, **_TEXT)), ids, 0, 3 * 2 + 1, aside=True
     ),
     # one layer, used twice: q·k, v·o, the norm between, and what enters it from both sides; embeddings
     # (tied); their norm
@@ -290,6 +290,37 @@ NETWORKS: dict[str, Network] = {
         0,
         6,
         1,
+        aside=True,
+    ),
+    # q, k, v and gate, up packed, grouped queries: as Llama
+    "phi3": Network(
+        lambda: hf.Phi3ForCausalLM(
+            hf.Phi3Config(
+                hidden_size=32, intermediate_size=48, num_key_value_heads=2, pad_token_id=1, **_TEXT
+            )
+        ),
+        ids,
+        0,
+        5 * 2 + 2,
+        aside=True,
+    ),
+    # packed, one key for all heads: per layer q·k, v·o, two norms; stream and last norm are one (tied)
+    "gpt_bigcode": Network(
+        lambda: hf.GPTBigCodeForCausalLM(
+            hf.GPTBigCodeConfig(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+        ),
+        ids,
+        0,
+        4 * 2 + 1,
+        aside=True,
+    ),
+    # packed per head, the embeddings normalised: per layer q·k, v·o, two norms; the stream from that norm on;
+    # embeddings and last norm are one (tied)
+    "bloom": Network(
+        lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)),
+        ids,
+        0,
+        4 * 2 + 2,
         aside=True,
     ),
 }

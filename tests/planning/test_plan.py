@@ -7,7 +7,11 @@ from tests.planning.models import made, planned, shared
 from torch import nn
 
 import normwise as nw
+from normwise.invariance.parts import parameter_of
+from normwise.invariance.result import Evidence
 from normwise.planning.decide import parameter_aliases
+from normwise.planning.plan import Plan
+from normwise.planning.storage import from_json
 
 
 def _verdicts(plan: nw.Plan, verdict: str) -> set[str]:
@@ -86,10 +90,52 @@ def test_the_readable_symmetries_span_the_space_that_was_derived(name: str) -> N
 
     model, plan = shared(name)
     place = {t.name: k for k, t in enumerate(plan.treatments)}
+    parts: dict[str, list[str]] = {}
     for symmetry in plan.symmetries:  # in the order of the model, the first member scaled up
-        assert [place[key] for key in symmetry] == sorted(place[key] for key in symmetry)
+        owners = [place[parameter_of(key)] for key in symmetry]
+        assert owners == sorted(owners)
         assert next(iter(symmetry.values())) > 0
-    assert_same_space(plan.symmetries, CASES[name].joint, [n for n, _ in model.named_parameters()])
+        for key in symmetry:
+            if (owner := parameter_of(key)) != key and key not in parts.setdefault(owner, []):
+                parts[owner].append(key)
+    names = [n for n, _ in model.named_parameters()]
+    assert_same_space(plan.symmetries, CASES[name].joint, names, parts)
+
+
+def test_a_packed_tensor_is_balanced_as_a_whole_and_its_parts_are_shown() -> None:
+    model, plan = planned("prenorm_packed_tied")
+    qkv, o = (next(t for t in plan.treatments if t.name == f"attn.0.{n}.weight") for n in ("qkv", "o"))
+    assert (qkv.verdict, qkv.mask) == ("balance", None)
+    assert set(qkv.against) == {"n1.0.weight", "n1.0.bias", "attn.0.o.weight", "attn.0.qkv.bias"}
+    assert "pair with n1.0.weight and n1.0.bias" in qkv.reason
+    assert "its parts are in pairs" in qkv.reason
+    assert o.verdict == "balance"
+    assert "attn.0.qkv.weight[16:24]" in o.reason
+    assert o.against == ("attn.0.qkv.weight", "attn.0.qkv.bias")
+    pair = {"attn.0.qkv.weight[0:8]": 1, "attn.0.qkv.weight[8:16]": -1, "attn.0.qkv.bias[0:8]": 1}
+    assert pair in plan.symmetries
+    again = Plan(model, *from_json(plan.to_json()))
+    assert again.symmetries == plan.symmetries
+    assert again.treatments == plan.treatments
+
+
+def test_a_gated_unit_of_which_only_the_linear_half_is_in_a_pair() -> None:
+    inv = nw.Invariances(
+        not_invariant={"both", "down"},
+        joint=[{"both[12:24]": 1, "down": -1}],
+        parts={"both": ["both[0:12]", "both[12:24]"]},
+    )
+    inv.evidence = {name: Evidence("not invariant") for name in ("both", "down")}
+    model = torch.nn.Module()
+    model.both, model.down = (torch.nn.Parameter(torch.randn(s)) for s in ((24, 8), (8, 12)))
+    both, down = nw.plan(model, invariances=inv).treatments
+    assert (both.verdict, down.verdict) == ("balance", "balance")
+    assert "its part [12:24] in a +1/−1 pair with down" in both.reason
+    # in a group with one half only, a rule for the whole tensor would be wrong
+    inv.joint = inv.groups = [{"both[12:24]": 1, "down": 1}]
+    both, down = nw.plan(model, invariances=inv).treatments
+    assert (both.verdict, down.verdict) == ("L2", "shrink")
+    assert "its part [12:24] is scale-invariant jointly with down" in both.reason
 
 
 def test_what_is_in_no_symmetry_gets_plain_l2() -> None:

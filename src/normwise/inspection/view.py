@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from normwise.invariance.parts import parameter_of
 from normwise.planning.patterns import label, pattern, starred, together
 from normwise.planning.plan import Plan
 from normwise.planning.symmetries import Symmetry, is_group
@@ -103,7 +104,7 @@ class SymmetryLine:
         words: Members with exponents, as "h.*.ln.weight +1, h.*.fc.weight −1".
         count: How many there are.
         group: Whether their members are scale-invariant jointly.
-        members: All members of all of them, with the sign of their exponents.
+        members: All members of all of them (parameters or parts of them), with their exponents.
     """
 
     words: str
@@ -160,7 +161,7 @@ def links(plan: Plan, most: int = 24) -> list[Link]:
     for line in symmetry_lines(plan):
         dots: dict[int, int] = {}
         for name, exponent in line.members:
-            dots[where[name]] = 1 if exponent > 0 else -1
+            dots[where[parameter_of(name)]] = 1 if exponent > 0 else -1
         wanted.append((line, dots))
     ends: list[int] = []
     found = []

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from normwise.invariance.narrow import CHUNK
 from normwise.invariance.probe import Probe
 
 __all__ = ["Judge"]
@@ -107,9 +108,13 @@ def _difference(before: list[Tensor], after: list[Tensor]) -> float:
 def scale_units(
     weight: Tensor, dim: int | None, generator: torch.Generator, where: Tensor | None = None
 ) -> None:
-    """Multiply each unit of ``weight`` (or those in ``where``) by its own random factor from 1/8 to 8."""
+    """Multiply each unit of ``weight`` (or those in ``where``) by its own random factor from 1/8 to 8.
+
+    The factors are powers of two, and not 1: the products are exact in any precision.
+    """
     count = 1 if dim is None else weight.shape[dim]
-    factors = torch.exp2(torch.rand(count, generator=generator) * 6 - 3)
+    exponents = torch.randint(1, 4, (count,), generator=generator).double()
+    factors = torch.exp2(torch.where(torch.rand(count, generator=generator) < 0.5, -exponents, exponents))
     if where is not None:
         factors = torch.where(where, factors, torch.ones_like(factors))
     _broadcast(weight, dim, factors, weight.mul_)
@@ -118,16 +123,21 @@ def scale_units(
 def shift_units(weight: Tensor, dim: int | None, generator: torch.Generator) -> None:
     """Add to each unit of ``weight`` its own random constant, of the size of the weights, in place."""
     count = 1 if dim is None else weight.shape[dim]
-    constants = torch.randn(count, generator=generator).to(weight) * weight.abs().mean()
+    constants = (
+        torch.randn(count, generator=generator).to(weight)
+        * torch.linalg.vector_norm(weight, 1)
+        / weight.numel()
+    )
     _broadcast(weight, dim, constants, weight.add_)
 
 
 def replace_values(weight: Tensor, generator: torch.Generator, *, signs: bool) -> None:
     """Multiply each value by a random factor from 1/10 to 10, and with ``signs`` by a random sign."""
-    factors = 10 ** (torch.rand(weight.shape, generator=generator) * 2 - 1)
-    if signs:
-        factors = factors * torch.where(torch.rand(weight.shape, generator=generator) < 0.5, -1.0, 1.0)
-    weight.mul_(factors.to(weight))
+    for part in weight.split(max(1, CHUNK // max(1, weight[:1].numel()))) if weight.ndim else (weight,):
+        factors = 10 ** (torch.rand(part.shape, generator=generator) * 2 - 1)
+        if signs:
+            factors *= torch.where(torch.rand(part.shape, generator=generator) < 0.5, -1.0, 1.0)
+        part.mul_(factors.to(part))
 
 
 def _broadcast(

@@ -3,7 +3,7 @@
 For an output f, a cotangent v and a parameter w with gradient g = Jᵀv: Σ wᵢgᵢ = v·∂f(αw)/∂α at α = 1.
 One backward pass gives this sum for every parameter, every row and every column at once. The sum is
 compared with √Σ(wᵢgᵢ)², of which it is about 1 part where nothing is invariant, and 0 by cancellation
-where it is. Hooks reduce each gradient to these sums as it arrives, and free it.
+where it is. Each gradient is reduced to these sums as it arrives, and freed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normwise.invariance.narrow import CHUNK
 from normwise.invariance.probe import NonFiniteOutputsError, Probe
 from normwise.units import wide_dtype
 
@@ -44,7 +45,7 @@ class Row:
 
     Attributes:
         elasticity: Σ wg of each parameter.
-        squares: Σ (wg)² of each parameter.
+        squares: Σ (wg)² of each parameter. Of one that is read several times, the reads are summed apart.
         reached: Whether a gradient arrived at all.
         units: {(parameter, dimension): sums per unit} of the parameters that were asked for.
     """
@@ -56,23 +57,26 @@ class Row:
 
 
 class _Collector:
-    """Hooks on the stand-ins that reduce each gradient into the current row and free it.
+    """Reduces each gradient to its sums as it arrives, and frees it.
 
-    A row has room for all sums before the pass begins: small arrays that outlive the gradients between
-    which they were made would keep the allocator from ever giving those back.
+    Gradients of stand-ins stored narrow come from their reads, those of the others from hooks. A row has
+    room for all sums before the pass begins: small arrays that outlive the gradients between which they
+    were made would keep the allocator from ever giving those back.
     """
 
     def __init__(self, probe: Probe, detailed: set[int]) -> None:
-        self._parameters = probe.parameters
-        self._places: dict[tuple[int, int], slice] = {}
+        self._parameters, self._reads = probe.parameters, probe.reads
+        self._places: dict[int, list[slice]] = {}
         self._units = 0
         for k in sorted(detailed):
-            for d, count in enumerate(probe.parameters[k].shape[:2]):
-                self._places[k, d] = slice(self._units, self._units + count)
+            self._places[k] = []
+            for count in probe.parameters[k].shape[:2]:
+                self._places[k].append(slice(self._units, self._units + count))
                 self._units += count
         self.row = self.new_row()
+        self._reads.receive = self._reduce
         self._handles = [
-            p.register_post_accumulate_grad_hook(lambda p, k=k: self._reduce(k, p))
+            p.register_post_accumulate_grad_hook(lambda p, k=k: self._take(k, p))
             for k, p in enumerate(probe.parameters)
             if p.requires_grad
         ]
@@ -84,51 +88,73 @@ class _Collector:
         return self.row
 
     def close(self) -> None:
+        self._reads.receive = None
         for handle in self._handles:
             handle.remove()
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _reduce(self, index: int, parameter: Tensor) -> None:
+    def _take(self, index: int, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            self._reduce(index, gradient, slice(None))
+
+    def _reduce(self, index: int, gradient: Tensor, rows: slice | Tensor) -> None:
+        """Add what a gradient (of some rows) says, a few rows at a time: no product needs much memory."""
         # The backward pass runs under the interception, which must not see this arithmetic.
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            self._add(index, parameter)
+            gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
+            weight = self._parameters[index].detach()
+            if not weight.ndim:
+                gradient, weight = gradient.view(1), weight.view(1)
+            self.row.reached[index] = True
+            for d, place in enumerate(self._places.get(index, ())):
+                self.row.units[index, d] = UnitSums(*self._room[:, place])
+            step = _rows_at_once(gradient)
+            for start in range(0, len(gradient), step):
+                part = gradient[start : start + step]
+                if isinstance(rows, slice):
+                    first = (rows.start or 0) + start
+                    some: slice | Tensor = slice(first, first + len(part))
+                else:
+                    some = rows[start : start + step]
+                self._add(index, part, weight[some], some)
 
-    def _add(self, index: int, parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
+    def _add(self, index: int, gradient: Tensor, weight: Tensor, rows: slice | Tensor) -> None:
+        # Added, not assigned: a weight that is read twice has a gradient for each.
+        wide = wide_dtype(weight.device)
+        products = gradient * weight
+        if index not in self._places:
+            self.row.elasticity[index] += float(products.sum(dtype=wide))
+            self.row.squares[index] += float(products.square_().sum(dtype=wide))
             return
-        gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
-        row, wide = self.row, wide_dtype(parameter.device)
-        places = [(d, self._places[index, d]) for d in (0, 1) if (index, d) in self._places]
-        # Added, not assigned: a tied weight under reentrant checkpointing arrives in parts.
-        if places:
-            squares = gradient.square()
-            for d, place in places:
-                self._room[2, place] += _over_units(gradient, d, wide)
-                self._room[3, place] += _over_units(squares, d, wide)
-            del squares
-        # The gradient is ours to overwrite: the products need no memory of their own.
-        products = gradient.mul_(parameter) if gradient.is_contiguous() else gradient * parameter
-        row.elasticity[index] += float(products.sum(dtype=wide))
-        for d, place in places:
-            self._room[0, place] += _over_units(products, d, wide)
-        squares = products.square_()
-        row.squares[index] += float(squares.sum(dtype=wide))
-        row.reached[index] = True
-        for d, place in places:
-            self._room[1, place] += _over_units(squares, d, wide)
-            row.units[index, d] = UnitSums(*self._room[:, place])
+        units = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        self.row.elasticity[index] += self._add_units(0, index, products, units, wide)
+        self.row.squares[index] += self._add_units(1, index, products.square_(), units, wide)
+        self._add_units(2, index, gradient, units, wide)
+        self._add_units(3, index, torch.mul(gradient, gradient, out=products), units, wide)
+
+    def _add_units(
+        self, kind: int, index: int, values: Tensor, rows: slice | NDArray[np.int64], wide: torch.dtype
+    ) -> float:
+        """Add sums over rows and over columns; return the sum of all."""
+        if values.ndim > 2:
+            values = values.flatten(2).sum(-1, dtype=wide)
+        places = self._places[index]
+        of_rows = _numbers(values.sum(1, dtype=wide) if values.ndim > 1 else values)
+        self._room[kind, places[0]][rows] += of_rows
+        if values.ndim > 1:
+            self._room[kind, places[1]] += _numbers(values.sum(0, dtype=wide))
+        return float(of_rows.sum())
 
 
-def _others(tensor: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(d for d in range(tensor.ndim) if d != dim)
+def _rows_at_once(gradient: Tensor) -> int:
+    most = CHUNK if gradient.device.type == "cpu" else 16 * CHUNK  # elsewhere launches cost
+    return max(1, most // max(1, gradient[:1].numel()))
 
 
-def _over_units(tensor: Tensor, dim: int, wide: torch.dtype) -> Array:
-    rest = _others(tensor, dim)
-    summed = tensor.sum(dim=rest, dtype=wide) if rest else tensor.to(wide, copy=True)
-    return np.asarray(summed.cpu().double().numpy())
+def _numbers(tensor: Tensor) -> Array:
+    return np.asarray(tensor.cpu().double().numpy())
 
 
 def gather(

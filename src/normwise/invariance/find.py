@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from normwise.invariance.confirm import Judge, replace_values, scale_units, shift_units
 from normwise.invariance.elasticity import Row, gather
 from normwise.invariance.joint import find_joint
+from normwise.invariance.parts import Part
 from normwise.invariance.probe import JITTER, NonFiniteOutputsError, Probe
 from normwise.invariance.progress import Progress
 from normwise.invariance.result import Evidence, Invariances
+from normwise.invariance.splits import propose_splits
 from normwise.invariance.swap import check_model, preserved_random_state
 from normwise.invariance.thresholds import Thresholds
 from normwise.invariance.trees import bind_forward, take_batches
@@ -90,11 +92,11 @@ def find_invariances(
     devices = {p.device for p in model.parameters()}
     with torch.inference_mode(False), preserved_random_state(devices), Progress(progress) as bar:
         taken = take_batches(batches, MOST_BATCHES)
-        kinds = _precisions(model)
-        for dtype in kinds:
+        ways = _ways(model)
+        for dtype, narrow in ways:
             at = Thresholds.of(dtype, tolerance)
             for jitter in (JITTER, JITTER / 10):
-                probe = Probe(model, taken, call, dtype, jitter, at.eps_factor)
+                probe = Probe(model, taken, call, dtype, jitter, at.eps_factor, narrow=narrow)
                 try:
                     with probe:
                         return _Search(model, probe, at, bar).run(joint)
@@ -102,28 +104,31 @@ def find_invariances(
                     if jitter != JITTER:
                         raise
                 except RuntimeError as error:
-                    if dtype is kinds[-1] or not _is_about_precision(error):
+                    if (dtype, narrow) == ways[-1] or not _is_about_precision(error):
                         raise
                     break
     raise AssertionError("unreachable: the last precision returns or raises")
 
 
-def _precisions(model: nn.Module) -> list[torch.dtype]:
-    """Return the types to compute in, the best first."""
+def _ways(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
+    """Return (type to compute in, whether weights are stored narrow), the best first."""
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     weights = sum(p.numel() for p in parameters)
     if any(p.device.type == "mps" for p in parameters):
-        return [torch.float32]
+        return [(torch.float32, False)]
     if any(p.dtype == torch.float64 for p in parameters):
-        return [torch.float64]
+        return [(torch.float64, False)]
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters)
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
-    return [torch.float64, torch.float32] if fits else [torch.float32]
+    ways = [(torch.float64, True), (torch.float64, False), (torch.float32, False)]
+    return ways if fits else ways[-1:]
 
 
 def _is_about_precision(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return any(word in text for word in ("dtype", "scalar type", "double", "float64"))
+    # torch.func transforms allow neither saved-tensor hooks nor the autograd functions of narrow weights.
+    words = ("dtype", "scalar type", "double", "float64", "functorch", "torch.func", "saved tensor hooks")
+    return any(word in text for word in words)
 
 
 @dataclass(frozen=True)
@@ -155,17 +160,17 @@ class _Search:
 
     def run(self, joint: bool) -> Invariances:
         """Return the result."""
-        rows, draft = self._verdicts()
+        rows, splits, draft = self._verdicts(joint)
         self._judge_silent(draft)
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._file(draft)
         if joint:
-            find_joint(self._probe, rows, self._result, self._at, self._judge, self._bar)
+            find_joint(self._probe, rows, splits, self._result, self._at, self._judge, self._bar)
         self._result.trials = self._judge.passes
         return self._result
 
-    def _verdicts(self) -> tuple[list[Row], Draft]:
+    def _verdicts(self, joint: bool) -> tuple[list[Row], list[list[Part]], Draft]:
         everything = set(range(len(self._probe.parameters)))
         expected = (POINTS + 1) * COTANGENTS
         strays: dict[int, str] = {}
@@ -202,9 +207,12 @@ class _Search:
                 "the outputs depend on no parameter: return what the model computes, or give forward="
             )
         draft = draft_verdicts(shapes, rows, strays, self._at)
+        plain = [k for k, evidence in enumerate(draft.evidence) if evidence.verdict == "not invariant"]
+        splits = propose_splits(rows.small, self._probe.names, shapes, plain, self._at) if joint else []
+        packed = {parts[0].index for parts in splits}
         for row in rows.small:
-            row.units.clear()
-        return rows.small, draft
+            row.units = {place: sums for place, sums in row.units.items() if place[0] in packed}
+        return rows.small, splits, draft
 
     def _judge_silent(self, draft: Draft) -> None:
         """Decide by new values on parameters without a visible gradient."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from normwise.invariance.confirm import Judge
 from normwise.invariance.elasticity import Array, Row, gather
 from normwise.invariance.groups import jointly_invariant_groups
+from normwise.invariance.parts import Part, collapsed
 from normwise.invariance.probe import Probe
 from normwise.invariance.progress import Progress
 from normwise.invariance.result import Invariances
@@ -24,14 +27,53 @@ _AT_ONCE = 8  # cotangents that share a forward pass
 _FIRST_SEED = 16  # the verdicts use lower ones
 
 
+@dataclass(frozen=True)
+class _Column:
+    """What is rescaled with one exponent: a parameter, or a part of it."""
+
+    index: int
+    part: Part | None = None
+
+    def of(self, row: Row) -> float:
+        """Return its elasticity."""
+        if self.part is None:
+            return float(row.elasticity[self.index])
+        sums = row.units.get((self.index, self.part.dim))
+        return 0.0 if sums is None else float(self._folded(sums.scale).sum())
+
+    def speaks(self, rows: Sequence[Row], at: Thresholds) -> bool:
+        """Return whether a part has an effect and is not invariant alone."""
+        assert self.part is not None
+        units = [sums for row in rows if (sums := row.units.get((self.index, self.part.dim))) is not None]
+        total = sum(float(sums.scale_squares.sum()) for sums in units)
+        own = sum(float(self._folded(sums.scale_squares).sum()) for sums in units)
+        return own > at.silent**2 * total and sum(self.of(row) ** 2 for row in rows) > at.invariant**2 * own
+
+    def tensor(self, probe: Probe) -> Tensor:
+        """Return the stand-in, or the view of its part."""
+        whole = probe.parameters[self.index]
+        return whole if self.part is None else self.part.of(whole.detach())
+
+    def _folded(self, sums: Array) -> Array:
+        assert self.part is not None
+        return sums.reshape(-1, self.part.period)[:, self.part.start : self.part.stop]
+
+
 def find_joint(
-    probe: Probe, rows: list[Row], result: Invariances, at: Thresholds, judge: Judge, bar: Progress
+    probe: Probe,
+    rows: list[Row],
+    splits: list[list[Part]],
+    result: Invariances,
+    at: Thresholds,
+    judge: Judge,
+    bar: Progress,
 ) -> None:
     """Enter the joint symmetries of the parameters that have an effect and are not invariant alone.
 
     Args:
         probe: The probe.
-        rows: The rows of the verdicts.
+        rows: The rows of the verdicts, with the sums over units of the parameters in ``splits``.
+        splits: Parameters that may divide into parts.
         result: Has the verdicts; receives the symmetries.
         at: The thresholds.
         judge: Confirms by rescaling.
@@ -42,58 +84,107 @@ def find_joint(
     ]
     if not taken:
         return
+    columns = _columns(taken, splits, rows, at)
     # The gradients of the others are not needed: for convolutions that is half of the backward pass.
     others = [p for k, p in enumerate(probe.parameters) if k not in set(taken)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        matrix = _gather_until_still(probe, [row.elasticity[taken] for row in rows], taken, at, bar)
+        matrix = _gather_until_still(probe, rows, columns, taken, at, bar)
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
     result.rows, result.rank = len(matrix), numerical_rank(matrix, at.null)
-    basis = integer_basis(matrix, null_space(matrix, at.null), at.null)
-    confirmed, rejected = _confirmed(probe, basis, taken, judge, at)
-    result.joint = [_named(e, taken, probe) for e in confirmed]
-    result.unconfirmed_joint = [_named(e, taken, probe) for e in rejected]
-    result.groups = [_named(e, taken, probe) for e in jointly_invariant_groups(confirmed)]
+    parts = np.array([column.part is not None for column in columns])
+    basis = integer_basis(matrix, null_space(matrix, at.null), at.null, parts)
+    confirmed, rejected = _confirmed(probe, basis, columns, judge, at)
+    result.parts = _parts(confirmed, columns, probe)
+    for kind, found in (
+        (result.joint, confirmed),
+        (result.unconfirmed_joint, rejected),
+        (result.groups, jointly_invariant_groups(confirmed)),
+    ):
+        kind += [_named(exponents, columns, result.parts, probe) for exponents in found]
+
+
+def _columns(
+    taken: Sequence[int], splits: list[list[Part]], rows: Sequence[Row], at: Thresholds
+) -> list[_Column]:
+    """Return a column for each parameter or part; none for parts without effect or invariant alone."""
+    parts = {own[0].index: own for own in splits}
+    columns = []
+    for k in taken:
+        speaking = [c for part in parts.get(k, ()) if (c := _Column(k, part)).speaks(rows, at)]
+        columns += speaking if len(speaking) > 1 else [_Column(k)]
+    return columns
 
 
 def _gather_until_still(
-    probe: Probe, vectors: list[Array], taken: list[int], at: Thresholds, bar: Progress
+    probe: Probe,
+    rows: Sequence[Row],
+    columns: Sequence[_Column],
+    taken: Sequence[int],
+    at: Thresholds,
+    bar: Progress,
 ) -> Array:
     """Return rows × columns, with rows added until the rank has not grown for eight of them."""
-    matrix = np.stack(vectors)
+    matrix = np.array([[column.of(row) for column in columns] for row in rows])
+    detailed = {column.index for column in columns if column.part is not None}
     seed = _FIRST_SEED
     while True:
         earlier = matrix[:-_STILL] if len(matrix) > _STILL else matrix[:0]
         rank = numerical_rank(matrix, at.null)
         if len(earlier) and numerical_rank(earlier, at.null) == rank:
             return matrix
-        fresh = [row.elasticity[taken] for row in gather(probe, seed, _AT_ONCE, moved=taken)]
-        matrix = np.concatenate([matrix, np.stack(fresh)])
-        bar.update("joint symmetries", len(matrix), len(taken) + _STILL)
+        found = gather(probe, seed, _AT_ONCE, detailed, moved=taken)
+        fresh = np.array([[column.of(row) for column in columns] for row in found])
+        matrix = np.concatenate([matrix, fresh])
+        bar.update("joint symmetries", len(matrix), len(columns) + _STILL)
         seed += 1
 
 
-def _named(exponents: Integers, taken: Sequence[int], probe: Probe) -> dict[str, int]:
-    return {probe.names[k]: int(e) for k, e in zip(taken, exponents, strict=True) if e}
+def _key(column: _Column, probe: Probe) -> str:
+    name = probe.names[column.index]
+    return name if column.part is None else column.part.key(name)
+
+
+def _parts(basis: list[Integers], columns: Sequence[_Column], probe: Probe) -> dict[str, list[str]]:
+    """Return {parameter: its parts} of those whose parts have different exponents in some symmetry."""
+    found: dict[str, list[str]] = {}
+    for k in {column.index for column in columns if column.part is not None}:
+        places = [i for i, column in enumerate(columns) if column.index == k]
+        if any(len({int(e[i]) for i in places}) > 1 for e in basis):
+            found[probe.names[k]] = [_key(columns[i], probe) for i in places]
+    return {name: found[name] for name in probe.names if name in found}
+
+
+def _named(
+    exponents: Integers, columns: Sequence[_Column], parts: dict[str, list[str]], probe: Probe
+) -> dict[str, int]:
+    named: dict[str, int] = {}
+    for column, e in zip(columns, exponents, strict=True):
+        if e:
+            name = probe.names[column.index]
+            named[_key(column, probe) if name in parts else name] = int(e)
+    return collapsed(named, parts)
 
 
 def _confirmed(
-    probe: Probe, basis: list[Integers], taken: list[int], judge: Judge, at: Thresholds
+    probe: Probe, basis: list[Integers], columns: Sequence[_Column], judge: Judge, at: Thresholds
 ) -> tuple[list[Integers], list[Integers]]:
     """Return the symmetries that rescaling confirms, and the others."""
 
     def rescale(exponents: Integers, generator: torch.Generator, sign: float) -> None:
-        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here.
-        size = sign * (1.0 + 2.0 * float(torch.rand((), generator=generator)))
-        for k, e in zip(taken, exponents, strict=True):
+        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here;
+        # by powers of two, which are exact in any precision.
+        largest = int(np.abs(exponents).max())
+        size = sign * (int(torch.randint(1, 4, (), generator=generator)) if largest == 1 else 1)
+        for column, e in zip(columns, exponents, strict=True):
             if e:
-                probe.parameters[k].mul_(2.0 ** (size * float(e) / float(np.abs(exponents).max())))
+                column.tensor(probe).mul_(2.0 ** (size * int(e)))
 
     def touched(exponents: Integers) -> list[int]:
-        return [k for k, e in zip(taken, exponents, strict=True) if e]
+        return [column.index for column, e in zip(columns, exponents, strict=True) if e]
 
     up = judge.offenders(basis, functools.partial(rescale, sign=1.0), touched, at.unchanged)
     failed = up | judge.offenders(basis, functools.partial(rescale, sign=-1.0), touched, at.unchanged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normwise.invariance.interception import Interception
+from normwise.invariance.narrow import CHUNK
 from normwise.invariance.swap import Swap, eager, preserved_random_state
 from normwise.invariance.trees import Forward, describe, differentiable_outputs, map_tensors
 
@@ -22,7 +24,6 @@ __all__ = ["NonFiniteOutputsError", "Probe", "generic_values"]
 JITTER = 0.3
 # Constants below this (zero biases, zero gains, layer scales) are replaced by values of order one half.
 SMALL_CONSTANT = 0.05
-_CHUNK = 1 << 22
 
 
 class NonFiniteOutputsError(ValueError):
@@ -37,7 +38,7 @@ def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter:
     values of 0.25 to 0.75, divided by √fan_in where it is a matrix, so that its branch is not negligible.
 
     Args:
-        out: Where to write, any floating-point type.
+        out: Where to write, contiguous, any floating-point type.
         own: The model's values, of the same shape.
         generator: On the device of ``own``.
         jitter: The fraction; 0 keeps all values but small constants.
@@ -50,17 +51,24 @@ def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter:
         fan_in = own[0].numel() if own.ndim > 1 else 1
         base, spread = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
     else:
-        norm = float(torch.linalg.vector_norm(own, dtype=torch.float64 if own.device.type != "mps" else None))
+        wide = torch.float64 if own.device.type != "mps" else None
+        norms = [float(torch.linalg.vector_norm(part, dtype=wide)) for part in _pieces(own)]
+        norm = math.sqrt(sum(n * n for n in norms))
         base, spread = 0.0, jitter * norm / own.numel() ** 0.5
-    target, source = out.view(-1), own.reshape(-1)
-    for start in range(0, source.numel(), _CHUNK):
-        values = source[start : start + _CHUNK].to(out.dtype)
+    for target, source in zip(_pieces(out), _pieces(own), strict=True):
+        values = source.to(out.dtype)
         noise = torch.rand(values.shape, generator=generator, device=own.device, dtype=torch.float32).to(
             out.dtype
         )
         signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
         moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
-        target[start : start + _CHUNK] = moved.add(signs * (base + spread * noise))
+        target.copy_(moved.add(signs * (base + spread * noise)))
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Return a few values at a time: views where ``tensor`` is contiguous, else copies."""
+    pieces: Sequence[Tensor] = tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
+    return pieces
 
 
 def _remixed(noise: Tensor) -> Tensor:
@@ -78,10 +86,12 @@ class Probe:
         dtype: The floating-point type that the probe computes in.
         jitter: See :func:`generic_values`.
         eps_factor: What "shrunk eps" means: every eps times this.
+        narrow: Whether weights may be stored in float32 and widened at each read.
 
     Attributes:
         names: The name of each parameter.
         parameters: The stand-ins, which may be changed freely.
+        reads: Those of them that are stored narrow, whose gradients go to ``reads.receive``.
         originals: The model's own, never changed.
         whole: Whether layers and branches that are dropped at random are all kept.
     """
@@ -94,12 +104,14 @@ class Probe:
         dtype: torch.dtype,
         jitter: float = JITTER,
         eps_factor: float = 1e-8,
+        *,
+        narrow: bool = True,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
-        self._swap = Swap(model, dtype)
+        self._swap = Swap(model, dtype, narrow=narrow)
         self._stack = contextlib.ExitStack()
         self.names, self.parameters = self._swap.names, self._swap.parameters
-        self.originals = self._swap.originals
+        self.originals, self.reads = self._swap.originals, self._swap.reads
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
         self.whole = True
@@ -158,7 +170,7 @@ class Probe:
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
-        with torch.enable_grad(), self._interception(real_eps):
+        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
             result = _in_one_line(
                 lambda: self._forward(self._model, batch), f"batch {which} {describe(batch)}"
             )
@@ -184,7 +196,7 @@ class Probe:
         Checkpointed parts run forward again in it, so it needs what the forward pass had.
         torch.autograd.backward would switch the interception off meanwhile; the engine itself does not.
         """
-        with torch.enable_grad(), self._interception(real_eps):
+        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
             torch.autograd.Variable._execution_engine.run_backward(
                 tuple(outputs),
                 tuple(cotangents),

@@ -61,9 +61,15 @@ class Invariances:
         not_invariant: Names: none of the above, but maybe in ``joint``.
         undetermined: {name: reason}.
         joint: [{name: exponent}]: w_k → α^e_k·w_k for all k changes nothing: a sparse basis, in small
-            integers, of the symmetries beyond the parameters that are invariant alone.
+            integers, of the symmetries beyond the parameters that are invariant alone. Where only a part of
+            a packed parameter takes part, the key is an expression: ``"qkv.weight[0:64]"`` (rows),
+            ``"c_attn.weight[:, 0:64]"`` (columns),
+            ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the first 8 of every 24 rows: heads that are
+            interleaved). ``normwise.invariance.parts.parameter_of`` gives the parameter's name.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
             members; every parameter that is in any such group is in at least one.
+        parts: {name: keys of its parts}: the parameters of which parts scale differently. Parts without
+            effect, such as the biases of keys, are left out: they may scale with any other.
         unconfirmed_joint: Symmetries of the null space that rescaling did not confirm: they hold nearby
             only, as below the clamp of a ReLU6 that no sample reaches.
         evidence: {name: what was measured}.
@@ -93,6 +99,7 @@ class Invariances:
     undetermined: dict[str, str] = field(default_factory=dict)
     joint: list[dict[str, int]] = field(default_factory=list)
     groups: list[dict[str, int]] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     unconfirmed_joint: list[dict[str, int]] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from normwise.invariance.narrow import NarrowParameters, Reads, by_rows
+
 __all__ = ["Swap", "eager", "preserved_random_state"]
 
 _CONTAINERS = (list, dict, set)
@@ -27,19 +29,28 @@ class Swap:
 
     Args:
         model: The model.
-        dtype: The floating-point type of the stand-ins.
+        dtype: The floating-point type that modules see.
+        narrow: Whether stand-ins may be stored in float32 and widened at each read.
 
     Attributes:
         names: The name of each parameter, tied ones once, as ``named_parameters`` gives them.
         originals: The model's own parameters.
-        parameters: Their stand-ins, uninitialised.
+        parameters: Their stand-ins, uninitialised, of type ``dtype`` or float32.
+        reads: Those that are stored in float32.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, narrow: bool = True) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self.names = [name for name, _ in named]
         self.originals: list[Tensor] = [p for _, p in named]
-        self.parameters = [_stand_in(p, dtype) for p in self.originals]
+        self.reads = Reads(dtype)
+        held = _held_elsewhere(model)
+        self.parameters = []
+        for index, p in enumerate(self.originals):
+            narrower = narrow and dtype == torch.float64 and p.dtype != dtype and id(p) not in held
+            self.parameters.append(_stand_in(p, torch.float32 if narrower else dtype))
+            if narrower:
+                self.reads.add(index, self.parameters[index])
         self._dtype = dtype
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
         self._snapshot = [(m, dict(m.__dict__), _copies(m.__dict__)) for m in model.modules()]
@@ -48,11 +59,15 @@ class Swap:
     def install(self) -> None:
         """Point every module at the stand-ins, with fresh clones of its buffers and other tensors."""
         self.restore()
+        self.reads.forget()
         clones: dict[int, Tensor] = {}
         for (module, attributes, _), training in zip(self._snapshot, self._flags, strict=True):
             module.__dict__["training"] = training
             for key, value in attributes.items():
-                if key in ("_parameters", "_buffers"):
+                if key == "_parameters" and self.reads:
+                    own = {name: self._replaced(item, clones) for name, item in value.items()}
+                    self._install_narrow(module, NarrowParameters(own, self.reads))
+                elif key in ("_parameters", "_buffers"):
                     value.update({name: self._replaced(item, clones) for name, item in value.items()})
                 elif isinstance(value, Tensor):
                     module.__dict__[key] = self._replaced(value, clones)
@@ -66,6 +81,12 @@ class Swap:
                 module.__dict__["dropout"] = 0.0  # its dropout is inside one native function
             if isinstance(module, nn.SyncBatchNorm):  # statistics of this process: the others do not probe
                 module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
+
+    def _install_narrow(self, module: nn.Module, parameters: NarrowParameters) -> None:
+        module.__dict__["_parameters"] = parameters
+        forward = by_rows(module, parameters, self.reads)
+        if forward is not None:
+            module.__dict__["forward"] = forward
 
     def train(self, model: nn.Module) -> None:
         """Switch to training, as the model itself does it, in every later :meth:`install`."""
@@ -100,12 +121,28 @@ class Swap:
         return clones[id(value)]
 
 
+def _held_elsewhere(model: nn.Module) -> set[int]:
+    """Return the ids of tensors that modules hold beside their parameters, as an LSTM does in a list."""
+    held: set[int] = set()
+    for module in model.modules():
+        for key, value in module.__dict__.items():
+            if key == "_parameters":
+                continue
+            items = (
+                value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+            )
+            held |= {id(item) for item in items if isinstance(item, Tensor)}
+    return held
+
+
 def _copies(attributes: dict[str, Any]) -> dict[str, Any]:
     return {k: v.copy() for k, v in attributes.items() if isinstance(v, _CONTAINERS)}
 
 
 def _stand_in(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    kept = nn.Parameter(torch.empty_like(parameter, dtype=dtype, requires_grad=False))
+    kept = nn.Parameter(
+        torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
+    )
     kept.__dict__.update(parameter.__dict__)  # some models read settings from attributes of their parameters
     return kept
 

@@ -57,7 +57,9 @@ def null_space(matrix: Array, threshold: float) -> Array:
     return np.asarray(vectors[rank:].T / columns[:, None])
 
 
-def integer_basis(matrix: Array, null: Array, threshold: float) -> list[Integers]:
+def integer_basis(
+    matrix: Array, null: Array, threshold: float, parts: NDArray[np.bool_] | None = None
+) -> list[Integers]:
     """Return a sparse basis of the null space in small integers, each vector checked against the rows.
 
     Reduction with random pivots gives bases that are the identity on their pivots; the sparsest
@@ -68,6 +70,7 @@ def integer_basis(matrix: Array, null: Array, threshold: float) -> list[Integers
         matrix: Elasticities, rows × columns.
         null: Basis vectors, columns × dimension.
         threshold: As for the rank: of a checked vector, ten times this.
+        parts: Which columns are parts of a parameter: of vectors as short, those with fewer parts.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(9, 2))
@@ -78,6 +81,7 @@ def integer_basis(matrix: Array, null: Array, threshold: float) -> list[Integers
     dimension = null.shape[1]
     if not dimension:
         return []
+    parts = np.zeros(matrix.shape[1], dtype=bool) if parts is None else parts
     scaled, columns = _scaled(matrix)
     rng = np.random.default_rng(0)
     pool: dict[bytes, Integers] = {}
@@ -90,8 +94,8 @@ def integer_basis(matrix: Array, null: Array, threshold: float) -> list[Integers
                 and _holds(scaled, columns, found, threshold)
             ):
                 pool[found.tobytes()] = found
-    chosen = _independent(sorted(pool.values(), key=_weight), dimension)
-    return [_oriented(v) for v in sorted(_shortened(chosen), key=_order)]
+    chosen = _independent(sorted(pool.values(), key=lambda v: _weight(v, parts)), dimension)
+    return [_oriented(v) for v in sorted(_shortened(chosen, parts), key=_order)]
 
 
 def _reduced(scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int) -> Array:
@@ -147,13 +151,14 @@ def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
     return chosen
 
 
-def _weight(vector: Integers) -> tuple[int, int, int]:
-    """Return what makes a vector hard to read: large and many exponents, then mixed signs."""
+def _weight(vector: Integers, parts: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return what makes a vector hard to read: large and many exponents, then mixed signs, then parts."""
     negative = min(int((vector < 0).sum()), int((vector > 0).sum()))
-    return int((vector**2).sum()), negative, int(np.flatnonzero(vector)[-1] - np.flatnonzero(vector)[0])
+    places = np.flatnonzero(vector)
+    return int((vector**2).sum()), negative, int(parts[places].sum()), int(places[-1] - places[0])
 
 
-def _shortened(basis: list[Integers]) -> list[Integers]:
+def _shortened(basis: list[Integers], parts: NDArray[np.bool_]) -> list[Integers]:
     """Return the basis after adding or subtracting vectors while that makes one of them shorter."""
     basis = list(basis)
     improved = True
@@ -164,7 +169,7 @@ def _shortened(basis: list[Integers]) -> list[Integers]:
                 if i == j or not (basis[i].astype(bool) & basis[j].astype(bool)).any():
                     continue
                 for other in (basis[i] + basis[j], basis[i] - basis[j]):
-                    if _weight(other) < _weight(basis[i]):
+                    if _weight(other, parts) < _weight(basis[i], parts):
                         basis[i], improved = other // np.gcd.reduce(other), True
     return basis
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from normwise.invariance.parts import parameter_of
 from normwise.invariance.result import Invariances
 from normwise.planning.roles import role_of
 from normwise.planning.symmetries import Symmetry, is_group, readable_symmetries
@@ -75,15 +76,34 @@ def _verdict(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> 
         return _with(blank, NONE, _reason_of_vector(blank, inv, symmetries))
     if name in inv.scale_invariant or name in inv.partial:
         return _shrunk_alone(blank, inv, symmetries)
-    mine = [s for s in symmetries if name in s]
+    mine = [s for s in symmetries if _own(name, s)]
     groups = [s for s in mine if is_group(s)]
+    whole = [s for s in groups if name in s]
+    if whole:
+        reason = f"scale-invariant jointly with {_few(_others(blank, whole[0]))}: {_ONLY_RATE}"
+        return _with(blank, SHRINK, reason, together=_parameters(_others(blank, whole[0])))
+    mixed = [s for s in mine if not is_group(s)]
+    if mixed:
+        return _balanced(blank, mixed)
     if groups:
-        together = _others(blank, groups[0])
-        reason = f"scale-invariant jointly with {_few(together)}: {_ONLY_RATE}"
-        return _with(blank, SHRINK, reason, together=together)
-    if mine:
-        return _balanced(blank, mine)
+        together = _few(_others(blank, groups[0]))
+        reason = f"{_part_words(name, groups[0])} is scale-invariant jointly with {together}: {_ONLY_RATE}"
+        return _with(blank, PLAIN_L2, f"{reason}; the rest, in no symmetry, is regularised by plain L2")
     return _with(blank, PLAIN_L2, "in no symmetry: plain L2 regularises it")
+
+
+def _own(name: str, symmetry: Symmetry) -> list[str]:
+    """Return the keys that are this parameter or parts of it."""
+    return [key for key in symmetry if parameter_of(key) == name]
+
+
+def _parameters(keys: Iterable[str], besides: str = "") -> tuple[str, ...]:
+    """Return the parameters that keys are or are parts of, each once."""
+    return tuple(name for name in dict.fromkeys(map(parameter_of, keys)) if name != besides)
+
+
+def _part_words(name: str, symmetry: Symmetry) -> str:
+    return f"its part {_own(name, symmetry)[0].removeprefix(name).removeprefix('.')}"
 
 
 def _shrunk_alone(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> Treatment:
@@ -111,32 +131,42 @@ def _reason_of_vector(blank: Treatment, inv: Invariances, symmetries: list[Symme
 
 
 def _balanced(blank: Treatment, mine: list[Symmetry]) -> Treatment:
-    chosen = _simplest(mine)
+    chosen = _simplest(blank.name, mine)
     sides = "the two" if len(chosen) == 2 else "the two sides"
     reason = f"{_pair_words(blank, mine)}: decay balances {sides} and regularises their product"
-    against = [name for s in mine for name, e in s.items() if e * s[blank.name] < 0]
-    together = _others(blank, chosen)
-    return _with(blank, BALANCE, reason, together=together, against=tuple(dict.fromkeys(against)))
+    if blank.name in chosen and not all(blank.name in s for s in mine):
+        reason += "; its parts are in pairs of their own"
+    against = [key for s in mine for own in _own(blank.name, s) for key, e in s.items() if e * s[own] < 0]
+    return _with(
+        blank,
+        BALANCE,
+        reason,
+        together=_parameters(_others(blank, chosen), besides=blank.name),
+        against=_parameters(against, besides=blank.name),
+    )
 
 
-def _simplest(mine: list[Symmetry]) -> Symmetry:
-    return min(mine, key=len)
+def _simplest(name: str, mine: list[Symmetry]) -> Symmetry:
+    """Return the shortest of those that this parameter is in as a whole, or else in part."""
+    return min(mine, key=lambda s: (name not in s, len(s)))
 
 
 def _pair_words(blank: Treatment, mine: list[Symmetry]) -> str:
     """Say what balances what, seen from this parameter."""
-    chosen = _simplest(mine)
-    own = chosen[blank.name]
-    same = [key for key, e in chosen.items() if e * own > 0 and key != blank.name]
+    chosen = _simplest(blank.name, mine)
+    first = _own(blank.name, chosen)[0]
+    own = chosen[first]
+    same = [key for key, e in chosen.items() if e * own > 0 and key != first]
     against = [key for key, e in chosen.items() if e * own < 0]
     exponents = {abs(e) for e in chosen.values()}
     kind = "+1/−1 pair" if exponents == {1} else f"+{max(chosen.values())}/−{-min(chosen.values())} pair"
     beside = f", together with {_few(same)}" if same else ""
-    return f"in a {kind} with {_few(against)}{beside}"
+    part = "" if first == blank.name else f"{_part_words(blank.name, chosen)} "
+    return f"{part}in a {kind} with {_few(against)}{beside}"
 
 
 def _others(blank: Treatment, symmetry: Symmetry) -> tuple[str, ...]:
-    return tuple(name for name in symmetry if name != blank.name)
+    return tuple(key for key in symmetry if parameter_of(key) != blank.name)
 
 
 def _few(names: tuple[str, ...] | list[str], most: int = 2) -> str:

@@ -92,7 +92,8 @@ class Plan:
     Attributes:
         treatments: One :class:`~normwise.planning.treatment.Treatment` for each parameter, in the order of
             the model; shared (tied) parameters once.
-        symmetries: The joint rescaling symmetries as {name: exponent}, jointly scale-invariant groups first.
+        symmetries: The joint rescaling symmetries as {name: exponent}, jointly scale-invariant groups first;
+            a part of a packed parameter is written as in :class:`normwise.invariance.result.Invariances`.
     """
 
     def __init__(self, model: nn.Module, treatments: list[Treatment], symmetries: list[Symmetry]) -> None:

@@ -4,7 +4,8 @@ The jointly scale-invariant groups of a network are not unique. In a transformer
 with its writers (the output projections), and as v against the output projection is a symmetry too, v could
 stand in place of the projection. Decaying both would pull twice on one product. So each group is reduced to
 the one with the most weights (a writer and not the gain of its layer scale), of these the one with the fewest
-members (no further bias), of these the latest in the model (a writer and not what it reads).
+members (no further bias), of these one without parts of packed parameters, of these the latest in the model
+(a writer and not what it reads).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from normwise.invariance.parts import collapsed, expanded, parameter_of
 from normwise.invariance.result import Invariances
 
 __all__ = ["Symmetry", "is_group", "readable_symmetries"]
@@ -32,16 +34,23 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
         inv: What was found.
         is_weight: Whether the parameter of this name is a weight (no gain, bias or other vector).
     """
-    place = {name: k for k, name in enumerate(inv.names)}
-    mixed = [s for s in inv.joint if not is_group(s)]
+    place: dict[str, int] = {}
+    for name in inv.names:  # a parameter before its parts
+        for key in [name, *inv.parts.get(name, ())]:
+            place[key] = len(place)
+    joint = [expanded(s, inv.parts) for s in inv.joint]
+    mixed = [s for s in joint if not is_group(s)]
 
-    def cost(symmetry: Symmetry) -> tuple[int, int, int]:
-        weights = sum(is_weight(name) for name in symmetry)
-        return -weights, len(symmetry), -sum(place[name] for name in symmetry)
+    def cost(symmetry: Symmetry) -> tuple[int, int, int, int]:
+        written = collapsed(symmetry, inv.parts)
+        weights = sum(is_weight(parameter_of(key)) for key in written)
+        in_part = sum(parameter_of(key) != key for key in written)
+        return -weights, len(written), in_part, -sum(place[key] for key in written)
 
-    groups = [_reduced(group, mixed, cost) for group in [*inv.groups, *filter(is_group, inv.joint)]]
-    ordered = sorted(groups, key=cost) + sorted(mixed, key=cost) + sorted(inv.joint, key=cost)
-    return [_oriented(s, place) for s in _independent(ordered, place)]
+    candidates = [*(expanded(s, inv.parts) for s in inv.groups), *filter(is_group, joint)]
+    groups = [_reduced(group, mixed, cost) for group in candidates]
+    ordered = sorted(groups, key=cost) + sorted(mixed, key=cost) + sorted(joint, key=cost)
+    return [_oriented(collapsed(s, inv.parts), place) for s in _independent(ordered, place)]
 
 
 def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
