@@ -1,0 +1,185 @@
+"""On CUDA: few launches for all parameters, and nothing that waits. Run on tensors that only seem to be there.
+
+Fake tensors take the very branches that tensors on CUDA take. They have no values, so reading one raises; and a
+mode counts the operations, each of which is a launch, and refuses copies that wait. The kernels that need Triton
+are replaced by a stand-in that counts their launches. What no GPU has run is not measured: the number of
+operations is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normwise as nw
+from normwise.decay import batched
+from normwise.decay.clock import CLOCKS
+from normwise.decay.rules import Rule
+from normwise.decay.table import Table
+
+RULES: list[Rule] = [
+    nw.L2(0.1),
+    nw.AdaptiveWeightShrink(0.1),
+    nw.PowerShrink(0.1, 1.7),
+    nw.EpsilonShiftedL2(0.1, 0.5),
+    nw.Sphere(1.5),
+    nw.Sphere(),
+]
+each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+
+class CountingKernels:
+    """What the kernels launch, without the kernels."""
+
+    def __init__(self) -> None:
+        self.launches = 0
+
+    def squares(self, table: Table) -> Tensor:
+        self.launches += len(table.launches)
+        return torch.empty(table.segments, dtype=torch.float64, device=table.tensors.device)
+
+    def multiply(self, table: Table, factors: Tensor) -> None:
+        self.launches += len(table.launches)
+        assert factors.shape == (table.count,)
+        assert factors.device == table.tensors.device
+
+
+class Watch(TorchDispatchMode):
+    """Counts the operations that launch something, and refuses copies that wait for the device."""
+
+    VIEWS = ("detach", "view", "split", "expand", "slice", "alias", "select", "unsqueeze", "t", "unbind", "empty")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        result = func(*args, **kwargs)
+        tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
+        lists = [value for one in args if isinstance(one, (list, tuple)) for value in one]
+        tensors += [value for value in lists if isinstance(value, Tensor)]
+        places = {tensor.device.type for tensor in tensors}
+        if name in ("_to_copy", "copy_") and len(places) == 2:
+            pinned = kwargs.get("non_blocking") and args[0].device.type == "cpu"
+            assert pinned, f"{func} waits for the device"
+        if "cuda" in places and not name.startswith(self.VIEWS):
+            # torch._foreach_mul_ by a number takes up to 110 tensors a launch, and otherwise one
+            self.names.append(name)
+        return result
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make every tensor a fake one."""
+    monkeypatch.setattr(FakeTensor, "data_ptr", id)
+    monkeypatch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)
+    with FakeTensorMode():
+        yield
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> CountingKernels:
+    counting = CountingKernels()
+    monkeypatch.setattr(batched, "kernels_for", lambda device: counting if device == "cuda" else None)
+    return counting
+
+
+class Launches(NamedTuple):
+    """How many launches one flow takes."""
+
+    ours: int
+    torchs: int
+
+
+def flow(rule: Rule, number: int, kernels: Any, **given: Any) -> Launches:
+    """Attach a rule to so many parameters and count what its second step launches."""
+    prepare, rate, found_inf = given.pop("prepare", list), given.pop("lr", 0.1), given.pop("found_inf", False)
+    params = [nn.Parameter(torch.empty(4 + k % 3, 70 + k, device="cuda")) for k in range(number)]
+    for param in params:
+        param.grad = torch.empty_like(param)
+    optimizer = SGD(params, lr=rate)
+    if isinstance(rule, nw.Sphere) and rule.radius is None:  # looks at the norms when it is attached
+        rule = nw.Sphere(1.0)
+    decay = nw.Decay(optimizer, rule, prepare(params), **given)
+    if found_inf:
+        vars(optimizer)["found_inf"] = torch.empty((), device="cuda")
+    decay._in_step = decay._has_seen_gradients = True
+    decay._after_step()  # makes the table
+    decay._in_step, kernels.launches = True, 0
+    with Watch() as watch:
+        decay._after_step()
+    return Launches(kernels.launches, len(watch.names))
+
+
+def masked(params: list[nn.Parameter]) -> list[nw.Unit]:
+    its = []
+    for param in params:
+        its.append(nw.Unit(param))
+        its[-1].mask = torch.empty(len(param), dtype=torch.bool, device="cuda")  # checking it reads it
+    return its
+
+
+def joint(params: list[nn.Parameter]) -> list[nw.Unit]:
+    return [nw.Unit(params[k : k + 2], dim=None) for k in range(0, len(params), 2)]
+
+
+@each_rule
+@pytest.mark.parametrize("prepare", [list, masked, joint])
+@pytest.mark.parametrize("measure", ["norm", "rms"])
+@pytest.mark.parametrize("found_inf", [False, True])
+@pytest.mark.parametrize("rate", ["number", "tensor"])
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.usefixtures("cuda")
+def test_a_handful_of_launches_for_any_number_of_parameters_and_no_waiting(
+    clock: str,
+    rate: str,
+    found_inf: bool,
+    measure: str,
+    prepare: Callable[[Any], Any],
+    rule: Rule,
+    kernels: CountingKernels,
+) -> None:
+    if found_inf and clock == "lr^2/max_lr":
+        return  # has to know whether the step was skipped, and waits
+    given = {"clock": clock, "measure": measure, "found_inf": found_inf, "prepare": prepare}
+    few, many = (
+        flow(rule, number, kernels, lr=torch.empty((), device="cuda") if rate == "tensor" else 0.1, **given)
+        for number in (2, 50)
+    )
+    assert few == many
+    assert many.ours <= 2 * 4
+    assert many.torchs <= 40
+
+
+@each_rule
+@pytest.mark.parametrize("rate", ["number", "tensor"])
+@pytest.mark.usefixtures("cuda")
+def test_without_triton_nothing_waits_either_but_launches_grow(rate: str, rule: Rule) -> None:
+    counting = CountingKernels()
+    few, many = (
+        flow(rule, number, counting, lr=torch.empty((), device="cuda") if rate == "tensor" else 0.1)
+        for number in (2, 50)
+    )
+    assert many.ours == 0
+    if isinstance(rule, nw.L2) and rate == "number":
+        assert few == many
+    else:
+        assert many.torchs >= few.torchs + 48
+
+
+@pytest.mark.usefixtures("cuda")
+def test_waiting_is_noticed(kernels: CountingKernels) -> None:
+    """The tests above can fail: reading a value raises, and so does a copy that waits."""
+    with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+        bool(torch.empty((), device="cuda"))
+    with Watch(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.empty(3).to("cuda")
