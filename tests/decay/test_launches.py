@@ -19,7 +19,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
-from normwise.decay import batched
+from normwise.decay import batched, table
 from normwise.decay.clock import CLOCKS
 from normwise.decay.rules import Rule
 from normwise.decay.table import Table
@@ -33,6 +33,16 @@ RULES: list[Rule] = [
     nw.Sphere(),
 ]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    *({"clock": clock, "tensor_lr": is_tensor} for clock in CLOCKS for is_tensor in (False, True)),
+    {"measure": "rms"},
+    {"measure": "rms", "tensor_lr": True},
+    {"masked": True},
+    {"found_inf": True},
+    {"found_inf": True, "tensor_lr": True, "measure": "rms"},
+]
 
 
 class CountingKernels:
@@ -63,14 +73,15 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source = args[1] if name == "copy_" else args[0]
+            target = torch.device(kwargs.get("device") or args[0].device)
+            assert source.device.type == target.type, f"{func} waits for the device"
         result = func(*args, **kwargs)
         tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
         lists = [value for one in args if isinstance(one, (list, tuple)) for value in one]
         tensors += [value for value in lists if isinstance(value, Tensor)]
         places = {tensor.device.type for tensor in tensors}
-        if name in ("_to_copy", "copy_") and len(places) == 2:
-            pinned = kwargs.get("non_blocking") and args[0].device.type == "cpu"
-            assert pinned, f"{func} waits for the device"
         if "cuda" in places and not name.startswith(self.VIEWS):
             # torch._foreach_mul_ by a number takes up to 110 tensors a launch, and otherwise one
             self.names.append(name)
@@ -80,8 +91,17 @@ class Watch(TorchDispatchMode):
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make every tensor a fake one."""
-    monkeypatch.setattr(FakeTensor, "data_ptr", id)
-    monkeypatch.setattr(FakeTensor, "pin_memory", lambda tensor: tensor)
+    read = FakeTensor.item  # raises
+
+    def item(tensor: FakeTensor) -> Any:
+        return 0.5 if tensor.device.type == "cpu" else read(tensor)
+
+    def sent(values: Tensor, device: torch.device) -> Tensor:
+        return torch.empty(values.shape, dtype=values.dtype, device=device)
+
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: id(tensor))
+    monkeypatch.setattr(FakeTensor, "item", item)
+    monkeypatch.setattr(table, "_sent", sent)  # pinned memory, which is not there without CUDA
     with FakeTensorMode():
         yield
 
@@ -102,14 +122,20 @@ class Launches(NamedTuple):
 
 def flow(rule: Rule, number: int, kernels: Any, **given: Any) -> Launches:
     """Attach a rule to so many parameters and count what its second step launches."""
-    prepare, rate, found_inf = given.pop("prepare", list), given.pop("lr", 0.1), given.pop("found_inf", False)
+    given = dict(given)
+    prepare, found_inf = given.pop("prepare", list), given.pop("found_inf", False)
+    is_tensor, masked = given.pop("tensor_lr", False), given.pop("masked", False)
     params = [nn.Parameter(torch.empty(4 + k % 3, 70 + k, device="cuda")) for k in range(number)]
     for param in params:
         param.grad = torch.empty_like(param)
-    optimizer = SGD(params, lr=rate)
+    optimizer = SGD(params, lr=0.1)
+    if is_tensor:
+        optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
     if isinstance(rule, nw.Sphere) and rule.radius is None:  # looks at the norms when it is attached
         rule = nw.Sphere(1.0)
     decay = nw.Decay(optimizer, rule, prepare(params), **given)
+    for unit in decay.units if masked else ():  # not before, as a mask is read when it is given
+        unit.mask = torch.empty(unit.count, dtype=torch.bool, device="cuda")
     if found_inf:
         vars(optimizer)["found_inf"] = torch.empty((), device="cuda")
     decay._in_step = decay._has_seen_gradients = True
@@ -120,57 +146,39 @@ def flow(rule: Rule, number: int, kernels: Any, **given: Any) -> Launches:
     return Launches(kernels.launches, len(watch.names))
 
 
-def masked(params: list[nn.Parameter]) -> list[nw.Unit]:
-    its = []
-    for param in params:
-        its.append(nw.Unit(param))
-        its[-1].mask = torch.empty(len(param), dtype=torch.bool, device="cuda")  # checking it reads it
-    return its
-
-
 def joint(params: list[nn.Parameter]) -> list[nw.Unit]:
     return [nw.Unit(params[k : k + 2], dim=None) for k in range(0, len(params), 2)]
 
 
 @each_rule
-@pytest.mark.parametrize("prepare", [list, masked, joint])
-@pytest.mark.parametrize("measure", ["norm", "rms"])
-@pytest.mark.parametrize("found_inf", [False, True])
-@pytest.mark.parametrize("rate", ["number", "tensor"])
-@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("prepare", [list, joint])
 @pytest.mark.usefixtures("cuda")
 def test_a_handful_of_launches_for_any_number_of_parameters_and_no_waiting(
-    clock: str,
-    rate: str,
-    found_inf: bool,
-    measure: str,
-    prepare: Callable[[Any], Any],
-    rule: Rule,
-    kernels: CountingKernels,
+    prepare: Callable[[Any], Any], rule: Rule, kernels: CountingKernels
 ) -> None:
-    if found_inf and clock == "lr^2/max_lr":
-        return  # has to know whether the step was skipped, and waits
-    given = {"clock": clock, "measure": measure, "found_inf": found_inf, "prepare": prepare}
-    few, many = (
-        flow(rule, number, kernels, lr=torch.empty((), device="cuda") if rate == "tensor" else 0.1, **given)
-        for number in (2, 50)
-    )
+    few, many = (flow(rule, number, kernels, prepare=prepare) for number in (2, 50))
     assert few == many
     assert many.ours <= 2 * 4
     assert many.torchs <= 40
 
 
-@each_rule
-@pytest.mark.parametrize("rate", ["number", "tensor"])
+@pytest.mark.parametrize("rule", [RULES[0], RULES[1]], ids=repr)
+@pytest.mark.parametrize("given", SETTINGS, ids=repr)
 @pytest.mark.usefixtures("cuda")
-def test_without_triton_nothing_waits_either_but_launches_grow(rate: str, rule: Rule) -> None:
+def test_so_it_is_in_every_setting(given: dict[str, Any], rule: Rule, kernels: CountingKernels) -> None:
+    few, many = (flow(rule, number, kernels, **given) for number in (2, 12))
+    assert few == many
+    assert sum(many) <= 48
+
+
+@each_rule
+@pytest.mark.parametrize("is_tensor", [False, True])
+@pytest.mark.usefixtures("cuda")
+def test_without_triton_nothing_waits_either_but_launches_grow(is_tensor: bool, rule: Rule) -> None:
     counting = CountingKernels()
-    few, many = (
-        flow(rule, number, counting, lr=torch.empty((), device="cuda") if rate == "tensor" else 0.1)
-        for number in (2, 50)
-    )
+    few, many = (flow(rule, number, counting, tensor_lr=is_tensor) for number in (2, 50))
     assert many.ours == 0
-    if isinstance(rule, nw.L2) and rate == "number":
+    if isinstance(rule, nw.L2) and not is_tensor:
         assert few == many
     else:
         assert many.torchs >= few.torchs + 48
@@ -178,8 +186,9 @@ def test_without_triton_nothing_waits_either_but_launches_grow(rate: str, rule: 
 
 @pytest.mark.usefixtures("cuda")
 def test_waiting_is_noticed(kernels: CountingKernels) -> None:
-    """The tests above can fail: reading a value raises, and so does a copy that waits."""
+    """The tests above can fail: reading a value raises, and so does copying one there."""
+    there = torch.empty(3, device="cuda")
     with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-        bool(torch.empty((), device="cuda"))
+        bool(there.any())
     with Watch(), pytest.raises(AssertionError, match="waits for the device"):
-        torch.empty(3).to("cuda")
+        torch.ops.aten._to_copy.default(torch.empty(3), device=there.device)

@@ -99,14 +99,14 @@ def multiply_table(table: Table, factors: Tensor, found_inf: Tensor | None) -> N
 
     Args:
         table: The table.
-        factors: Of shape (table.count,), in the widest type.
+        factors: Of shape (table.count,), contiguous, in the widest type.
         found_inf: What the GradScaler left with a fused optimizer: 1 where the step is skipped.
     """
     if table.mask is not None:
-        factors = torch.where(table.mask, factors, 1.0)
+        factors = factors.masked_fill(table.mask.logical_not(), 1.0)
     if found_inf is not None:
-        factors = torch.where(found_inf.to(factors.device) > 0, 1.0, factors)
-    _kernels(table).multiply(table, factors.contiguous())
+        factors = factors.masked_fill(found_inf.to(factors.device) > 0, 1.0)
+    _kernels(table).multiply(table, factors)
 
 
 def _kernels(table: Table) -> Kernels:

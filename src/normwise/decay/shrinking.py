@@ -124,8 +124,9 @@ class Shrinking:
         tabled, left = self._tables.sort(live) if self.compensation is None else ({}, live)
         for key, batch in tabled.items():
             table, ratio = self._tables.of(key, batch), ratios[batch[0].group]
-            factors = torch.full_like(table.roots, ratio.item()) if ratio.device.type == "cpu" else ratio
-            multiply_table(table, factors.expand(table.count), found_inf)
+            factors = torch.ones_like(table.roots)
+            factors.mul_(ratio.item() if ratio.device.type == "cpu" else ratio)
+            multiply_table(table, factors, found_inf)
         for one in left:
             self._multiply(one, ratios[one.group])
 

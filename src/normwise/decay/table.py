@@ -132,9 +132,8 @@ class Table:
         self.tensors = _sent(torch.tensor(rows), device)
         self.launches = [Launch(kind, _sent(torch.tensor(work[kind]), device)) for kind in KINDS if kind in work]
         self.lengths = None if max(lengths) == 1 else _sent(torch.tensor(lengths), device)
-        counts = torch.tensor([unit.count for unit in units])
-        roots = torch.tensor([unit.numel**0.5 for unit in units], dtype=wide_dtype(device))
-        self.roots = _sent(roots.repeat_interleave(counts), device)
+        roots = [unit.numel**0.5 for unit in units for _ in range(unit.count)]
+        self.roots = _sent(torch.tensor(roots, dtype=wide_dtype(device)), device)
         masks = [unit.mask for unit in units]
         self.mask = None
         if any(mask is not None for mask in masks):
