@@ -155,7 +155,9 @@ def _as_rows(weight: Tensor, dim: int | None) -> Tensor | None:
     """View a tensor as (units, elements), in any order, if each unit lies in memory in one piece."""
     if dim not in (None, 0):
         return None
-    order = sorted(range(weight.ndim), key=lambda k: -weight.stride(k))  # in channels_last the channels are last
+    order = sorted(
+        range(weight.ndim), key=lambda k: -weight.stride(k)
+    )  # in channels_last the channels are last
     ordered = weight.permute(order)
     if not ordered.is_contiguous() or (dim == 0 and order[0] != 0):
         return None

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ctypes
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from normwise.decay import batched
 from normwise.decay.table import Kind, Table
 
 
@@ -63,11 +61,3 @@ def _segment(table: Table, kind: Kind, row: list[int], unit: int, segment: int) 
         return flat[start:stop, 0]
     assert length <= kind.span, "a stand-in for segments that begin within an inner dimension is not needed"
     return flat
-
-
-@pytest.fixture
-def by_table(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Take tensors on the CPU by table, as those on CUDA are."""
-    stand_in = StandIn()
-    monkeypatch.setattr(batched, "kernels_for", lambda _: stand_in)
-    return stand_in

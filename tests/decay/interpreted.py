@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from tests.decay.by_table import StandIn
+from tests.decay.test_tables import DTYPES, units
 
 from normwise.decay import kernels
 from normwise.decay.table import Table
-from tests.decay.by_table import StandIn
-from tests.decay.test_tables import DTYPES, units
 
 
 def compare(dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
@@ -64,7 +64,19 @@ class CountingKernels:
 class Watch(TorchDispatchMode):
     """Counts the operations that launch something, and refuses copies that wait for the device."""
 
-    VIEWS = ("detach", "view", "split", "expand", "slice", "alias", "select", "unsqueeze", "t", "unbind", "empty")
+    VIEWS = (
+        "detach",
+        "view",
+        "split",
+        "expand",
+        "slice",
+        "alias",
+        "select",
+        "unsqueeze",
+        "t",
+        "unbind",
+        "empty",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,3 +204,66 @@ def test_waiting_is_noticed(kernels: CountingKernels) -> None:
         bool(there.any())
     with Watch(), pytest.raises(AssertionError, match="waits for the device"):
         torch.ops.aten._to_copy.default(torch.empty(3), device=there.device)
+
+
+# -- CUDA graphs: optimizers with capturable=True -----------------------------------------------------------
+
+
+@each_rule
+@pytest.mark.usefixtures("cuda")
+def test_a_step_of_a_capturable_optimizer_waits_nowhere(rule: Rule, kernels: CountingKernels) -> None:
+    if isinstance(rule, nw.Sphere) and rule.radius is None:
+        return  # looks at the norms when it is attached, before a capture
+    params = [nn.Parameter(torch.empty(4, 70 + k, device="cuda")) for k in range(3)]
+    optimizer = Adam(params, lr=0.1, capturable=True, foreach=False)
+    optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
+    nw.Decay(optimizer, rule, params, clock="lr^2/max_lr")
+    for param in params:
+        param.grad = torch.empty_like(param)
+    optimizer.step()
+    with Watch():
+        optimizer.step()
+    assert kernels.launches > 0
+
+
+def test_the_peak_rate_stays_where_a_graph_reads_it() -> None:
+    param, rate = nn.Parameter(torch.ones(2, 3)), torch.tensor(0.5)
+    optimizer = SGD([param], lr=rate)
+    decay = nw.Decay(optimizer, nw.L2(0.1), param, clock="lr^2/max_lr")
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    (peak,) = decay._clock.max_lr
+    assert isinstance(peak, Tensor)
+    place = peak.data_ptr()
+    for value in (0.1, 0.7, 0.2):
+        rate.fill_(value)
+        optimizer.step()
+    (peak,) = decay._clock.max_lr
+    assert isinstance(peak, Tensor)
+    assert peak.data_ptr() == place
+    assert peak.item() == pytest.approx(0.7)
+
+
+def test_loading_does_not_lend_the_peak_rate_to_the_state() -> None:
+    param = nn.Parameter(torch.ones(2, 3))
+    optimizer = SGD([param], lr=torch.tensor(0.5))
+    decay = nw.Decay(optimizer, nw.L2(0.1), param, clock="lr^2/max_lr")
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    saved = decay.state_dict()
+    decay.load_state_dict(saved)
+    optimizer.param_groups[0]["lr"].fill_(2.0)
+    optimizer.step()
+    assert saved["max_lr"][0].item() == 0.5
+
+
+def test_a_graph_cannot_ask_for_a_scheduled_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = nn.Parameter(torch.ones(2, 3))
+    optimizer = SGD([param], lr=0.1)
+    nw.Decay(optimizer, nw.L2(lambda step: 0.1), param)
+    param.grad = torch.zeros_like(param)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="a CUDA graph cannot call"):
+        optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(2, 3))

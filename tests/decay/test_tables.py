@@ -7,11 +7,11 @@ installed, test_kernels.py runs the kernels themselves in its interpreter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tests.decay.by_table import StandIn
 from torch import nn
 from torch.optim import SGD
 
@@ -19,9 +19,6 @@ import normwise as nw
 from normwise.decay import batched
 from normwise.decay.rules import Rule
 from normwise.decay.table import KINDS, Table
-from tests.decay.by_table import StandIn, by_table
-
-__all__ = ["by_table"]
 
 RULES: list[Rule] = [
     nw.L2(0.3),
@@ -76,7 +73,9 @@ def off(mine: list[nw.Unit], others: list[nw.Unit]) -> float:
     """The largest difference in units in the last place of a unit's norm."""
     worst = 0.0
     for unit, other in zip(mine, others, strict=True):
-        gaps = [p.detach().double() - q.detach().double() for p, q in zip(unit.params, other.params, strict=True)]
+        gaps = [
+            p.detach().double() - q.detach().double() for p, q in zip(unit.params, other.params, strict=True)
+        ]
         eps = torch.finfo(unit.params[0].dtype).eps
         worst = max(worst, float((nw.Unit(gaps, unit.dim).norms() / other.norms() / eps).max()))
     return worst
@@ -163,7 +162,9 @@ def test_a_joint_unit_is_left_to_itself_where_its_tensors_differ(by_table: Stand
 
 
 def test_zero_units_and_norms_that_are_not_finite(by_table: StandIn) -> None:
-    weight = nn.Parameter(torch.tensor([[0.0, 0.0], [3.0, 4.0], [torch.inf, 1.0], [torch.nan, 1.0], [3e30, 4e30]]))
+    weight = nn.Parameter(
+        torch.tensor([[0.0, 0.0], [3.0, 4.0], [torch.inf, 1.0], [torch.nan, 1.0], [3e30, 4e30]])
+    )
     stepped([nw.Unit(weight)], nw.Sphere(1.0))
     assert torch.equal(weight.detach()[:3], torch.tensor([[0.0, 0.0], [0.6, 0.8], [torch.inf, 1.0]]))
     assert torch.equal(weight.detach()[3].isnan(), torch.tensor([True, False]))

@@ -118,9 +118,13 @@ class Table:
         for unit in units:
             stored = [stored_as(param, unit.dim) for param in unit.params]
             kinds = [_kind(*shape) for shape in stored]
-            cut = [-(-outer * inner // kind.span) for (outer, _, inner), kind in zip(stored, kinds, strict=True)]
+            cut = [
+                -(-outer * inner // kind.span) for (outer, _, inner), kind in zip(stored, kinds, strict=True)
+            ]
             first = self.segments
-            for param, (outer, count, inner), kind, pieces in zip(unit.params, stored, kinds, cut, strict=True):
+            for param, (outer, count, inner), kind, pieces in zip(
+                unit.params, stored, kinds, cut, strict=True
+            ):
                 row = [param.data_ptr(), count, inner, outer * inner, self.count, first, sum(cut)]
                 firsts = range(0, count, kind.units)
                 work.setdefault(kind, []).extend((len(rows), u, s) for u in firsts for s in range(pieces))
@@ -130,7 +134,9 @@ class Table:
             self.segments += unit.count * sum(cut)
             lengths += [sum(cut)] * unit.count
         self.tensors = _sent(torch.tensor(rows), device)
-        self.launches = [Launch(kind, _sent(torch.tensor(work[kind]), device)) for kind in KINDS if kind in work]
+        self.launches = [
+            Launch(kind, _sent(torch.tensor(work[kind]), device)) for kind in KINDS if kind in work
+        ]
         self.lengths = None if max(lengths) == 1 else _sent(torch.tensor(lengths), device)
         roots = [unit.numel**0.5 for unit in units for _ in range(unit.count)]
         self.roots = _sent(torch.tensor(roots, dtype=wide_dtype(device)), device)
