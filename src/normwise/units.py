@@ -20,8 +20,8 @@ __all__ = ["Unit", "check_dim", "joined_norms", "row_norms", "wide_dtype"]
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e15
 # A norm in another type than the tensor's copies it: so many elements at a time (more where launches cost).
 _COPIED_NUMEL, _COPIED_NUMEL_ELSEWHERE = 2**20, 2**24
-# So many squares are summed before rounding adds up: of neighbours in memory, of which torch keeps several sums
-# beside each other, and across memory, of which it keeps one.
+# So many squares are summed before rounding adds up: of neighbours in memory, of which torch keeps several
+# sums beside each other, and across memory, of which it keeps one.
 _SUMMED, _SUMMED_ACROSS = 2**13, 2**10
 
 
@@ -156,7 +156,7 @@ def _as_rows(weight: Tensor, dim: int | None) -> Tensor | None:
     if dim not in (None, 0):
         return None
     order = sorted(
-        range(weight.ndim), key=lambda k: -weight.stride(k)
+        range(weight.ndim), key=lambda k: -weight.stride()[k]
     )  # in channels_last the channels are last
     ordered = weight.permute(order)
     if not ordered.is_contiguous() or (dim == 0 and order[0] != 0):

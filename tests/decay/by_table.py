@@ -49,7 +49,7 @@ class StandIn:
 
 
 def _segment(table: Table, kind: Kind, row: list[int], unit: int, segment: int) -> Tensor:
-    """View one segment of a unit in the memory where it lies; where it is not contiguous it is one segment."""
+    """View one segment of a unit in the memory where it lies; if not contiguous it is one segment."""
     address, count, inner, length = row[:4]
     size = torch.empty((), dtype=table.dtype).element_size()
     memory = (ctypes.c_char * (count * length * size)).from_address(address)

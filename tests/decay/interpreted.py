@@ -11,7 +11,7 @@ from normwise.decay.table import Table
 
 
 def compare(dtype: torch.dtype) -> None:
-    """Squares within 8 ULP of float64; products to the bit, but in bfloat16, which the interpreter truncates."""
+    """Squares within 8 ULP of float64; products to the bit (the interpreter truncates bfloat16)."""
     its = units(dtype)
     table = Table(its)
     torch.testing.assert_close(kernels.squares(table), StandIn().squares(table), rtol=8 * 2**-52, atol=0)

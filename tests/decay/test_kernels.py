@@ -1,4 +1,4 @@
-"""The kernels for CUDA themselves, run by Triton's interpreter on the CPU; skipped where Triton is missing."""
+"""The kernels for CUDA themselves, run by Triton's interpreter; skipped where Triton is missing."""
 
 from __future__ import annotations
 

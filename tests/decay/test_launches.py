@@ -1,9 +1,8 @@
-"""On CUDA: few launches for all parameters, and nothing that waits. Run on tensors that only seem to be there.
+"""On CUDA: few launches for all parameters, and nothing that waits. Run on tensors that seem to be there.
 
-Fake tensors take the very branches that tensors on CUDA take. They have no values, so reading one raises; and a
-mode counts the operations, each of which is a launch, and refuses copies that wait. The kernels that need Triton
-are replaced by a stand-in that counts their launches. What no GPU has run is not measured: the number of
-operations is.
+Fake tensors take the very branches that tensors on CUDA take. They have no values, so reading one raises; and
+a mode counts the operations, each a launch at least, and refuses copies that wait. The kernels that need
+Triton are replaced by a stand-in that counts their launches. Nothing here has run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which parameters are shrunk together: in one call of torch, or by kernels that read a table of all units."""
+"""Which parameters are shrunk together: in one call of torch, or by kernels that read a table."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def kernels_for(device_type: str) -> Kernels | None:
     """Return the kernels for tables on a type of device, or None where there are none.
 
     They are there on CUDA with Triton, which comes with torch (but not on Windows). Without them every
-    parameter is shrunk by launches of its own. On a CPU a launch costs next to nothing, and torch's own kernels
-    are faster.
+    parameter is shrunk by launches of its own. On a CPU a launch costs next to nothing, and torch's own
+    kernels are faster.
     """
     if device_type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
@@ -52,8 +52,8 @@ class Tables:
         """Return the batches for which there is a table, and what is left to be taken by itself.
 
         A batch is of one group, device and type, and its norms need what lies on other ranks, or do not. It
-        holds each of its Units once, with its first parameter. Left are Units on devices without kernels, with
-        memory that has gaps, and joint ones whose tensors are not all of one batch.
+        holds each of its Units once, with its first parameter. Left are Units on devices without kernels,
+        with memory that has gaps, and joint ones whose tensors are not all of one batch.
         """
         by_unit: dict[int, list[Live]] = {}
         for one in live:

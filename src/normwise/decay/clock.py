@@ -73,7 +73,7 @@ class Clock:
 
 
 def _larger(peak: float | Tensor, rate: float | Tensor) -> float | Tensor:
-    """Return the larger of the two, in the memory of the peak where it can be: a CUDA graph reads it there."""
+    """Return the larger of the two, in the memory of the peak if it has one: a CUDA graph reads it there."""
     if not isinstance(peak, Tensor) and not isinstance(rate, Tensor):
         return max(peak, rate)
     if not isinstance(peak, Tensor):

@@ -159,8 +159,8 @@ class Decay:
             )
         if self.rule.scheduled and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA graph "
-                "cannot call: give a number, or schedule the learning rate, as a tensor"
+                f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA "
+                "graph cannot call: give a number, or schedule the learning rate, as a tensor"
             )
         self._in_step = True
         if self.mode == "flow":

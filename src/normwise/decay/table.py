@@ -1,7 +1,7 @@
 """The units of many tensors as one table, so that a kernel can take all of them in a single launch.
 
-On an accelerator a launch costs about as much as a pass over a small weight, and torch has no kernel that takes
-the norms of rows, or multiplies rows, of several tensors at once. So the kernels of
+On an accelerator a launch costs about as much as a pass over a small weight, and torch has no kernel that
+takes the norms of rows, or multiplies rows, of several tensors at once. So the kernels of
 :mod:`normwise.decay.kernels` read from this table where each tensor lies and which part of it is theirs.
 """
 
