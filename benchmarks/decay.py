@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.decay_cuda import check_cuda
 from benchmarks.shapes import gpt2_small, resnet50
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import normwise as nw
@@ -180,56 +181,6 @@ def now(device: str) -> float:
         return time.thread_time()
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def check_cuda() -> dict[str, Any]:
-    """Compare every flow on CUDA with float64 on the CPU; forbid synchronisation; count launches."""
-    checks = {}
-    rules = (
-        nw.L2(STRENGTH),
-        nw.AdaptiveWeightShrink(STRENGTH),
-        nw.PowerShrink(STRENGTH, 1.5),
-        nw.EpsilonShiftedL2(STRENGTH),
-        nw.Sphere(),
-    )
-    for rule in rules:
-        worst, launches = 0.0, 0
-        for exponent in (-30, -3, 0, 3, 30):
-            start = [torch.randn(64, 96, dtype=torch.float64).float() * 10.0**exponent for _ in range(50)]
-            ends = [stepped(rule, [s.to(d, t, copy=True) for s in start], d) for d, t in PLACES]
-            launches = ends[0][1]
-            for mine, exact in zip(ends[0][0], ends[1][0], strict=True):
-                norms = exact.norm(dim=1)
-                error = (mine.cpu().double() - exact).norm(dim=1) / norms / torch.finfo(torch.float32).eps
-                worst = max(worst, float(error.max()))
-        assert worst < 8, f"{rule} on CUDA is off by {worst} units in the last place"
-        checks[type(rule).__name__] = {"largest error in ULP": worst, "launches for 50 weights": launches}
-        print(
-            f"{rule} on CUDA: off by {worst:.2f} ULP at most, {launches} launches for 50 weights, no waiting"
-        )
-    return checks
-
-
-PLACES = (("cuda", torch.float32), ("cpu", torch.float64))
-
-
-def stepped(rule: nw.Rule, start: list[Tensor], device: str) -> tuple[list[Tensor], int]:
-    """Return the weights after the rule alone has acted twice, and how many kernels the second launched."""
-    params = [nn.Parameter(value) for value in start]
-    optimizer = SGD(params, lr=0.0, fused=True)
-    nw.Decay(optimizer, rule, params, clock="step")
-    for param in params:
-        param.grad = torch.zeros_like(param)
-    optimizer.step()
-    if device == "cpu":
-        optimizer.step()
-        return [param.detach() for param in params], 0
-    torch.cuda.set_sync_debug_mode("error")  # raises where anything waits for the GPU
-    with torch.profiler.profile() as profile:
-        optimizer.step()
-    torch.cuda.set_sync_debug_mode("default")
-    launches = sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key)
-    return [param.detach() for param in params], launches
 
 
 def machine() -> dict[str, Any]:

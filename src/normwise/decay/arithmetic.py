@@ -106,10 +106,10 @@ def multiply_all(
     ready = []
     for param, factor, unit in zip(params, factors, units, strict=True):
         factor = factor.to(wide)
-        if unit.mask is not None:
-            factor = torch.where(unit.mask, factor, 1.0)
+        if unit.mask is not None:  # torch.where would make a tensor of the number first
+            factor = factor.masked_fill(unit.mask.logical_not(), 1.0)
         if found_inf is not None:
-            factor = torch.where(found_inf.to(param.device) > 0, 1.0, factor)
+            factor = factor.masked_fill(found_inf.to(param.device) > 0, 1.0)
         ready.append(unit.broadcast(factor, param))
     if dtype == wide:
         torch._foreach_mul_(list(params), ready)
@@ -159,7 +159,7 @@ def add_pull(
         pulled, factors = param, strength * _where(_has_direction(magnitudes), rule.rate(magnitudes))
     by_unit = unit.broadcast(factors.to(wide), param)
     if param.device.type != "cpu" or not bool(magnitudes.isfinite().all()):
-        pulled = torch.where(by_unit != 0, pulled, 0.0)  # zero times infinity is not a number
+        pulled = pulled.masked_fill(by_unit == 0, 0.0)  # zero times infinity is not a number
     return torch.addcmul(grad.to(wide), pulled.to(wide), by_unit).to(grad.dtype)
 
 

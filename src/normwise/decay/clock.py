@@ -72,9 +72,14 @@ class Clock:
         return lr * lr / peak if peak > 0 else 0.0
 
 
-def _larger(a: float | Tensor, b: float | Tensor) -> float | Tensor:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        like = b if isinstance(b, Tensor) else a
-        assert isinstance(like, Tensor)
-        return torch.maximum(torch.as_tensor(a).to(like), torch.as_tensor(b).to(like))
-    return max(a, b)
+def _larger(peak: float | Tensor, rate: float | Tensor) -> float | Tensor:
+    """Return the larger of the two, in the memory of the peak if it has one: a CUDA graph reads it there."""
+    if not isinstance(peak, Tensor) and not isinstance(rate, Tensor):
+        return max(peak, rate)
+    if not isinstance(peak, Tensor):
+        assert isinstance(rate, Tensor)
+        peak = torch.full_like(rate, peak)
+    if not isinstance(rate, Tensor):  # not as_tensor(rate).to(device), which would wait for the device
+        rate = torch.full_like(peak, rate)
+    peak = peak.to(rate)  # a peak from a checkpoint may lie elsewhere
+    return torch.maximum(peak, rate, out=peak)

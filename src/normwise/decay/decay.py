@@ -157,6 +157,11 @@ class Decay:
                 'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the step '
                 'begins: call the closure before optimizer.step(), or use mode="flow"'
             )
+        if self.rule.scheduled and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA "
+                "graph cannot call: give a number, or schedule the learning rate, as a tensor"
+            )
         self._in_step = True
         if self.mode == "flow":
             self._shrinking.keep_weights(self.rule)
@@ -250,7 +255,8 @@ class Decay:
         """
         check_state(state_dict, self.state_dict(), len(self.optimizer.param_groups))
         self.steps = state_dict["steps"]
-        self._clock.max_lr = list(state_dict["max_lr"])
+        peaks = state_dict["max_lr"]  # copied, as they are changed in place
+        self._clock.max_lr = [peak.clone() if isinstance(peak, Tensor) else peak for peak in peaks]
         for mine, theirs in zip(self._shrinking.reference, state_dict["reference"], strict=True):
             mine.copy_(theirs)
         for which, one in enumerate(self._pending()):

@@ -36,7 +36,7 @@ def turned(unit: Unit, before: list[Tensor], norms: Tensor, angle: float | Tenso
     for param, start in zip(unit.params, before, strict=True):
         start = start.to(torch.promote_types(start.dtype, torch.float32))
         update = param.detach() - start
-        ray = start.div_(unit.broadcast(torch.where(lengths > 0, lengths, 1.0).to(start), start))
+        ray = start.div_(unit.broadcast(lengths.masked_fill(~(lengths > 0), 1.0).to(start), start))
         along += _sums(ray * update, unit)
         rays.append(ray)
         tangents.append(update)
@@ -47,12 +47,12 @@ def turned(unit: Unit, before: list[Tensor], norms: Tensor, angle: float | Tenso
     rounding = 4 * max(torch.finfo(param.dtype).eps for param in unit.params)
     turns = arcs > rounding * torch.maximum(lengths, steps)  # what is shorter has no direction to trust
     full = angle.to(arcs).expand_as(arcs) if isinstance(angle, Tensor) else torch.full_like(arcs, angle)
-    cosine, sine = torch.where(turns, full.cos(), 1.0), torch.where(turns, full.sin(), 0.0)
+    cosine, sine = full.cos().masked_fill(~turns, 1.0), full.sin().masked_fill(~turns, 0.0)
     had_direction = (lengths > 0) & lengths.isfinite() & arcs.isfinite()
     results = []
     for param, ray, tangent in zip(unit.params, rays, tangents, strict=True):
         ray.mul_(unit.broadcast((norms * cosine).to(ray), ray))
-        ray.addcmul_(tangent, unit.broadcast((norms * sine / torch.where(turns, arcs, 1.0)).to(ray), ray))
+        ray.addcmul_(tangent, unit.broadcast((norms * sine / arcs.masked_fill(~turns, 1.0)).to(ray), ray))
         results.append(torch.where(unit.broadcast(had_direction, ray), ray.to(param.dtype), param.detach()))
     return results
 

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay.arithmetic import explicit_factors, flow_factors, multiply, multiply_all
+from normwise.decay.batched import Tables, multiply_table, table_norms
 from normwise.decay.checks import name_of
 from normwise.decay.clock import Clock
 from normwise.decay.compensation import Compensation
 from normwise.decay.live import Live, batches, magnitudes, magnitudes_of, summed_norms
 from normwise.decay.rotation import turned
 from normwise.decay.rules import Rule, Sphere
+from normwise.decay.table import Table
 from normwise.sharding import dealt_meshes, is_summed, local_of, take, together, whole_norms
 from normwise.units import Unit, joined_norms, wide_dtype
 
@@ -54,6 +56,7 @@ class Shrinking:
         self.reference: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
         self._dealt = dealt_meshes(parts)
+        self._tables = Tables()
 
     def refer_to_present_norms(self) -> None:
         """Keep the magnitudes as they are now, for a Sphere without a radius."""
@@ -90,19 +93,59 @@ class Shrinking:
         if isinstance(rule, Sphere) and rule.rotate:
             self._turn(rule, live, times)
             return
-        if rule.constant_rate is not None:  # one factor for all: no norm is needed
-            ratios = {group: rule.flow(_one_beside(time), time) for group, time in times.items()}
-            for one in live:
-                self._multiply(one, ratios[one.group])
+        if rule.constant_rate is not None:
+            self._shrink_alike(rule, live, times)
             return
         summed = summed_norms(self.parts)
-        cut = [one for one in live if len(one.unit.params) == 1 and self.compensation is None]
+        tabled, left = self._tables.sort(live) if self.compensation is None else ({}, live)
+        for key, batch in tabled.items():
+            self._shrink_table(self._tables.of(key, batch), rule, batch, times[batch[0].group], summed)
+        cut = [one for one in left if len(one.unit.params) == 1 and self.compensation is None]
         for batch in batches(cut, self.measure):
             self._shrink_batch(rule, batch, times[batch[0].group], summed)
-        whole = [one for one in live if len(one.unit.params) > 1 or self.compensation is not None]
+        whole = [one for one in left if len(one.unit.params) > 1 or self.compensation is not None]
         seen = self._magnitudes(whole, summed)  # before the first of a joint unit is changed
         for one, magnitude in zip(whole, seen, strict=True):
             self._multiply(one, flow_factors(self._bound(rule, one), magnitude, times[one.group]))
+
+    def _shrink_alike(self, rule: Rule, live: list[Live], times: dict[int, float | Tensor]) -> None:
+        """Multiply all units of a group by the same factor, for which no norm is needed."""
+        ratios = {group: rule.flow(_one_beside(time), time) for group, time in times.items()}
+        found_inf = self._found_inf()
+        if self.compensation is None and found_inf is None:
+            alike: dict[object, list[Live]] = {}
+            for one in live:
+                if one.unit.mask is None and ratios[one.group].device.type == "cpu":
+                    alike.setdefault((one.group, one.param.device, one.param.dtype), []).append(one)
+            for batch in alike.values():
+                torch._foreach_mul_([one.param for one in batch], ratios[batch[0].group].item())
+            done = {id(one.param) for batch in alike.values() for one in batch}
+            live = [one for one in live if id(one.param) not in done]
+        tabled, left = self._tables.sort(live) if self.compensation is None else ({}, live)
+        for key, batch in tabled.items():
+            table, ratio = self._tables.of(key, batch), ratios[batch[0].group]
+            factors = torch.ones_like(table.roots)
+            factors.mul_(ratio.item() if ratio.device.type == "cpu" else ratio)
+            multiply_table(table, factors, found_inf)
+        for one in left:
+            self._multiply(one, ratios[one.group])
+
+    def _shrink_table(
+        self,
+        table: Table,
+        rule: Rule,
+        batch: list[Live],
+        time: float | Tensor,
+        summed: dict[int, Tensor],
+    ) -> None:
+        if is_summed(batch[0].unit):
+            norms = torch.cat([take(one.unit, summed[one.which]) for one in batch])
+        else:
+            norms = table_norms(table)
+        factors = flow_factors(
+            self._bound_to_all(rule, batch), norms / table.roots if self.measure == "rms" else norms, time
+        )
+        multiply_table(table, factors, self._found_inf())
 
     def _shrink_batch(
         self, rule: Rule, batch: list[Live], time: float | Tensor, summed: dict[int, Tensor]
@@ -114,8 +157,7 @@ class Shrinking:
             norms, regular = torch.cat([take(one.unit, summed[one.which]) for one in batch]), False
         else:
             norms, regular = joined_norms([one.param for one in batch], unit.dim)
-        if self.reference:
-            rule = rule.bound_to(torch.cat([take(one.unit, self.reference[one.which]) for one in batch]))
+        rule = self._bound_to_all(rule, batch)
         factors = flow_factors(rule, magnitudes(norms, unit, self.measure), time, regular)
         split = factors.split([one.unit.count for one in batch])
         multiply_all([one.param for one in batch], split, [one.unit for one in batch], self._found_inf())
@@ -153,6 +195,11 @@ class Shrinking:
 
     def _bound(self, rule: Rule, one: Live) -> Rule:
         return rule.bound_to(take(one.unit, self.reference[one.which])) if self.reference else rule
+
+    def _bound_to_all(self, rule: Rule, batch: list[Live]) -> Rule:
+        if not self.reference:
+            return rule
+        return rule.bound_to(torch.cat([take(one.unit, self.reference[one.which]) for one in batch]))
 
     def _multiply(self, one: Live, factor: float | Tensor) -> None:
         if self.compensation is not None:
