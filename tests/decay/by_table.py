@@ -7,12 +7,23 @@ theirs: squares in float64, products rounded once.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from normwise.decay import batched
 from normwise.decay.table import Kind, Table
+
+
+def use_kernels(monkeypatch: pytest.MonkeyPatch, kernels_for: Callable[[str], Any]) -> None:
+    """Have every Decay from now on take what it can by table, with these kernels."""
+    original = batched.Tables.__init__
+    monkeypatch.setattr(batched, "kernels_for", kernels_for)
+    monkeypatch.setattr(batched.Tables, "__init__", lambda self, fused: original(self, True))
 
 
 class StandIn:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.decay.by_table import StandIn
-
-from normwise.decay import batched
+from tests.decay.by_table import StandIn, use_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -18,5 +16,5 @@ def _seed() -> None:
 def by_table(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Take tensors on the CPU by table, as those on CUDA are."""
     stand_in = StandIn()
-    monkeypatch.setattr(batched, "kernels_for", lambda _: stand_in)
+    use_kernels(monkeypatch, lambda _: stand_in)
     return stand_in

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tests.decay.by_table import use_kernels
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
-from normwise.decay import batched, table
+from normwise.decay import table
 from normwise.decay.clock import CLOCKS
 from normwise.decay.rules import Rule
 from normwise.decay.table import Table
@@ -120,7 +121,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> CountingKernels:
     counting = CountingKernels()
-    monkeypatch.setattr(batched, "kernels_for", lambda device: counting if device == "cuda" else None)
+    use_kernels(monkeypatch, lambda device: counting if device == "cuda" else None)
     return counting
 
 

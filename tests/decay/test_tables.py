@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.decay.by_table import StandIn
+from tests.decay.by_table import StandIn, use_kernels
 from torch import nn
 from torch.optim import SGD
 
 import normwise as nw
-from normwise.decay import batched
 from normwise.decay.rules import Rule
 from normwise.decay.table import KINDS, Table
 
@@ -93,7 +92,7 @@ def test_by_table_is_one_after_the_other(
     together = copy.deepcopy(one_by_one)
     stepped(one_by_one, rule, measure=measure)
     stand_in = StandIn()
-    monkeypatch.setattr(batched, "kernels_for", lambda _: stand_in)
+    use_kernels(monkeypatch, lambda _: stand_in)
     stepped(together, rule, measure=measure)
     assert stand_in.launches > 0
     assert off(together, one_by_one) <= 8
@@ -105,7 +104,7 @@ def test_the_same_factors_give_the_same_bits(dtype: torch.dtype, monkeypatch: py
     one_by_one = units(dtype)
     together = copy.deepcopy(one_by_one)
     stepped(one_by_one, nw.L2(0.3), steps=3)
-    monkeypatch.setattr(batched, "kernels_for", lambda _: StandIn())
+    use_kernels(monkeypatch, lambda _: StandIn())
     stepped(together, nw.L2(0.3), steps=3)
     for unit, other in zip(together, one_by_one, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(unit.params, other.params, strict=True))

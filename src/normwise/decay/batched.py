@@ -13,8 +13,9 @@ from torch import Tensor
 from normwise.decay.live import Live
 from normwise.decay.table import Table, fits
 from normwise.sharding import is_summed
+from normwise.units import Unit
 
-__all__ = ["Kernels", "Tables", "kernels_for", "multiply_table", "table_norms"]
+__all__ = ["Kernels", "Tables", "check_fused", "kernels_for", "multiply_table", "table_norms"]
 
 
 class Kernels(Protocol):
@@ -33,19 +34,38 @@ class Kernels(Protocol):
 def kernels_for(device_type: str) -> Kernels | None:
     """Return the kernels for tables on a type of device, or None where there are none.
 
-    They are there on CUDA with Triton, which comes with torch (but not on Windows). Without them every
-    parameter is shrunk by launches of its own. On a CPU a launch costs next to nothing, and torch's own
-    kernels are faster.
+    They are there on CUDA with Triton, which comes with torch (but not on Windows). On a CPU a launch costs
+    next to nothing, and torch's own kernels are faster.
     """
     if device_type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
     return importlib.import_module("normwise.decay.kernels")
 
 
-class Tables:
-    """The tables of a Decay, each made once and again only when its tensors have changed or moved."""
+def check_fused(fused: bool, mode: str, units: Sequence[Unit]) -> None:
+    """Raise an error where the kernels are asked for and cannot be had."""
+    if not isinstance(fused, bool):
+        raise TypeError(f"fused must be True or False, not {fused!r}")
+    if fused and mode != "flow":
+        raise ValueError(f'fused=True does not go with mode={mode!r}: use mode="flow", or leave fused out')
+    devices = {param.device.type for unit in units for param in unit.params} if fused else set()
+    without = sorted(device for device in devices if kernels_for(device) is None)
+    if without:
+        raise ValueError(
+            f"fused=True needs Triton and parameters on CUDA, and there are parameters on {without[0]}"
+            f"{' but no Triton' if without[0] == 'cuda' else ''}: leave fused out"
+        )
 
-    def __init__(self) -> None:
+
+class Tables:
+    """The tables of a Decay, each made once and again only when its tensors have changed or moved.
+
+    Args:
+        fused: Whether there are to be any.
+    """
+
+    def __init__(self, fused: bool) -> None:
+        self._fused = fused
         self._made: dict[Any, tuple[Any, Table]] = {}
 
     def sort(self, live: Sequence[Live]) -> tuple[dict[Any, list[Live]], list[Live]]:
@@ -55,6 +75,8 @@ class Tables:
         holds each of its Units once, with its first parameter. Left are Units on devices without kernels,
         with memory that has gaps, and joint ones whose tensors are not all of one batch.
         """
+        if not self._fused:
+            return {}, list(live)
         by_unit: dict[int, list[Live]] = {}
         for one in live:
             by_unit.setdefault(one.which, []).append(one)

@@ -33,6 +33,7 @@ class Shrinking:
         clock: How much time passes.
         measure: The magnitude that the rule sees.
         compensation: Where decay too small to be seen is kept, or None.
+        fused: Whether the units of all parameters are taken at once where there are kernels for it.
 
     Attributes:
         reference: For a Sphere without a radius, the magnitudes of each Unit when it was attached.
@@ -46,6 +47,7 @@ class Shrinking:
         clock: Clock,
         measure: str,
         compensation: Compensation | None,
+        fused: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.units = units
@@ -56,7 +58,7 @@ class Shrinking:
         self.reference: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
         self._dealt = dealt_meshes(parts)
-        self._tables = Tables()
+        self._tables = Tables(fused)
 
     def refer_to_present_norms(self) -> None:
         """Keep the magnitudes as they are now, for a Sphere without a radius."""

@@ -84,7 +84,7 @@ class Budget:
             name=name,
             members=members[:1] if quick else members,
             seeds=tuple(range(seeds or (3 if quick else 5))),
-            tuning_seeds=tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + (1 if quick else 2))),
+            tuning_seeds=(FIRST_TUNING_SEED,),
             training=training,
             small=replace(training, train_size=training.train_size // 2),
             replaying=replaying,

@@ -108,7 +108,7 @@ class Coefficient(Claim):
         return {m: times(base, m) for m in MULTIPLES}
 
     def _map_seeds(self, budget: Budget) -> tuple[int, ...]:
-        return budget.seeds[: 2 if budget.full else 1]
+        return budget.seeds[:1]
 
     def _map(self, budget: Budget, arm: str) -> dict[tuple[float, float], TrainSettings]:
         """Return the settings by learning rate and multiple."""

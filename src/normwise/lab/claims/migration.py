@@ -55,7 +55,7 @@ class Migration(Claim):
         "layers (text: groups of matrices) that a run of the recipe with another seed had half-way: that is "
         "what someone who migrates knows, from a checkpoint, while the equilibrium norm of the theory needs "
         "the size of gradients; and it lies where the learning rate is half of the largest. As a control, no "
-        "decay. Pilots, of the time of a run only, had seeds from 5000 on; the GPT itself is that of the claim "
+        "decay. Pilots, of the time of a run only, had seeds from 5000 on; the GPT is that of the claim "
         "what-to-decay, whose pilots chose its initialisation and length."
     )
     statistic = (
