@@ -9,7 +9,7 @@ from tests.lab.made_up_runs import BUDGET, Summary, finished, judge
 
 from normwise.lab.arms import ARMS, AWS, L2, NONE, with_arm
 from normwise.lab.claims import all_claims, claims_named
-from normwise.lab.claims.claim import BUDGETS, Budget, Claim
+from normwise.lab.claims.claim import BUDGETS, Budget, Claim, Finding, Table
 from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
 from normwise.lab.claims.initialization import Initialization
 from normwise.lab.claims.under_fitting import UnderFitting
@@ -167,3 +167,10 @@ def test_budgets_that_are_not_possible_are_refused() -> None:
         Budget.of("endless", "digits", "f")
     with pytest.raises(ValueError, match="--seeds 1 is not possible"):
         Budget.of("quick", "digits", "f", seeds=1)
+
+
+def test_findings_have_no_number_that_json_has_not() -> None:
+    finding = Finding("partly", "", {"a": float("nan")}, [], [Table("", ["x"], [[float("inf"), 1.0]])])
+    plain = finding.as_dict()
+    assert plain["statistics"] == {"a": None}
+    assert plain["tables"][0]["rows"] == [[None, 1.0]]

@@ -227,10 +227,18 @@ def test_it_says_how_to_repeat_a_claim_and_gives_every_number(tmp_path: Path) ->
 
 def test_a_comparison_is_shown_where_there_is_one(tmp_path: Path) -> None:
     assert "Compared with the reference" not in _html(_claim(), tmp_path)
-    rows = [{"statistic": NASTY, "here": 0.12, "reference": "0.1 [0, 0.2]", "agrees": False}]
-    html = _html(_claim(), tmp_path, comparison={"made-up": rows})
+    far, near = ({"mean": m, "low": m - 0.1, "high": m + 0.1, "n": 3} for m in (2.0, 0.5))
+    rows = [
+        {"statistic": NASTY, "here": far, "reference": near, "inside": False, "agrees": False},
+        {"statistic": "b", "here": near, "reference": near, "inside": True, "agrees": True},
+    ]
+    verdicts = {"here": "partly", "reference": "reproduced"}
+    found = {"verdict": verdicts, "compared": 40, "outside": 1, "rows": rows}
+    html = _html(_claim(), tmp_path, comparison={"claims": {"made-up": found}})
     assert "Compared with the reference" in html
-    assert "<td>0.12</td><td>0.1 [0, 0.2]</td><td>no</td>" in html
+    assert "Of 40 statistics that both have, 1 are outside" in html
+    assert html.count("<td>0.5 [0.4, 0.6]</td><td>yes</td>") == 1
+    assert "<td>2 [1.9, 2.1]</td>" in html
 
 
 def test_results_of_earlier_versions_can_be_shown(tmp_path: Path) -> None:

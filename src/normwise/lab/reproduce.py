@@ -102,7 +102,7 @@ def reproduce(
         results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
     results["seconds"] = round(time.perf_counter() - begin, 1)
     results["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out / "results.json", _json(results))
     write_report(results, out / "report.html")
     return results
 
@@ -168,13 +168,23 @@ def rebuild_report(out: Path) -> Path:
 def _judged(claim: Claim, budget: Budget, runs: Runs) -> dict[str, Any]:
     needed = [*claim.runs(budget), *claim.second_runs(budget, runs)]
     identities = list(dict.fromkeys(settings.identity for settings in needed))
-    failures = sum(runs.status(identity) != "finished" for identity in identities)
+    ends = {identity: runs.status(identity) for identity in identities}
+    failed = {identity: end for identity, end in ends.items() if end != "finished"}
     return {
         **claim.texts(),
         "order": claim.order,
         **claim.judge(budget, runs).as_dict(),
-        "runs": {"count": len(identities), "not_finished": failures, "identities": identities},
+        "runs": {
+            "count": len(identities),
+            "not_finished": len(failed),
+            "failed": failed,
+            "identities": identities,
+        },
     }
+
+
+def _json(results: Results) -> str:
+    return json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _environment() -> dict[str, str]:
@@ -183,4 +193,15 @@ def _environment() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
     }
+
+
+def _processor() -> str:
+    """Return the name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

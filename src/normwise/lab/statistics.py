@@ -79,9 +79,11 @@ class Equivalence(NamedTuple):
         return self.difference.low > -self.margin and self.difference.high < self.margin
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        difference, power = self.difference.as_dict(), None if math.isnan(self.power) else self.power
-        return {"difference_90": difference, "margin": self.margin, "power": power, "shown": self.shown}
+        """Return plain values; the ends are named apart from those of a 95 % interval."""
+        known = self.difference.as_dict()
+        difference = {"mean": known["mean"], "low_90": known["low"], "high_90": known["high"]}
+        power = None if math.isnan(self.power) else self.power
+        return {"difference": difference, "margin": self.margin, "power": power, "shown": self.shown}
 
 
 def equivalence(first: Sequence[float | None], second: Sequence[float | None], margin: float) -> Equivalence:

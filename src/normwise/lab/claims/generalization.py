@@ -188,11 +188,11 @@ def _answer(statistics: dict[str, Any], budget: Budget) -> str:
     parts = []
     for member in budget.members:
         found = statistics[member]["sphere_minus_L2"]
-        difference, control = found["difference_90"], statistics[member]["control_minus_L2"]["difference_90"]
+        difference, control = found["difference"], statistics[member]["control_minus_L2"]["difference"]
         parts.append(
             f"with {member.replace('_', ' ')} {difference['mean']:+.2f} points "
-            f"[{difference['low']:+.2f}, {difference['high']:+.2f}], where other effective learning rates "
-            f"cost {-control['mean']:.1f}"
+            f"[{difference['low_90']:+.2f}, {difference['high_90']:+.2f}], where other effective learning "
+            f"rates cost {-control['mean']:.1f}"
         )
     replays = "answer every test image alike" if differ == 0 else f"differ on up to {differ} test images"
     return (

@@ -29,9 +29,7 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
 
     Args:
         results: What is in ``results.json``. Two parts need not be there:
-            ``results["comparison"]``, what a comparison with earlier results gave: for each claim's
-            identifier a list of ``{"statistic": str, "here": number or text, "reference": number or text,
-            "agrees": bool}``;
+            ``results["comparison"]``, what :func:`normwise.lab.compare.compare` returned;
             ``claim["runs"]["failed"]``, how each run that did not finish ended, by its identity.
         path: Of the page; it is written over.
 
@@ -102,11 +100,33 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
         ],
         "numbers": list(_numbers(claim["statistics"])),
         "failed": claim["runs"].get("failed", {}),
-        "comparison": [
-            [one["statistic"], *(_text(one[part]) for part in ("here", "reference", "agrees"))]
-            for one in results.get("comparison", {}).get(name, [])
-        ],
+        "comparison": _comparison(results.get("comparison", {}).get("claims", {}).get(name)),
         "command": _command(name, claim["protocol"]),
+    }
+
+
+def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return how a claim compares with the reference: a sentence, and a row for each number that stands "
+    "out.
+    """
+    if found is None:
+        return None
+    differ = sum(not row["agrees"] for row in found["rows"])
+    verdicts = found["verdict"]
+    return {
+        "sentence": f"The verdict is “{verdicts['here']}” here and “{verdicts['reference']}” in the "
+        f"reference. Of {found['compared']} statistics that both have, {found['outside']} are outside the 95 "
+        f"% interval of their difference, where chance alone would put about {found['compared'] / 20:.0f}; "
+        f"{differ} differ after Holm's correction.",
+        "rows": [
+            [
+                row["statistic"].replace("_", " "),
+                *(_interval(row[part]) for part in ("here", "reference")),
+                "no" if row["agrees"] else "yes",
+            ]
+            for row in found["rows"]
+            if not (row["agrees"] and row["inside"])
+        ],
     }
 
 
@@ -142,9 +162,7 @@ def _figure(plot: dict[str, Any], identifier: str, seeds: list[int]) -> dict[str
 def _numbers(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Yield every number of the statistics with its name; a mean with its interval is one of them."""
     if isinstance(value, dict) and {"mean", "low", "high", "n"} <= set(value):
-        ends = ("–" if value[end] is None else number(value[end]) for end in ("low", "high"))
-        mean = "–" if value["mean"] is None else number(value["mean"])
-        yield " · ".join(names), f"{mean} [{', '.join(ends)}], n = {value['n']}"
+        yield " · ".join(names), f"{_interval(value)}, n = {value['n']}"
     elif isinstance(value, dict):
         for name, part in value.items():
             yield from _numbers(part, (*names, str(name).replace("_", " ")))
@@ -153,6 +171,13 @@ def _numbers(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, str
             yield from _numbers(part, (*names, str(k + 1)))
     else:
         yield " · ".join(names), _text(value)
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    mean, low, high = (
+        "–" if estimate[part] is None else number(estimate[part]) for part in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}]"
 
 
 def _text(value: Any) -> str:
