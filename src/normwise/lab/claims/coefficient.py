@@ -15,7 +15,7 @@ from normwise.lab.tuning import chosen
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-5, 6))  # five decades
 RATES = {"quick": (0.025, 0.1, 0.4), "full": (0.00625, 0.025, 0.1, 0.4, 1.6)}
 MAP_MULTIPLES = {
-    "quick": tuple(10.0**k for k in range(-2, 3)),
+    "quick": (0.01, 1.0, 100.0),
     "full": tuple(10 ** (k / 2) for k in range(-4, 5)),
 }
 NEAR = 2.0  # points from the best
@@ -161,7 +161,7 @@ class Coefficient(Claim):
 
 
 def _seeds(budget: Budget, member: str) -> tuple[int, ...]:
-    """Of members but the first three seeds: a sweep is long."""
+    """Five, of members but the first and in the quick budget three: a sweep is long."""
     return budget.seeds if member == budget.members[0] else budget.seeds[:3]
 
 

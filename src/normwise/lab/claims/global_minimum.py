@@ -165,8 +165,8 @@ def _members(budget: Budget) -> tuple[str, ...]:
 
 
 def _few(budget: Budget) -> tuple[int, ...]:
-    """Two seeds, in the full budget three: there is little that varies."""
-    return budget.seeds[: 3 if budget.full else 2]
+    """One seed, in the full budget three: there is little that varies."""
+    return budget.seeds[: 3 if budget.full else 1]
 
 
 def _least_at(seed: dict[str, Any]) -> float:

@@ -106,9 +106,7 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
 
 
 def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return how a claim compares with the reference: a sentence, and a row for each number that stands "
-    "out.
-    """
+    """Return how a claim compares with the reference: a sentence, and a row for what stands out."""
     if found is None:
         return None
     differ = sum(not row["agrees"] for row in found["rows"])
