@@ -40,8 +40,8 @@ def normalize(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
         return exact_forward(weight, gain, formula)
     # May Python look at values at no cost? On a CPU and with nothing recording operations.
     if (
-        weight.is_cpu
-        and type(weight) in _PLAIN
+        type(weight) in _PLAIN
+        and weight.is_cpu
         and not formula.eps
         and weight.numel()
         and not torch._C._len_torch_dispatch_stack()
@@ -62,28 +62,27 @@ def is_transformed() -> bool:
 # ----------------------------------------------------------------------------------------- fused kernels
 def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
     """Return what torch's fused kernels give, with the units as rows, or None where they are not exact."""
-    dim, rows = formula.dim, weight
-    if (gain is not None and gain.dtype != weight.dtype) or not (formula.center or formula.factor == 1):
+    dim, center = formula.dim, formula.center
+    if (gain is not None and gain.dtype is not weight.dtype) or not (center or formula.factor == 1):
         return None
-    if dim != 0:
+    if dim == 0:
+        rows = weight
+    else:
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
         gain = None if gain is None else gain.reshape([-1] + [1] * (rows.ndim - 1))
-        formula = formula._replace(dim=0)
-    kernel = _fused_centered if formula.center else _fused_plain
-    out = kernel(rows, gain, formula)
-    if out is None:
-        brought = _bring_to_one(rows, gain, formula.center)
-        out = None if brought is None else kernel(*brought, formula)
+    out = _fused_centered(rows, gain, formula.factor) if center else _fused_plain(rows, gain)
+    if out is None and (brought := _bring_to_one(rows, gain, center)) is not None:
+        out = _fused_centered(*brought, formula.factor) if center else _fused_plain(*brought)
     if out is None or dim == 0:
         return out
     return out.reshape(weight.shape) if dim is None else out.movedim(0, dim).contiguous()
 
 
-def _fused_plain(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+def _fused_plain(weight: Tensor, gain: Tensor | None) -> Tensor | None:
     """Weight normalisation of rows by torch's own kernel."""
     g = weight.new_ones([weight.shape[0]] + [1] * (weight.ndim - 1)) if gain is None else gain.contiguous()
     out: Tensor
-    if weight.numel() > _LONGEST_ROW * weight.shape[0]:
+    if weight.numel() > _LONGEST_ROW * g.numel():
         if weight.dtype.itemsize == 2:
             return None
         square = (weight * weight).sum(list(range(1, weight.ndim)), keepdim=True)
@@ -91,29 +90,67 @@ def _fused_plain(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tenso
     else:
         out, norms = torch._weight_norm_interface(weight.contiguous(), g, 0)
         if (node := out.grad_fn) is not None:
-            node.register_hook(partial(_second_order, weight, g, formula))
+            _mend_second_order(node, weight, g)
     low, high = torch.aminmax(norms)
     return out if low.item() > _LOW and high.item() < _HIGH else None
+
+
+# ----------------------------------------------------- the double backward of torch's weight norm kernel
+# It takes the norms as constants and is wrong (torch 2.13, CPU). Gradients that will be differentiated are
+# replaced by `exact_backward`. Almost none will be, and on a small weight an ordinary hook, with its handle
+# and with Python objects for all gradients, costs a fifth of the kernel. So a hook on the incoming gradient
+# alone, registered without a handle, looks at the mode; only if needed does it register the replacement.
+_ROWS = Formula(0, center=False, factor=1.0)
+
+
+def _mend_second_order(node: Any, weight: Tensor, gain: Tensor) -> None:
+    """Have ``node``, of torch's kernel, give gradients that can be differentiated."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        node._register_hook_dict(_STATELESS)
+    else:  # activation checkpointing lets a saved tensor be read once, and the node itself reads it
+        node._register_hook_dict(_carrier(weight, gain))
+
+
+def _when_differentiated(weight: Tensor | None, gain: Tensor | None, _: Tensor) -> None:
+    """Hook on the gradient that enters the node: see to those that leave it, if need be."""
+    if not _may_be_differentiated():
+        return
+    node: Any = torch._C._current_autograd_node()
+    if "normwise" not in node.metadata:  # in an earlier pass over the same graph
+        node.metadata["normwise"] = True
+        weight, gain = (node._saved_v, node._saved_g) if weight is None else (weight, gain)
+        node.register_hook(partial(_second_order, weight, gain))
 
 
 def _second_order(
     weight: Tensor,
     gain: Tensor,
-    formula: Formula,
     gradients_in: tuple[Tensor | None, ...],
     gradients_out: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...] | None:
-    """Replace the gradients of torch's kernel where they will be differentiated themselves.
-
-    Its own double backward takes the norms as constants and is wrong (torch 2.13, CPU).
-    """
-    if not (torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None):
+    """Hook on the node: return what replaces its gradients."""
+    if not _may_be_differentiated():
         return None
-    exact = exact_backward(gradients_out[0], weight, gain, formula)
+    exact = exact_backward(gradients_out[0], weight, gain, _ROWS)
     return tuple(None if old is None else new for old, new in zip(gradients_in, exact, strict=True))
 
 
-def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+def _may_be_differentiated() -> bool:
+    return torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None
+
+
+def _carrier(weight: Tensor | None, gain: Tensor | None) -> Tensor:
+    """Return what `_register_hook_dict` takes hooks from: a tensor."""
+    carrier = torch.empty(0, device="cpu")
+    carrier._backward_hooks = {0: partial(_when_differentiated, weight, gain)}  # type: ignore[assignment]
+    return carrier
+
+
+_STATELESS = _carrier(None, None)
+
+
+# -------------------------------------------------------------------------------- the kernel of layer norm
+def _fused_centered(weight: Tensor, gain: Tensor | None, factor: float) -> Tensor | None:
     """The centered members of rows by the kernel of layer norm."""
     root = math.sqrt(weight.numel() / weight.shape[0])
     out: Tensor
@@ -127,9 +164,9 @@ def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Te
     near = max(high_mean.item(), -low_mean.item()) * high < furthest
     if not (near or (mean * inverse_std).abs().max().item() < furthest):
         return None
-    if gain is None and formula.factor == root:
+    if gain is None and factor == root:
         return out
-    scaled: Tensor = out * (formula.factor / root if gain is None else gain * (formula.factor / root))
+    scaled: Tensor = out * (factor / root if gain is None else gain * (factor / root))
     return scaled
 
 
