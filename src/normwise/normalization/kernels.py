@@ -10,14 +10,24 @@ would wait for the device, and under ``torch.compile`` and ``torch.func`` it can
 from __future__ import annotations
 
 import math
-from functools import partial
+import sys
+from ctypes import string_at
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
+from normwise.normalization.double_backward import STATELESS, mend
 from normwise.normalization.exact import Formula, exact_backward, exact_forward
+from normwise.normalization.modes import (
+    HAS_FUSED_WEIGHT_NORM,
+    dispatch_modes,
+    fused_weight_norm,
+    is_traced,
+    is_transformed,
+    saved_tensors_hooks,
+)
 
 __all__ = ["normalize"]
 
@@ -26,17 +36,22 @@ __all__ = ["normalize"]
 # by 1/std³.
 _LOW, _HIGH = 1e-8, 1e8
 _LOW_STD, _HIGH_STD = 1e-4, 1e4
+# The highest byte of a float32, sign and all of the exponent but its last bit, has these values from 2^-25
+# up to 2^25, within the above.
+_ORDINARY_BYTES = bytes(range((127 - 25) // 2, (127 + 25) // 2))
+_HIGHEST_BYTES = slice(3 if sys.byteorder == "little" else 0, None, 4)
 # |mean|/std up to which the fused layer norm, which expands (v − mean)/std, loses at most about two bits.
 # For the half types it keeps mean and std themselves in half.
 _MEAN_OVER_STD, _MEAN_OVER_STD_HALF = 4.0, 1.0
 # The fused weight norm adds float32 squares in sequence: the error of longer rows exceeds a few ULP.
 _LONGEST_ROW = 16384
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ROWS = Formula(0, center=False, factor=1.0)
 
 
 def normalize(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
     """Return the normalised weight. Arguments as for `exact_forward`."""
-    if torch.compiler.is_compiling() or is_transformed():
+    if is_compiling() or is_transformed():
         return exact_forward(weight, gain, formula)
     # May Python look at values at no cost? On a CPU and with nothing recording operations.
     if (
@@ -44,19 +59,20 @@ def normalize(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
         and weight.is_cpu
         and not formula.eps
         and weight.numel()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
+        and not dispatch_modes()
+        and not is_traced()
     ):
-        out = _fused(weight, gain, formula)
+        if formula == _ROWS and (gain is None or gain.dtype is weight.dtype):
+            # As `_fused` does, without its detours: on a small weight each microsecond is 3 % of the kernel.
+            out = _fused_plain(weight, gain)
+            if out is None:
+                out = _fused_brought(weight, gain, formula)
+        else:
+            out = _fused(weight, gain, formula)
         if out is not None:
             return out
     exact: Tensor = _Exact.apply(weight, gain, formula)
     return exact
-
-
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work: they differentiate the formula themselves."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 # ----------------------------------------------------------------------------------------- fused kernels
@@ -71,82 +87,44 @@ def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | No
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
         gain = None if gain is None else gain.reshape([-1] + [1] * (rows.ndim - 1))
     out = _fused_centered(rows, gain, formula.factor) if center else _fused_plain(rows, gain)
-    if out is None and (brought := _bring_to_one(rows, gain, center)) is not None:
-        out = _fused_centered(*brought, formula.factor) if center else _fused_plain(*brought)
+    if out is None:
+        out = _fused_brought(rows, gain, formula)
     if out is None or dim == 0:
         return out
     return out.reshape(weight.shape) if dim is None else out.movedim(0, dim).contiguous()
+
+
+def _fused_brought(rows: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+    """Return what the kernels give for rows that were brought to about 1, or None where that is not exact."""
+    brought = _bring_to_one(rows, gain, formula.center)
+    if brought is None:
+        return None
+    return _fused_centered(*brought, formula.factor) if formula.center else _fused_plain(*brought)
 
 
 def _fused_plain(weight: Tensor, gain: Tensor | None) -> Tensor | None:
     """Weight normalisation of rows by torch's own kernel."""
     g = weight.new_ones([weight.shape[0]] + [1] * (weight.ndim - 1)) if gain is None else gain.contiguous()
     out: Tensor
-    if weight.numel() > _LONGEST_ROW * g.numel():
+    if weight.numel() > _LONGEST_ROW * g.numel() or not HAS_FUSED_WEIGHT_NORM:
         if weight.dtype.itemsize == 2:
             return None
         square = (weight * weight).sum(list(range(1, weight.ndim)), keepdim=True)
         out, norms = weight * (g * square.rsqrt()), square.detach().sqrt()
     else:
-        out, norms = torch._weight_norm_interface(weight.contiguous(), g, 0)
+        out, norms = fused_weight_norm(weight.contiguous(), g, 0)
         if (node := out.grad_fn) is not None:
-            _mend_second_order(node, weight, g)
+            if STATELESS is not None and saved_tensors_hooks(True) is None:
+                node._register_hook_dict(STATELESS)  # what `mend` does, without the call
+            else:
+                mend(node, weight, g)
+        if norms.dtype is torch.float32:
+            # Of the highest byte of each norm only what is not ordinary is left. This takes a third of the
+            # time of the comparison below.
+            highest = string_at(norms.data_ptr(), norms.nbytes)[_HIGHEST_BYTES]
+            return None if highest.translate(None, _ORDINARY_BYTES) else out
     low, high = torch.aminmax(norms)
     return out if low.item() > _LOW and high.item() < _HIGH else None
-
-
-# ----------------------------------------------------- the double backward of torch's weight norm kernel
-# It takes the norms as constants and is wrong (torch 2.13, CPU). Gradients that will be differentiated are
-# replaced by `exact_backward`. Almost none will be, and on a small weight an ordinary hook, with its handle
-# and with Python objects for all gradients, costs a fifth of the kernel. So a hook on the incoming gradient
-# alone, registered without a handle, looks at the mode; only if needed does it register the replacement.
-_ROWS = Formula(0, center=False, factor=1.0)
-
-
-def _mend_second_order(node: Any, weight: Tensor, gain: Tensor) -> None:
-    """Have ``node``, of torch's kernel, give gradients that can be differentiated."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        node._register_hook_dict(_STATELESS)
-    else:  # activation checkpointing lets a saved tensor be read once, and the node itself reads it
-        node._register_hook_dict(_carrier(weight, gain))
-
-
-def _when_differentiated(weight: Tensor | None, gain: Tensor | None, _: Tensor) -> None:
-    """Hook on the gradient that enters the node: see to those that leave it, if need be."""
-    if not _may_be_differentiated():
-        return
-    node: Any = torch._C._current_autograd_node()
-    if "normwise" not in node.metadata:  # in an earlier pass over the same graph
-        node.metadata["normwise"] = True
-        weight, gain = (node._saved_v, node._saved_g) if weight is None else (weight, gain)
-        node.register_hook(partial(_second_order, weight, gain))
-
-
-def _second_order(
-    weight: Tensor,
-    gain: Tensor,
-    gradients_in: tuple[Tensor | None, ...],
-    gradients_out: tuple[Tensor, ...],
-) -> tuple[Tensor | None, ...] | None:
-    """Hook on the node: return what replaces its gradients."""
-    if not _may_be_differentiated():
-        return None
-    exact = exact_backward(gradients_out[0], weight, gain, _ROWS)
-    return tuple(None if old is None else new for old, new in zip(gradients_in, exact, strict=True))
-
-
-def _may_be_differentiated() -> bool:
-    return torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None
-
-
-def _carrier(weight: Tensor | None, gain: Tensor | None) -> Tensor:
-    """Return what `_register_hook_dict` takes hooks from: a tensor."""
-    carrier = torch.empty(0, device="cpu")
-    carrier._backward_hooks = {0: partial(_when_differentiated, weight, gain)}  # type: ignore[assignment]
-    return carrier
-
-
-_STATELESS = _carrier(None, None)
 
 
 # -------------------------------------------------------------------------------- the kernel of layer norm
