@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from normwise.normalization.exact import Formula, exact_backward
 from normwise.normalization.modes import (
@@ -47,7 +47,7 @@ def _when_differentiated(weight: Tensor, gain: Tensor, _: Tensor) -> None:
 
 def _when_differentiated_stateless(_: Tensor) -> None:
     """The same, with the weight and the gain that the node saved."""
-    if _may_be_differentiated():
+    if is_grad_enabled() or transform_level() is not None:
         node: Any = torch._C._current_autograd_node()
         _replace_gradients(node, node._saved_v, node._saved_g)
 
@@ -72,7 +72,7 @@ def _second_order(
 
 
 def _may_be_differentiated() -> bool:
-    return torch.is_grad_enabled() or transform_level() is not None
+    return is_grad_enabled() or transform_level() is not None
 
 
 def _carrier(hook: Callable[[Tensor], None]) -> Tensor:
