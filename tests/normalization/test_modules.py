@@ -53,6 +53,25 @@ def test_drop_in_for_torch_weight_norm(layer: str, dim: int | None) -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", ["bilinear", "embedding"])
+def test_drop_in_on_layers_of_other_inputs(layer: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Bilinear(3, 4, 5) if layer == "bilinear" else nn.Embedding(6, 5)
+    x = (torch.randn(2, 3), torch.randn(2, 4)) if layer == "bilinear" else (torch.tensor([0, 3, 3]),)
+    y = plain(*x)
+    ours, theirs = (
+        wrap(copy.deepcopy(plain)) for wrap in (nw.weight_norm, torch_parametrizations.weight_norm)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    for module in (ours, theirs):
+        torch.testing.assert_close(module(*x), y)
+        module(*x).square().sum().backward()
+    for mine, other in zip(originals(ours), originals(theirs), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+    nw.fold(ours)
+    torch.testing.assert_close(ours(*x), y)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_checkpoints_load_both_ways_and_from_the_older_form(layer: str) -> None:
     torch.manual_seed(0)
