@@ -178,6 +178,29 @@ def test_an_initialisation_is_never_silently_lost(kind: str, initialise: Callabl
     assert bool(layer(x).isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("build", "name", "use"),
+    [
+        (lambda: nn.Embedding(7, 4), "weight", lambda m, x: m(torch.tensor([1, 2]))),
+        (lambda: nn.Bilinear(4, 4, 3), "weight", lambda m, x: m(x, x)),
+        (lambda: nn.ConvTranspose1d(2, 4, 3, groups=2), "weight", lambda m, x: m(x)),
+        (lambda: nn.LSTM(4, 5), "weight_hh_l0", lambda m, x: m(x)),
+        (lambda: nn.GRUCell(4, 5), "weight_ih", lambda m, x: m(x[0])),
+        (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", lambda m, x: m(x, x, x)),
+        (lambda: nn.MultiheadAttention(4, 2), "out_proj.weight", lambda m, x: m(x, x, x)),
+    ],
+)
+def test_an_initialisation_of_any_layer_is_never_silently_lost(
+    build: Callable[[], nn.Module], name: str, use: Callable[[nn.Module, Tensor], object]
+) -> None:
+    layer, x = build(), torch.randn(3, 2, 4)
+    nw.convert(layer, "weight_norm")
+    owner, _, own_name = name.rpartition(".")
+    nn.init.orthogonal_(weight_of(layer.get_submodule(owner), own_name))
+    with pytest.raises(RuntimeError, match=f"{name}.* was changed in place"):
+        use(layer, x)
+
+
 def test_ordinary_use_of_the_weight_is_no_error() -> None:
     layer, x = nw.weight_norm(nn.Linear(9, 4)), torch.randn(2, 9)
     weight = weight_of(layer)
