@@ -232,6 +232,18 @@ def test_compiled_layer_by_inductor() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_waits_for_an_accelerator(kind: str, dtype: torch.dtype) -> None:
+    """Tensors without values take the same branches as those of an accelerator; a look at one would raise."""
+    w = torch.randn(4, 9, device="meta", dtype=dtype, requires_grad=True)
+    g = torch.rand(4, 1, device="meta", dtype=dtype, requires_grad=True)
+    formula = Formula(0, kind != "weight_norm", 1.0)
+    for out in (FUNCTIONS[kind](w), normalize(w, g, formula)):
+        (gradient,) = torch.autograd.grad(out.sum(), w, create_graph=True)
+        assert torch.autograd.grad(gradient.sum(), w)[0].shape == w.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_autocast_leaves_the_statistics_alone(kind: str) -> None:
     w = torch.randn(4, 9) * 1e20
     w[1] = 0.0
