@@ -2,8 +2,9 @@
 
 Run:  python benchmarks/normalization.py [--quick] [--compile] [--out benchmarks/results]
 
-All candidates take turns in every round, so that a busy machine slows all of them alike; the figure is the
-median over the rounds of the ratio to the bare kernel of the same round. One thread.
+All candidates take turns in every round, in bursts of a millisecond and in a new order each time. What is
+timed is the CPU time of the one thread that they run on, so that a busy machine matters little, and to all of
+them alike. The figure is the median over the rounds of the ratio to the bare kernel of the same round.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -109,25 +111,23 @@ def interleaved(calls: dict[str, Callable[[], None]], seconds: float) -> dict[st
     for call in calls.values():
         for _ in range(5):
             call()
-    repeats = {}
+    names, repeats = list(calls), {}
     for name, call in calls.items():
-        started = time.perf_counter()
+        started = time.thread_time()
         call()
-        # Bursts of a millisecond: on a busy machine most of them are not interrupted.
-        repeats[name] = max(1, int(1e-3 / (time.perf_counter() - started)))
+        repeats[name] = max(1, int(1e-3 / (time.thread_time() - started)))
+    shuffle = random.Random(0).sample  # what ran before leaves the caches in its own state
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(rounds) < 5:
-        row = []
-        for name, call in calls.items():
-            best = float("inf")
-            for _ in range(3):  # the best of three: what another process took is not ours
-                started = time.perf_counter()
-                for _ in range(repeats[name]):
-                    call()
-                best = min(best, time.perf_counter() - started)
-            row.append(best / repeats[name] * 1e6)
-        rounds.append(row)
+        row = dict.fromkeys(names, 0.0)
+        for name in shuffle(names, len(names)):
+            call = calls[name]
+            started = time.thread_time()
+            for _ in range(repeats[name]):
+                call()
+            row[name] = (time.thread_time() - started) / repeats[name] * 1e6
+        rounds.append(list(row.values()))
     return {
         name: {
             "microseconds": round(statistics.median(row[k] for row in rounds), 1),
@@ -232,7 +232,7 @@ def main() -> None:
     text = "\n\n".join(
         [
             f"{machine}",
-            "Forward and backward; ratio to the first row.",
+            "Forward and backward, CPU time of the thread; ratio to the first row.",
             *(table(t, r) for t, r in results.items()),
         ]
     )

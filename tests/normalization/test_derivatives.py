@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from tests.normalization.reference import FUNCTIONS, KINDS, error_in_ulp, originals, reference, with_gradient
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
+from normwise.normalization import double_backward
 from normwise.normalization.exact import Formula, exact_forward
 from normwise.normalization.kernels import normalize
 
@@ -63,6 +70,103 @@ def test_gradient_penalty_is_right_where_torchs_kernel_is_not() -> None:
     found = torch.autograd.grad(gradient.square().sum(), leaves)
     expected = torch.autograd.grad(penalty(*leaves), leaves)
     torch.testing.assert_close(found, expected)
+
+
+def second_order(
+    function: Callable[[Tensor, Tensor], Tensor], leaves: tuple[Tensor, Tensor]
+) -> tuple[Tensor, ...]:
+    """Return the derivatives of a penalty on the gradient of the weight."""
+    (gradient,) = torch.autograd.grad(function(*leaves).sin().sum(), leaves[:1], create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), leaves)
+
+
+def rows(layout: str) -> tuple[Tensor, Tensor]:
+    """Return a float64 weight and its gain; the fused kernel is given it as it is, or a copy."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 6, 2, dtype=torch.float64)
+    weight = weight if layout == "contiguous" else weight.transpose(1, 2)
+    return weight.requires_grad_(), torch.rand(4, 1, 1, dtype=torch.float64, requires_grad=True)
+
+
+ROWS = Formula(0, center=False, factor=1.0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("around", ["nothing", "checkpoint", "save_on_cpu"])
+def test_double_backward_through_hooks_on_saved_tensors(around: str, layout: str) -> None:
+    """Activation checkpointing lets a saved tensor be read once, and the kernel's node reads it itself."""
+    leaves = rows(layout)
+
+    def fused(v: Tensor, g: Tensor) -> Tensor:
+        return normalize(v, g, ROWS)
+
+    def function(v: Tensor, g: Tensor) -> Tensor:
+        if around == "checkpoint":
+            out: Tensor = checkpoint(fused, v, g, use_reentrant=False)
+            return out
+        with torch.autograd.graph.save_on_cpu() if around == "save_on_cpu" else nullcontext():
+            return fused(v, g)
+
+    expected = second_order(lambda v, g: exact_forward(v, g, ROWS), leaves)
+    torch.testing.assert_close(second_order(function, leaves), expected)
+
+
+def test_two_differentiated_passes_over_one_graph() -> None:
+    leaves = rows("contiguous")
+    out, exact = normalize(*leaves, ROWS), exact_forward(*leaves, ROWS)
+    for upstream in (torch.randn_like(out), torch.randn_like(out)):
+        found, expected = (torch.autograd.grad(o, leaves, upstream, create_graph=True) for o in (out, exact))
+        torch.testing.assert_close(found, expected)
+        penalties = [torch.cat([g.flatten() for g in some]).square().sum() for some in (found, expected)]
+        found, expected = (torch.autograd.grad(p, leaves, retain_graph=True) for p in penalties)
+        torch.testing.assert_close(found, expected)
+    plain = torch.autograd.grad(out, leaves, upstream)  # and one that is not, last
+    torch.testing.assert_close(plain, torch.autograd.grad(exact, leaves, upstream))
+    assert not any(g.requires_grad for g in plain)
+
+
+PRIVATE_NAMES: list[tuple[Any, str]] = [
+    (torch._C._functorch, "maybe_current_level"),
+    (torch._C, "_len_torch_dispatch_stack"),
+    (torch._C, "_is_tracing"),
+    (torch._C, "_current_autograd_node"),
+    (torch._C._autograd, "_top_saved_tensors_default_hooks"),
+    (torch, "_weight_norm_interface"),
+    (forward_ad, "_current_level"),
+    *((None, name) for name in double_backward._PRIVATE),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), PRIVATE_NAMES)
+def test_a_torch_without_a_private_name_gives_the_same_derivatives(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public hook, or the exact evaluation, does what the missing name was for."""
+    leaves = rows("contiguous")
+    expected = second_order(lambda v, g: exact_forward(v, g, ROWS), leaves)
+    with monkeypatch.context() as patch:
+        if owner is None:  # an attribute of nodes, which cannot be taken from them
+            source = inspect.getsource(double_backward).replace(f'"{name}"', f'"{name}_of_old"', 1)
+        else:
+            patch.delattr(owner, name)
+            source = inspect.getsource(double_backward)
+        fresh_modes = fresh("normwise.normalization.modes", patch)
+        fresh_mending = fresh("normwise.normalization.double_backward", patch, source)
+        fresh_kernels = fresh("normwise.normalization.kernels", patch)
+    assert fresh_kernels.mend is fresh_mending.mend
+    assert fresh_kernels.dispatch_modes is fresh_modes.dispatch_modes
+    handles = owner in (None, torch) or name == "_current_autograd_node"
+    assert (fresh_mending.STATELESS is None) == handles
+    found = second_order(lambda v, g: fresh_kernels.normalize(v, g, ROWS), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+def fresh(name: str, patch: pytest.MonkeyPatch, source: str | None = None) -> ModuleType:
+    """Return a module executed anew, and have the next one import it."""
+    module = ModuleType(name)
+    exec(source or inspect.getsource(sys.modules[name]), module.__dict__)
+    patch.setitem(sys.modules, name, module)
+    return module
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,6 +229,18 @@ def test_compiled_layer_by_inductor() -> None:
     torch.testing.assert_close(compiled(x), y)
     compiled(x).sum().backward()
     torch.testing.assert_close([p.grad for p in layer.parameters()], eager)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_waits_for_an_accelerator(kind: str, dtype: torch.dtype) -> None:
+    """Tensors without values take the same branches as those of an accelerator; a look at one would raise."""
+    w = torch.randn(4, 9, device="meta", dtype=dtype, requires_grad=True)
+    g = torch.rand(4, 1, device="meta", dtype=dtype, requires_grad=True)
+    formula = Formula(0, kind != "weight_norm", 1.0)
+    for out in (FUNCTIONS[kind](w), normalize(w, g, formula)):
+        (gradient,) = torch.autograd.grad(out.sum(), w, create_graph=True)
+        assert torch.autograd.grad(gradient.sum(), w)[0].shape == w.shape
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -53,6 +53,25 @@ def test_drop_in_for_torch_weight_norm(layer: str, dim: int | None) -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", ["bilinear", "embedding"])
+def test_drop_in_on_layers_of_other_inputs(layer: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Bilinear(3, 4, 5) if layer == "bilinear" else nn.Embedding(6, 5)
+    x = (torch.randn(2, 3), torch.randn(2, 4)) if layer == "bilinear" else (torch.tensor([0, 3, 3]),)
+    y = plain(*x)
+    ours, theirs = (
+        wrap(copy.deepcopy(plain)) for wrap in (nw.weight_norm, torch_parametrizations.weight_norm)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    for module in (ours, theirs):
+        torch.testing.assert_close(module(*x), y)
+        module(*x).square().sum().backward()
+    for mine, other in zip(originals(ours), originals(theirs), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+    nw.fold(ours)
+    torch.testing.assert_close(ours(*x), y)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_checkpoints_load_both_ways_and_from_the_older_form(layer: str) -> None:
     torch.manual_seed(0)
@@ -157,6 +176,29 @@ def test_an_initialisation_is_never_silently_lost(kind: str, initialise: Callabl
         layer.weight = initialise(layer.weight)
     layer(x)
     assert bool(layer(x).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "use"),
+    [
+        (lambda: nn.Embedding(7, 4), "weight", lambda m, x: m(torch.tensor([1, 2]))),
+        (lambda: nn.Bilinear(4, 4, 3), "weight", lambda m, x: m(x, x)),
+        (lambda: nn.ConvTranspose1d(2, 4, 3, groups=2), "weight", lambda m, x: m(x)),
+        (lambda: nn.LSTM(4, 5), "weight_hh_l0", lambda m, x: m(x)),
+        (lambda: nn.GRUCell(4, 5), "weight_ih", lambda m, x: m(x[0])),
+        (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", lambda m, x: m(x, x, x)),
+        (lambda: nn.MultiheadAttention(4, 2), "out_proj.weight", lambda m, x: m(x, x, x)),
+    ],
+)
+def test_an_initialisation_of_any_layer_is_never_silently_lost(
+    build: Callable[[], nn.Module], name: str, use: Callable[[nn.Module, Tensor], object]
+) -> None:
+    layer, x = build(), torch.randn(3, 2, 4)
+    nw.convert(layer, "weight_norm")
+    owner, _, own_name = name.rpartition(".")
+    nn.init.orthogonal_(weight_of(layer.get_submodule(owner), own_name))
+    with pytest.raises(RuntimeError, match=f"{name}.* was changed in place"):
+        use(layer, x)
 
 
 def test_ordinary_use_of_the_weight_is_no_error() -> None:

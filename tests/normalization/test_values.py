@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -194,6 +195,29 @@ def test_every_evaluation_is_reached_and_agrees(monkeypatch: pytest.MonkeyPatch)
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_unit_that_is_not_ordinary_is_seen_among_many(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[Tensor] = []
+    bring = kernels._bring_to_one
+
+    def spy(rows: Tensor, gain: Tensor | None, center: bool) -> tuple[Tensor, Tensor] | None:
+        brought.append(rows)
+        return bring(rows, gain, center)
+
+    monkeypatch.setattr(kernels, "_bring_to_one", spy)
+    w = torch.eye(65, 3, dtype=dtype) + 1
+    for norm in [2.0**e for e in range(-40, 41)] + [0.0, -0.0, 1e38, float("inf"), float("nan")]:
+        w[37] = torch.tensor([0.0, norm, 0.0])
+        brought.clear()
+        found = nw.functional.weight_norm(w)
+        assert bool(brought) or 1e-8 < norm < 1e8, norm
+        assert not brought or not 2.0**-25 <= norm < 2.0**25, norm
+        direction = float(norm != 0) if math.isfinite(norm) else math.nan
+        torch.testing.assert_close(float(found[37, 1]), direction, equal_nan=True)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e-3, 1.0, 1e6, 1e20])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_eps_as_a_checkpoint_was_trained_with_it(scale: float, dtype: torch.dtype) -> None:
@@ -215,7 +239,8 @@ def test_strides_and_memory_formats_do_not_matter(kind: str) -> None:
         w.transpose(0, 1).contiguous().transpose(0, 1),
     ):
         torch.testing.assert_close(FUNCTIONS[kind](other), expected)
-    assert FUNCTIONS[kind](torch.empty(0, 5)).shape == (0, 5)
+    for dtype in SCALES:  # torch's kernel would divide by 0 and end the process
+        assert FUNCTIONS[kind](torch.empty(0, 5, dtype=dtype)).shape == (0, 5)
 
 
 def test_nan_and_inf_are_passed_on_in_their_unit_only() -> None:

@@ -10,14 +10,25 @@ would wait for the device, and under ``torch.compile`` and ``torch.func`` it can
 from __future__ import annotations
 
 import math
-from functools import partial
+import sys
+from ctypes import string_at
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
+from normwise.normalization.double_backward import STATELESS, mend
 from normwise.normalization.exact import Formula, exact_backward, exact_forward
+from normwise.normalization.modes import (
+    HAS_FUSED_WEIGHT_NORM,
+    dispatch_modes,
+    fused_weight_norm,
+    is_traced,
+    saved_tensors_hooks,
+    transform_level,
+)
 
 __all__ = ["normalize"]
 
@@ -26,94 +37,101 @@ __all__ = ["normalize"]
 # by 1/std³.
 _LOW, _HIGH = 1e-8, 1e8
 _LOW_STD, _HIGH_STD = 1e-4, 1e4
+# The highest byte of a float32, sign and all of the exponent but its last bit, has these values from 2^-25
+# up to 2^25, within the above.
+_ORDINARY_BYTES = bytes(range((127 - 25) // 2, (127 + 25) // 2))
+_HIGHEST_BYTES = slice(3 if sys.byteorder == "little" else 0, None, 4)
 # |mean|/std up to which the fused layer norm, which expands (v − mean)/std, loses at most about two bits.
 # For the half types it keeps mean and std themselves in half.
 _MEAN_OVER_STD, _MEAN_OVER_STD_HALF = 4.0, 1.0
 # The fused weight norm adds float32 squares in sequence: the error of longer rows exceeds a few ULP.
 _LONGEST_ROW = 16384
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ROWS = Formula(0, center=False, factor=1.0)
 
 
 def normalize(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor:
     """Return the normalised weight. Arguments as for `exact_forward`."""
-    if torch.compiler.is_compiling() or is_transformed():
+    # Written flat, `is_transformed` too: on a small weight each microsecond is 3 % of the kernel.
+    if is_compiling() or transform_level() is not None or forward_ad._current_level >= 0:
         return exact_forward(weight, gain, formula)
     # May Python look at values at no cost? On a CPU and with nothing recording operations.
+    # (Of an empty weight torch's kernel divides by 0 and ends the process.)
     if (
-        weight.is_cpu
-        and type(weight) in _PLAIN
-        and not formula.eps
+        type(weight) in _PLAIN
+        and weight.is_cpu
         and weight.numel()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
+        and not dispatch_modes()
+        and not is_traced()
     ):
-        out = _fused(weight, gain, formula)
+        if formula == _ROWS and gain is not None and gain.dtype is weight.dtype:
+            out = _fused_plain(weight, gain)
+            if out is None:
+                out = _fused_brought(weight, gain, formula)
+        else:
+            out = _fused(weight, gain, formula)
         if out is not None:
             return out
     exact: Tensor = _Exact.apply(weight, gain, formula)
     return exact
 
 
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work: they differentiate the formula themselves."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-
-
 # ----------------------------------------------------------------------------------------- fused kernels
 def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
     """Return what torch's fused kernels give, with the units as rows, or None where they are not exact."""
-    dim, rows = formula.dim, weight
-    if (gain is not None and gain.dtype != weight.dtype) or not (formula.center or formula.factor == 1):
+    dim, center = formula.dim, formula.center
+    if gain is not None and gain.dtype is not weight.dtype:
         return None
-    if dim != 0:
+    if formula.eps or not (center or formula.factor == 1):
+        return None
+    if dim == 0:
+        rows = weight
+    else:
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
         gain = None if gain is None else gain.reshape([-1] + [1] * (rows.ndim - 1))
-        formula = formula._replace(dim=0)
-    kernel = _fused_centered if formula.center else _fused_plain
-    out = kernel(rows, gain, formula)
+    out = _fused_centered(rows, gain, formula.factor) if center else _fused_plain(rows, gain)
     if out is None:
-        brought = _bring_to_one(rows, gain, formula.center)
-        out = None if brought is None else kernel(*brought, formula)
+        out = _fused_brought(rows, gain, formula)
     if out is None or dim == 0:
         return out
     return out.reshape(weight.shape) if dim is None else out.movedim(0, dim).contiguous()
 
 
-def _fused_plain(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+def _fused_brought(rows: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+    """Return what the kernels give for rows that were brought to about 1, or None where that is not exact."""
+    brought = _bring_to_one(rows, gain, formula.center)
+    if brought is None:
+        return None
+    return _fused_centered(*brought, formula.factor) if formula.center else _fused_plain(*brought)
+
+
+def _fused_plain(weight: Tensor, gain: Tensor | None) -> Tensor | None:
     """Weight normalisation of rows by torch's own kernel."""
     g = weight.new_ones([weight.shape[0]] + [1] * (weight.ndim - 1)) if gain is None else gain.contiguous()
     out: Tensor
-    if weight.numel() > _LONGEST_ROW * weight.shape[0]:
+    if weight.numel() > _LONGEST_ROW * g.numel() or not HAS_FUSED_WEIGHT_NORM:
         if weight.dtype.itemsize == 2:
             return None
         square = (weight * weight).sum(list(range(1, weight.ndim)), keepdim=True)
         out, norms = weight * (g * square.rsqrt()), square.detach().sqrt()
     else:
-        out, norms = torch._weight_norm_interface(weight.contiguous(), g, 0)
+        out, norms = fused_weight_norm(weight.contiguous(), g, 0)
         if (node := out.grad_fn) is not None:
-            node.register_hook(partial(_second_order, weight, g, formula))
+            if STATELESS is not None and saved_tensors_hooks(True) is None:
+                node._register_hook_dict(STATELESS)  # what `mend` does, without the call
+            else:
+                mend(node, weight, g)
+        if norms.dtype is torch.float32:
+            # Of the highest byte of each norm only what is not ordinary is left. This takes a third of the
+            # time of the comparison below.
+            highest = string_at(norms.data_ptr(), norms.nbytes)[_HIGHEST_BYTES]
+            return None if highest.translate(None, _ORDINARY_BYTES) else out
     low, high = torch.aminmax(norms)
     return out if low.item() > _LOW and high.item() < _HIGH else None
 
 
-def _second_order(
-    weight: Tensor,
-    gain: Tensor,
-    formula: Formula,
-    gradients_in: tuple[Tensor | None, ...],
-    gradients_out: tuple[Tensor, ...],
-) -> tuple[Tensor | None, ...] | None:
-    """Replace the gradients of torch's kernel where they will be differentiated themselves.
-
-    Its own double backward takes the norms as constants and is wrong (torch 2.13, CPU).
-    """
-    if not (torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None):
-        return None
-    exact = exact_backward(gradients_out[0], weight, gain, formula)
-    return tuple(None if old is None else new for old, new in zip(gradients_in, exact, strict=True))
-
-
-def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | None:
+# -------------------------------------------------------------------------------- the kernel of layer norm
+def _fused_centered(weight: Tensor, gain: Tensor | None, factor: float) -> Tensor | None:
     """The centered members of rows by the kernel of layer norm."""
     root = math.sqrt(weight.numel() / weight.shape[0])
     out: Tensor
@@ -127,9 +145,9 @@ def _fused_centered(weight: Tensor, gain: Tensor | None, formula: Formula) -> Te
     near = max(high_mean.item(), -low_mean.item()) * high < furthest
     if not (near or (mean * inverse_std).abs().max().item() < furthest):
         return None
-    if gain is None and formula.factor == root:
+    if gain is None and factor == root:
         return out
-    scaled: Tensor = out * (formula.factor / root if gain is None else gain * (formula.factor / root))
+    scaled: Tensor = out * (factor / root if gain is None else gain * (factor / root))
     return scaled
 
 

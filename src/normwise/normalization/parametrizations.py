@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 from normwise.normalization import functional
 from normwise.normalization.attachment import LegacyKeys, WatchedParametrization, attach
 from normwise.normalization.exact import Formula, natural_gain
-from normwise.normalization.kernels import is_transformed, normalize
+from normwise.normalization.kernels import normalize
+from normwise.normalization.modes import is_transformed
 
 __all__ = [
     "CenteredWeightNorm",
