@@ -32,8 +32,8 @@ LAYOUTS: list[tuple[tuple[int, ...], int | None]] = [
     ((6, 8), None),
     ((2, 3, 2, 3), None),
 ]
-# Sums of d terms, a division and a rounding: "a few ULP". Values of the half types are rounded once, at the end;
-# for gradients torch's fused layer norm reads a mean and a deviation that were rounded too (seen: 1.94).
+# Sums of d terms, a division and a rounding: "a few ULP". Values of the half types are rounded once, at the
+# end; for gradients torch's fused layer norm reads a mean and a deviation that were rounded too (seen: 1.94).
 FEW_ULP = {torch.float64: 8.0, torch.float32: 6.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 GRADIENT_ULP = FEW_ULP | {torch.bfloat16: 3.0, torch.float16: 3.0}
 
