@@ -75,9 +75,9 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
                 cluster.prepare({"digits": fingerprint()}, offline=True)
                 summaries = carry_out(wanted, store, None, kill_one_that_is_at_work, cluster)
             assert len(observer.scheduler_info()["workers"]) == 1
+        assert written == Counter(summaries.keys())  # each once
         _the_scheduler_is_killed(local, Store(tmp_path / "cut"))
     assert set(summaries) == {settings.identity for settings in wanted}
-    assert written == Counter(summaries.keys())
     alone = Store(tmp_path / "alone")
     carry_out(wanted, alone)
     assert _files(store, wanted) == _files(alone, wanted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -70,24 +71,24 @@ def connected(
     patience = PATIENCE if patience is None else patience
     from distributed import Client
 
-    try:
-        client = Client(address, timeout=patience, set_as_default=False)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a TimeoutError is an OSError; ValueError: tls without certificates
-        raise ClusterError(
-            address, f"does not answer ({_line(error)}): start one there with dask scheduler"
-        ) from error
-    try:
-        cluster = Cluster(address, client)
-        cluster.check_workers(patience)
-        announce(f"cluster {address}: {len(client.nthreads())} workers")
-        for line in cluster.other_processors():
-            announce(line)
-        yield cluster
-    finally:
-        client.close(timeout=patience)
+    with _quiet("distributed.client"):  # of a lost connection we say a line; it logs a traceback
+        try:
+            client = Client(address, timeout=patience, set_as_default=False)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no answer in time is an OSError too; tls may lack certificates
+            problem = f"does not answer ({_line(error)}): start one there with dask scheduler"
+            raise ClusterError(address, problem) from error
+        try:
+            cluster = Cluster(address, client)
+            cluster.check_workers(patience)
+            announce(f"cluster {address}: {len(client.nthreads())} workers")
+            for line in cluster.other_processors():
+                announce(line)
+            yield cluster
+        finally:
+            client.close(timeout=patience)
 
 
 class Cluster:
@@ -272,6 +273,18 @@ def _of_packages(report: dict[str, Any]) -> Versions:
     packages = report["packages"]
     python = ".".join(str(packages["python"]).split(".")[:2])
     return {"Python": python, "normwise": packages["normwise"], "torch": packages["torch"]}
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger say nothing."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _line(error: BaseException) -> str:
