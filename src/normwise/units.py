@@ -125,8 +125,12 @@ def _norms(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
     if weight.dtype == dtype or weight.numel() <= limit:
         return _summed(weight, dim, dtype)
     pieces = weight.split(max(1, limit * len(weight) // weight.numel()))
-    norms = [_summed(piece, dim, dtype) for piece in pieces]
-    return torch.cat(norms) if dim == 0 else _together(torch.stack(norms), 0)
+    if dim == 0:
+        return torch.cat([_summed(piece, dim, dtype) for piece in pieces])
+    squares = torch.zeros((), dtype=wide_dtype(weight.device), device=weight.device)
+    for piece in pieces:  # one after the other: all beside each other could be as large as the tensor
+        squares = squares + _summed(piece, dim, dtype).to(squares.dtype).square()
+    return squares.sqrt()
 
 
 def _summed(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:

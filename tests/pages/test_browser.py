@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,14 +126,14 @@ def test_seeds_are_shown_and_named(browser: Any, report: Path) -> None:
 
 
 def test_keys_read_the_points_aloud(browser: Any, report: Path) -> None:
+    from playwright.sync_api import expect
+
     with _opened(browser, report) as page:
         figure = page.locator("#plain-1")
         figure.locator(".canvas").focus()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
-        page.wait_for_function(
-            "document.querySelector('#plain-1 [aria-live]').textContent.startsWith('at 0.01: AWS ')"
-        )
+        expect(figure.locator("[aria-live]")).to_have_text(re.compile("^at 0.01: AWS "))
         assert "[" in figure.locator(".legend .value").first.inner_text()
 
 

@@ -111,7 +111,7 @@ def test_a_packed_tensor_is_balanced_as_a_whole_and_its_parts_are_shown() -> Non
     assert "its parts are in pairs" in qkv.reason
     assert o.verdict == "balance"
     assert "attn.0.qkv.weight[16:24]" in o.reason
-    assert o.against == ("attn.0.qkv.weight", "attn.0.qkv.bias")
+    assert set(o.against) == {"norm.weight", "norm.bias", "attn.0.qkv.weight", "attn.0.qkv.bias"}
     pair = {"attn.0.qkv.weight[0:8]": 1, "attn.0.qkv.weight[8:16]": -1, "attn.0.qkv.bias[0:8]": 1}
     assert pair in plan.symmetries
     again = Plan(model, *from_json(plan.to_json()))

@@ -26,6 +26,7 @@ from normwise.invariance.thresholds import Thresholds
 
 __all__ = ["propose_splits"]
 
+_RESOLVED = 100.0  # times the tolerance: how large a sum must be for its equality to say something
 _NEIGHBOURS = 4  # values on a sorted line that are compared, to each side
 Places = NDArray[np.int64]
 
@@ -154,7 +155,10 @@ class _Cumulative:
                 for b in self._near(targets @ self._direction):
                     gap = np.linalg.norm(self._ends[b] - targets, axis=1)
                     own = np.abs(self._mass[b] - self._mass[a])
-                    for place in np.unique(b[gap <= self._at.invariant * np.sqrt(own + mass)]).tolist():
+                    tolerance = self._at.invariant * np.sqrt(own + mass)
+                    # a partner of much larger terms balances anything small to within its own rounding
+                    seen = np.linalg.norm(self._ends[b] - self._ends[a], axis=1) > _RESOLVED * tolerance
+                    for place in np.unique(b[(gap <= tolerance) & seen]).tolist():
                         low, high = min(a, place), max(a, place)
                         rest = self._mass[-1] - (self._mass[high] - self._mass[low])
                         loud = rest > self._at.honest**2 * self._mass[-1]

@@ -245,13 +245,13 @@ def _answer(statistics: dict[str, Any]) -> str:
     for half in HALVES:
         found = statistics[half]
         test, apart = (
-            found["twin_minus_recipe"]["difference_90"],
+            found["twin_minus_recipe"]["difference"],
             found["largest_relative_difference"]["norm"],
         )
         if test["mean"] is None:
             sentences.append(f"{WORDS[half]}: no pair of runs finished.")
             continue
-        low, high = ("–" if test[end] is None else f"{test[end]:+.2f}" for end in ("low", "high"))
+        low, high = ("–" if test[end] is None else f"{test[end]:+.2f}" for end in ("low_90", "high_90"))
         without = found["norms_without_decay"]["mean"]
         off = "" if without is None else f" (without decay they are {100 * without:.0f} % off)"
         sentences.append(
