@@ -71,7 +71,7 @@ class Instability(Claim):
         """The dead units, and the three kinds of training for all members and seeds."""
         trained = [
             run
-            for member in budget.members
+            for member in _members(budget)
             for cells in (_large(budget, member), _tiny(budget, member))
             for run in cells.values()
         ]
@@ -93,7 +93,7 @@ class Instability(Claim):
             "unit; torch's formula in float32 fails below norms of some 1e-22, after 17 such budgets. "
             "They need not reach 0: a step of less than half the smallest number is rounded away.",
         ]
-        for member in budget.members:
+        for member in _members(budget):
             family = member.replace("_", " ")
             large, rows, by_arm = self._judge_large(budget, runs, member)
             plots.append(_large_plot(family, by_arm))
@@ -168,6 +168,11 @@ class Instability(Claim):
             )
         found = {mode: {str(k): gain.as_dict() for k, gain in by.items()} for mode, by in gains.items()}
         return {"AWS_minus_L2": found, "holds": ahead and not behind}, rows, accuracy
+
+
+def _members(budget: Budget) -> tuple[str, ...]:
+    """The first member and plain weights under batch norm."""
+    return tuple(member for member in budget.members if member in (budget.members[0], "plain"))
 
 
 def _judge_half(budget: Budget, runs: Runs, member: str) -> tuple[dict[str, Any], Any]:

@@ -21,7 +21,7 @@ MULTIPLES = {"quick": (0.3, 1.0, 3.0), "full": (0.1, 0.3, 1.0, 3.0)}
 RATES = {"quick": (0.01,), "full": (0.004, 0.01, 0.025)}
 CENTRE = 0.01
 PARTS = ("attention", "stream")
-SCALES = {"quick": (1e4,), "full": (1e2, 1e4)}
+SCALES = {"quick": (1e4,), "full": (1e4,)}
 LARGEST = 1e4
 SAME = 0.05  # nats: what a scale may cost
 
