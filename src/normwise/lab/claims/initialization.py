@@ -42,10 +42,10 @@ class Initialization(Claim):
         "No decay; L2; ε-shifted L2 (ε = 0.001); a sphere of radius 1; AWS explicit; AWS (its exact flow). "
         "Nothing is tuned: the coefficient of AWS is 3/Σlr (AdaptiveWeightShrink.for_budget), and L2 and the "
         "ε-shift have the same pull at norm 1. Every unit of every convolution starts with the norm 0.001 … "
-        "1000 (full budget: 10⁻⁶ … 10⁶; there the other members with its ends and middle, without the ε-shift "
-        "and explicit AWS); the head is plain and is never decayed. SGD with momentum 0.9 and a cosine from "
-        "0.1. Beside that, no decay, L2 and AWS from other starts: each layer at a power of ten of its own, "
-        "drawn by seed from 0.001 … 1000, and (full budget) the usual initialisers."
+        "1000 (full budget: 10⁻⁶ … 10⁶; there the other members with its ends and middle, without the "
+        "ε-shift and explicit AWS); the head is plain and is never decayed. SGD with momentum 0.9 and a "
+        "cosine from 0.1. Beside that, no decay, L2 and AWS from other starts: each layer at a power of ten "
+        "of its own, drawn by seed from 0.001 … 1000, and (full budget) the usual initialisers."
     )
     statistic = (
         "Test accuracy in points, paired by seed. The spread of an arm: the largest minus the smallest mean "
