@@ -54,8 +54,8 @@ def test_every_claim_is_registered_in_full_and_compares_paired_seeds(claim: Clai
     assert all(len(text) > 20 for name, text in claim.texts().items() if name != "title")
     runs = claim.runs(BUDGET)
     by_seed = [{replace(r, seed=0).identity for r in runs if r.seed == seed} for seed in BUDGET.seeds]
-    assert all(others <= by_seed[0] for others in by_seed)  # a map may do with the first seed
-    assert len(by_seed[-1]) > 0
+    assert all(others <= by_seed[0] for others in by_seed)  # what varies little may do with the first seed
+    assert by_seed[0]
 
 
 def test_claims_share_runs() -> None:
