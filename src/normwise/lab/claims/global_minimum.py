@@ -19,6 +19,7 @@ RULES: dict[str, nw.Rule] = {
     EPSILON: nw.EpsilonShiftedL2(0.3, epsilon=EPS),
 }
 SCALES = tuple(sorted([*(10.0**k for k in range(-12, 4)), EPS]))
+ROUNDING = 1e-14  # relative: at the smallest scales the penalty is lost beside the loss
 CONSTANT = 1e-9  # relative change of the loss along a ray
 FALLING = 0.95  # norm at the end over the norm half-way, at most
 SETTLED = 0.02  # relative change of the norm in the second half, and distance from ε
@@ -170,7 +171,9 @@ def _few(budget: Budget) -> tuple[int, ...]:
 
 
 def _least_at(seed: dict[str, Any]) -> float:
-    return float(min(seed["ray"], key=lambda at: float(at["objective"]))["scale"])
+    """Return the smallest scale at which the objective is least, to within its rounding."""
+    least = min(float(at["objective"]) for at in seed["ray"])
+    return min(float(at["scale"]) for at in seed["ray"] if at["objective"] <= least * (1 + ROUNDING))
 
 
 def _loss_changes_by(seed: dict[str, Any]) -> float:
