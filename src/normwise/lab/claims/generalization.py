@@ -78,9 +78,9 @@ class Generalization(Claim):
         differ = max(found["replay"]["predictions_that_differ"] for found in replays)
         statistics: dict[str, Any] = {"replays": {"predictions_that_differ": differ, "of": len(replays)}}
         rows: list[list[str]] = []
-        series: list[Series] = []
+        plots: list[Plot] = []
         shown, undecided = [], []
-        for k, member in enumerate(budget.members):
+        for member in budget.members:
             arms = {
                 L2: self._run(budget, member, L2),
                 SCHEDULED: self._scheduled(budget, runs, member),
@@ -99,7 +99,7 @@ class Generalization(Claim):
                 "test_accuracy": {a: mean_with_interval(v).as_dict() for a, v in accuracy.items()},
             }
             rows.append(_row(member, accuracy, same, control))
-            series += _series(member.replace("_", " "), k, accuracy, budget.many_seeds)
+            plots.append(_plot(member.replace("_", " "), accuracy, budget.many_seeds))
         verdict: Verdict = "not reproduced"
         if differ == 0 and all(shown):
             verdict = "reproduced"
@@ -113,14 +113,7 @@ class Generalization(Claim):
             verdict,
             _answer(statistics, budget),
             statistics,
-            [
-                Plot(
-                    "Test accuracy by seed: with decay, and at the same effective learning rate without",
-                    "seed",
-                    "test accuracy (%)",
-                    series,
-                )
-            ],
+            plots,
             [Table("Test accuracy at matched effective learning rates", columns, rows)],
             traces=traces(
                 runs,
@@ -173,14 +166,12 @@ def _fine(test: Equivalence) -> str:
     return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
-def _series(
-    family: str, k: int, accuracy: dict[str, list[float | None]], seeds: Sequence[int]
-) -> list[Series]:
+def _plot(family: str, accuracy: dict[str, list[float | None]], seeds: Sequence[int]) -> Plot:
     labels = {L2: "L2", SCHEDULED: "sphere, same effective learning rate", NONE: "no decay (control)"}
-    return [
-        Series(f"{family}: {label}", list(seeds), accuracy[arm], dashed=arm == SCHEDULED, color=3 * k + j)
-        for j, (arm, label) in enumerate(labels.items())
+    series = [
+        Series(label, list(seeds), accuracy[arm], dashed=arm == SCHEDULED) for arm, label in labels.items()
     ]
+    return Plot(f"Test accuracy by seed ({family})", "seed", "test accuracy (%)", series)
 
 
 def _answer(statistics: dict[str, Any], budget: Budget) -> str:
