@@ -64,11 +64,12 @@ class Instability(Claim):
         f"in mode flow AWS is ahead by {LOSS:g} points with an interval above 0 at some multiple from 10, "
         "and behind by as much with an interval below 0 at none. (c) holds where L2 has more runs that did "
         "not finish, or as many and more skipped steps. (d) holds where the interval is above 0. Reproduced: "
-        "all four, for every member. Partly: some, for some member. Not reproduced: none."
+        "all four, for weight norm and (full budget) plain weights under batch norm. Partly: some. Not "
+        "reproduced: none."
     )
 
     def runs(self, budget: Budget) -> list[Settings]:
-        """The dead units, and the three kinds of training for all members and seeds."""
+        """The dead units, and the three kinds of training for all seeds."""
         trained = [
             run
             for member in _members(budget)
