@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.placement_types import Placement
 
 import normwise as nw
-from normwise import sharding
+from normwise import collectives
 
 ALL = (*LAYOUTS.values(), None)
 
@@ -142,8 +142,8 @@ def test_rules_that_need_whole_units(world: World) -> None:
 def sum_on_a_part_of_the_world() -> tuple[float, list[int]]:
     """A mesh of two dimensions that is not all of the world: rank 4 has no part in it."""
     mesh, rank = DeviceMesh("cpu", [[0, 1], [2, 3]]), dist.get_rank()
-    summed = sharding._sum(mesh, torch.tensor([10.0**rank]))
-    return float(summed), sharding._gathered(mesh, rank)
+    summed = collectives.sum_over(mesh, torch.tensor([10.0**rank]))
+    return float(summed), collectives._gathered(mesh, rank)
 
 
 def test_meshes_within_the_world(worlds: dict[int, World]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from normwise.collectives import check_same, together
 from normwise.decay import copying
 from normwise.decay.batched import check_fused
 from normwise.decay.checks import (
@@ -29,7 +30,7 @@ from normwise.decay.live import Live, check_gradients, live_parameters
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.shrinking import Shrinking
 from normwise.decay.watch import report_non_finite
-from normwise.sharding import check_same, from_saved, meshes_of, parts_of, to_save, together
+from normwise.sharding import from_saved, meshes_of, parts_of, to_save
 from normwise.units import Unit
 
 __all__ = ["Decay"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from normwise.collectives import together
 from normwise.decay.arithmetic import explicit_factors, flow_factors, multiply, multiply_all
 from normwise.decay.batched import Tables, multiply_table, table_norms
 from normwise.decay.checks import name_of
@@ -17,7 +18,7 @@ from normwise.decay.live import Live, batches, magnitudes, magnitudes_of, summed
 from normwise.decay.rotation import turned
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.table import Table
-from normwise.sharding import dealt_meshes, is_summed, local_of, take, together, whole_norms
+from normwise.sharding import dealt_meshes, is_summed, local_of, take, whole_norms
 from normwise.units import Unit, joined_norms, wide_dtype
 
 __all__ = ["Shrinking"]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from normwise.collectives import together
 from normwise.decay.checks import name_of
 from normwise.decay.live import magnitudes_of
-from normwise.sharding import dealt_meshes, row_numbers, together
+from normwise.sharding import dealt_meshes, row_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
