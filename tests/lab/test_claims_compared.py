@@ -78,8 +78,8 @@ def test_coefficient_is_judged_by_its_rule(l2_far_off: float, aws_far_off: float
     finding = judge(COEFFICIENT, make)
     assert finding.verdict == verdict
     lost = finding.statistics["weight_norm"]["lost"]
-    # eleven coefficients over five decades, three of them within a factor of 5
-    assert lost[L2]["mean"] == pytest.approx(100 * (0.8 - l2_far_off) * 8 / 11, abs=0.3)
+    # six coefficients over five decades, two of them within a factor of 5
+    assert lost[L2]["mean"] == pytest.approx(100 * (0.8 - l2_far_off) * 4 / 6, abs=0.3)
     assert len(finding.maps) == 3
     assert {m.low for m in finding.maps} == {finding.maps[0].low}
 

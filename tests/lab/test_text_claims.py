@@ -14,18 +14,8 @@ from tests.lab.small import budget
 import normwise as nw
 from normwise.lab.claims.claim import BUDGETS, Budget, Claim, Runs
 from normwise.lab.claims.migration import PULL, Migration
-from normwise.lab.claims.what_to_decay import (
-    ARMS,
-    AWS,
-    CENTRE,
-    INVARIANT,
-    L2,
-    MATRICES,
-    MULTIPLES,
-    NOTHING,
-    WhatToDecay,
-    with_rule,
-)
+from normwise.lab.claims.what_to_decay import ARMS, CENTRE, MULTIPLES, WhatToDecay, with_rule
+from normwise.lab.claims.what_to_decay_shown import AWS, INVARIANT, L2, MATRICES, NOTHING
 from normwise.lab.reproduce import reproduce
 from normwise.lab.runs import carry_out
 from normwise.lab.settings import Settings, TrainSettings, rule_from

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from normwise.lab.settings import ReplaySettings, Settings, TrainSettings
+from normwise.lab.statistics import mean_with_interval
 from normwise.lab.store import Store
 from normwise.lab.text import BIBLE, FINGERPRINTS, NUMBERS
 from normwise.lab.text_settings import TextSettings
@@ -122,6 +123,27 @@ class Series:
     color: int | None = None
     by_seed: Sequence[Sequence[float | None]] | None = None
 
+    @classmethod
+    def over(
+        cls,
+        label: str,
+        at: Mapping[float, Sequence[float | None]],
+        dashed: bool = False,
+        color: int | None = None,
+    ) -> Series:
+        """Return the means over seeds with 95 % intervals, of the values of all seeds at each place."""
+        estimates = [mean_with_interval(values) for values in at.values()]
+        return cls(
+            label,
+            list(at),
+            [e.mean if e.n else None for e in estimates],
+            [e.low if e.n > 1 else None for e in estimates],
+            [e.high if e.n > 1 else None for e in estimates],
+            dashed=dashed,
+            color=color,
+            by_seed=list(zip(*at.values(), strict=True)),
+        )
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -227,6 +249,19 @@ class Runs:
     def points(self, key: str, settings: Settings, seeds: Sequence[int]) -> list[float | None]:
         """Return :meth:`values` of a fraction, in points of a hundred."""
         return [None if value is None else 100 * value for value in self.values(key, settings, seeds)]
+
+    def endings(self, wanted: Mapping[str, Sequence[Settings]]) -> list[str]:
+        """Say of runs, by what they are, which did not finish and why: one note for each that has such."""
+        notes = []
+        for what, runs in wanted.items():
+            failed = [found for found in map(self.__getitem__, runs) if found["status"] != "finished"]
+            if failed:
+                first = failed[0]
+                notes.append(
+                    f"{what}: {len(failed)} of {len(runs)} runs ended at step {first['step']} "
+                    f"({first['status']}): {first['reason']}"
+                )
+        return notes
 
 
 class Claim(ABC):

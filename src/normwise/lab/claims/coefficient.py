@@ -12,7 +12,10 @@ from normwise.lab.settings import Settings, TrainSettings, rule_from
 from normwise.lab.statistics import mean_with_interval, paired_difference
 from normwise.lab.tuning import chosen
 
-MULTIPLES = tuple(10 ** (k / 2) for k in range(-5, 6))  # five decades
+MULTIPLES = {  # five decades
+    "quick": tuple(10 ** (k / 2) for k in range(-5, 6, 2)),
+    "full": tuple(10 ** (k / 2) for k in range(-5, 6)),
+}
 RATES = {"quick": (0.025, 0.1, 0.4), "full": (0.00625, 0.025, 0.1, 0.4, 1.6)}
 MAP_MULTIPLES = {
     "quick": (0.01, 1.0, 100.0),
@@ -36,15 +39,16 @@ class Coefficient(Claim):
         "under AWS? And which pairs of learning rate and coefficient work?"
     )
     arms = (
-        "L2 and AWS by their flows, with 11 coefficients from 1/316 to 316 times 3/Σlr; at each the two have "
-        "the same pull at norm 1, where all units start. The map: learning rates against coefficients "
-        "(multiples of 3/Σlr at the learning rate 0.1, the same number in every column) for L2 and AWS, and "
-        "against the radius for a sphere (the same multiples, −1/4 power: the radius at which the effective "
-        "learning rate is that of L2's equilibrium). SGD with momentum 0.9 and a cosine, half of the images."
+        "L2 and AWS by their flows, with 11 (quick budget: 6) coefficients from 1/316 to 316 times 3/Σlr; at "
+        "each the two have the same pull at norm 1, where all units start. The map: learning rates against "
+        "coefficients (multiples of 3/Σlr at the learning rate 0.1, the same number in every column) for L2 "
+        "and AWS, and against the radius for a sphere (the same multiples, −1/4 power: the radius at which "
+        "the effective learning rate is that of L2's equilibrium). SGD with momentum 0.9 and a cosine, half "
+        "of the images."
     )
     statistic = (
         "The loss of a rule: test accuracy at the coefficient that is best on validation images (other "
-        "seeds), minus the mean test accuracy over all eleven. L2's loss minus that of AWS, paired by seed, "
+        "seeds), minus the mean test accuracy over all of them. L2's loss minus that of AWS, paired by seed, "
         "with a 95 % interval by Student's t. Beside it: the difference of the two best, and the share of "
         f"cells of the map within {NEAR:g} points of the best of all rules (reported, not judged)."
     )
@@ -105,7 +109,7 @@ class Coefficient(Claim):
 
     def _sweep(self, budget: Budget, member: str, arm: str) -> dict[float, TrainSettings]:
         base = with_arm(replace(budget.small, member=member), arm)
-        return {m: times(base, m) for m in MULTIPLES}
+        return {m: times(base, m) for m in MULTIPLES[budget.name]}
 
     def _map_seeds(self, budget: Budget) -> tuple[int, ...]:
         return budget.seeds[:1]
@@ -192,19 +196,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _plot(family: str, accuracy: dict[str, dict[float, list[float | None]]]) -> Plot:
-    series = []
-    for arm, at in accuracy.items():
-        estimates = [mean_with_interval(values) for values in at.values()]
-        series.append(
-            Series(
-                arm,
-                list(at),
-                [e.mean if e.n else None for e in estimates],
-                [e.low if e.n > 1 else None for e in estimates],
-                [e.high if e.n > 1 else None for e in estimates],
-                by_seed=list(zip(*at.values(), strict=True)),
-            )
-        )
+    series = [Series.over(arm, at) for arm, at in accuracy.items()]
     return Plot(
         f"Test accuracy by coefficient ({family})",
         "coefficient, in 3/Σlr (the same pull at norm 1)",
@@ -225,7 +217,7 @@ def _table(
         ]
         for arm, at in accuracy.items()
     ]
-    columns = ["rule", *(f"×{m:.3g}" for m in MULTIPLES), "lost on average (points)"]
+    columns = ["rule", *(f"×{m:.3g}" for m in accuracy[L2]), "lost on average (points)"]
     return Table(f"Test accuracy (%) by coefficient ({family})", columns, rows)
 
 

@@ -79,7 +79,7 @@ class Equilibrium(Claim):
         return [
             replace(_run(budget, member, arm), seed=seed)
             for member, arm in _cells(budget)
-            for seed in budget.seeds
+            for seed in _seeds(budget)
         ]
 
     def judge(self, budget: Budget, runs: Runs) -> Finding:
@@ -88,7 +88,7 @@ class Equilibrium(Claim):
         rows, notes = [], []
         imbalance: dict[tuple[str, Arm], list[float | None]] = {}
         for member, arm in _cells(budget):
-            found: list[Any] = runs.values("layers", _run(budget, member, arm), budget.seeds)
+            found: list[Any] = runs.values("layers", _run(budget, member, arm), _seeds(budget))
             there: list[Any] = [layers for layers in found if layers is not None]
             family, name = member.replace("_", " "), _name(arm)
             imbalance[member, arm] = [None if layers is None else _imbalance(layers) for layers in found]
@@ -178,6 +178,11 @@ class Equilibrium(Claim):
         }
 
 
+def _seeds(budget: Budget) -> tuple[int, ...]:
+    """Two in the quick budget: every step is measured, and seeds differ by less than the bounds."""
+    return budget.seeds if budget.full else budget.seeds[:2]
+
+
 def _cells(budget: Budget) -> list[tuple[str, Arm]]:
     first, *others = budget.members
     return [(first, arm) for arm in ALL] + [(member, arm) for member in others for arm in FEW]
@@ -230,27 +235,16 @@ def _plot(budget: Budget, runs: Runs, key: str, momentum: float) -> Plot:
     member = budget.members[0]
     series = []
     for arm in (arm for arm in ALL if arm[1] == momentum and arm[2] == "flow"):
-        found: list[Any] = runs.values("layers", _run(budget, member, arm), budget.seeds)
+        found: list[Any] = runs.values("layers", _run(budget, member, arm), _seeds(budget))
         there = [layers for layers in found if layers is not None]
         if not there:
             continue
         names = list(there[0])
-        places = list(range(1, len(names) + 1))
-        for which, label, dashed in ((key, "measured", False), (f"predicted_{key}", "predicted", True)):
-            by_seed = [[layers[name][which] for name in names] for layers in there]
-            estimates = [mean_with_interval(values) for values in zip(*by_seed, strict=True)]
-            series.append(
-                Series(
-                    f"{arm[0]}, {label}",
-                    places,
-                    [e.mean for e in estimates],
-                    None if dashed else [e.low if e.n > 1 else None for e in estimates],
-                    None if dashed else [e.high if e.n > 1 else None for e in estimates],
-                    dashed=dashed,
-                    color=RULES.index(arm[0]),
-                    by_seed=None if dashed else by_seed,
-                )
-            )
+        for which, label in ((key, "measured"), (f"predicted_{key}", "predicted")):
+            values = [[layers[name][which] for layers in there] for name in names]
+            at = {float(k): value for k, value in enumerate(values, start=1)}
+            curve = Series.over(f"{arm[0]}, {label}", at, which != key, RULES.index(arm[0]))
+            series.append(curve if which == key else replace(curve, low=None, high=None, by_seed=None))
     what = {"norm": "Norm", "turn": "Rotation per step"}[key]
     title = f"{what} by layer, momentum {momentum:g} ({member.replace('_', ' ')})"
     return Plot(title, "layer", {"norm": "norm", "turn": "angle (rad)"}[key], series)

@@ -262,20 +262,9 @@ def _large_plot(family: str, accuracy: dict[tuple[str, str, int], list[float]]) 
     series = []
     for arm in (L2, AWS):
         for mode in MODES:
-            by_multiple = [accuracy[arm, mode, k] for k in MULTIPLES]
-            means = [mean_with_interval(values) for values in by_multiple]
-            series.append(
-                Series(
-                    f"{arm}, {mode}",
-                    MULTIPLES,
-                    [e.mean for e in means],
-                    [e.low for e in means],
-                    [e.high for e in means],
-                    dashed=mode != "flow",
-                    color=(L2, AWS).index(arm),
-                    by_seed=list(zip(*by_multiple, strict=True)),
-                )
-            )
+            at = {float(k): accuracy[arm, mode, k] for k in MULTIPLES}
+            dashed = mode != "flow"
+            series.append(Series.over(f"{arm}, {mode}", at, dashed, (L2, AWS).index(arm)))
     title = f"Test accuracy by coefficient ({family}); not finished: {CHANCE:g} %"
     return Plot(title, "times 3/Σlr", "test accuracy (%)", series, log_x=True)
 

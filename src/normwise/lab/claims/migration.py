@@ -133,7 +133,10 @@ class Migration(Claim):
         columns = ["recipe", "norms apart", "without decay", "effective learning rates apart"]
         columns += ["rotations apart", "result of the recipe", "of the twin", "difference, 90 % interval"]
         table = Table("The twin beside the recipe: largest relative differences, and results", columns, rows)
-        notes = _failures(budget, runs, self)
+        of_half: dict[str, list[Settings]] = {half: [] for half in HALVES}
+        for run in [*self.runs(budget), *self.second_runs(budget, runs)]:
+            of_half[IMAGES if isinstance(run, TrainSettings) else TEXT].append(run)
+        notes = runs.endings(of_half)
         return Finding(verdict, _answer(statistics), statistics, plots, [table], notes, traces=over_time)
 
     def _recipe(self, budget: Budget, half: str) -> TrainSettings | TextSettings:
@@ -225,19 +228,6 @@ def _row(
         *(f"{mean.mean:.4g} {unit}" if mean.n else "did not finish" for mean in means.values()),
         outcome,
     ]
-
-
-def _failures(budget: Budget, runs: Runs, claim: Migration) -> list[str]:
-    notes = []
-    for run in [*claim.runs(budget), *claim.second_runs(budget, runs)]:
-        found = runs[run]
-        if found["status"] != "finished":
-            kind = IMAGES if isinstance(run, TrainSettings) else TEXT
-            notes.append(
-                f"{kind}, seed {run.seed}: ended at step {found['step']} ({found['status']}): "
-                f"{found['reason']}"
-            )
-    return notes
 
 
 def _answer(statistics: dict[str, Any]) -> str:

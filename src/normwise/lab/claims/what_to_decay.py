@@ -7,25 +7,32 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims import what_to_decay_shown as shown
+from normwise.lab.claims.claim import Budget, Claim, Finding, Runs, Verdict
 from normwise.lab.claims.traces import traces
+from normwise.lab.claims.what_to_decay_shown import (
+    AWS,
+    INVARIANT,
+    L2,
+    MATRICES,
+    NOTHING,
+    PARTS,
+    RULES,
+    Arm,
+    ByScale,
+)
 from normwise.lab.settings import Settings
-from normwise.lab.statistics import Estimate, mean_with_interval, paired_difference
+from normwise.lab.statistics import Estimate, paired_difference
 from normwise.lab.text_settings import TextSettings
 from normwise.lab.tuning import chosen
 
-L2, AWS = "L2", "AWS"
-RULES = (L2, AWS)
-NOTHING, MATRICES, INVARIANT = "nothing", "matrices", "invariant"
 MULTIPLES = {"quick": (0.3, 1.0, 3.0), "full": (0.1, 0.3, 1.0, 3.0)}
 RATES = {"quick": (0.01,), "full": (0.004, 0.01, 0.025)}
 CENTRE = 0.01
-PARTS = ("attention", "stream")
 SCALES = {"quick": (1e4,), "full": (1e4,)}
 LARGEST = 1e4
 SAME = 0.05  # nats: what a scale may cost
 
-Arm = tuple[str, str | None]  # what is decayed, and by which rule
 ARMS: tuple[Arm, ...] = (
     (NOTHING, None),
     *((what, rule) for what in (MATRICES, INVARIANT) for rule in RULES),
@@ -119,7 +126,8 @@ class WhatToDecay(Claim):
                 gains[f"{rule}: {other} − invariant"] = by_rate | {"mean": paired_difference(theirs, ours)}
         everywhere = all(gain.low > 0 for by_rate in gains.values() for gain in by_rate.values())
         on_average = all(by_rate["mean"].low > 0 for by_rate in gains.values())
-        scale = {part: self._scale(budget, runs, part) for part in PARTS}
+        by_scale = {part: self._from_scales(budget, runs, part) for part in PARTS}
+        scale = {part: _costs(found) for part, found in by_scale.items()}
         robust = all(found["AWS: cost of the scale"].mean <= SAME for found in scale.values()) and all(
             found[f"{other} − AWS"].low > 0 for found in scale.values() for other in ("no decay", L2)
         )
@@ -142,21 +150,21 @@ class WhatToDecay(Claim):
             "object_holds": everywhere,
             "scale_holds": robust,
         }
-        tables = [self._table(budget, runs, losses), self._scale_table(budget, runs)]
-        notes = _notes(frozen) + self._edges(budget, runs) + self._failures(budget, runs)
+        multiples = {key: self._multiple(budget, runs, *key) for key in losses}
+        tried = MULTIPLES[budget.name]
+        notes = shown.control(frozen) + shown.edges(multiples, (tried[0], tried[-1]))
         first = budget.seeds[0]
         over_time = {
-            _label(arm): replace(self._tuned(budget, runs, arm, CENTRE), seed=first)
+            shown.label(arm): replace(self._tuned(budget, runs, arm, CENTRE), seed=first)
             for arm in (ARMS[0], (MATRICES, AWS), (INVARIANT, AWS))
         }
-        plots = [self._plot(budget, losses), *self._scale_plots(budget, runs)]
         return Finding(
             verdict,
-            _answer(gains, scale),
+            shown.answer(gains, scale),
             statistics,
-            plots,
-            tables,
-            notes,
+            [shown.loss_plot(losses), *shown.scale_plots(by_scale)],
+            [shown.loss_table(losses, multiples), shown.scale_table(by_scale)],
+            notes + self._endings(budget, runs),
             traces=traces(runs, over_time, f"seed {first}, lr {CENTRE:g}", degree=1),
         )
 
@@ -182,102 +190,32 @@ class WhatToDecay(Claim):
     def _tuned(self, budget: Budget, runs: Runs, arm: Arm, lr: float) -> TextSettings:
         return self._candidates(budget, arm, lr)[self._multiple(budget, runs, arm, lr)]
 
-    def _compared(self, budget: Budget, runs: Runs) -> dict[str, TextSettings]:
-        """Return what starts from large scales, by label."""
+    def _from_scales(self, budget: Budget, runs: Runs, part: str) -> dict[str, ByScale]:
+        """Return the losses by initial scale of a part, for each arm that starts from large ones."""
         arms = {"no decay": ARMS[0], L2: (INVARIANT, L2), AWS: (INVARIANT, AWS)}
-        return {label: self._tuned(budget, runs, arm, CENTRE) for label, arm in arms.items()}
-
-    def _scale(self, budget: Budget, runs: Runs, part: str) -> dict[str, Estimate]:
-        compared = self._compared(budget, runs)
-        large = {
-            label: runs.values("test_loss", _from_scale(run, part, LARGEST), budget.seeds)
-            for label, run in compared.items()
-        }
-        start = runs.values("test_loss", compared[AWS], budget.seeds)
-        found = {"AWS: cost of the scale": paired_difference(large[AWS], start)}
-        return found | {
-            f"{label} − AWS": paired_difference(large[label], large[AWS]) for label in ("no decay", L2)
+        return {
+            label: {
+                scale: runs.values("test_loss", _from_scale(tuned, part, scale), budget.seeds)
+                for scale in (1.0, *SCALES[budget.name])
+            }
+            for label, tuned in ((name, self._tuned(budget, runs, arm, CENTRE)) for name, arm in arms.items())
         }
 
-    def _table(
-        self, budget: Budget, runs: Runs, losses: dict[tuple[Arm, float], list[float | None]]
-    ) -> Table:
-        rows = []
-        for arm in ARMS:
-            row: list[str] = [_label(arm)]
-            for lr in RATES[budget.name]:
-                multiple = self._multiple(budget, runs, arm, lr)
-                at = "" if arm[1] is None else f" (×{multiple:g})"
-                row.append(_fine(mean_with_interval(losses[arm, lr])) + at)
-            rows.append(row)
-        columns = ["decayed", *(f"lr {lr:g}" for lr in RATES[budget.name])]
-        title = "Test loss (nats a character), with the chosen multiple of the coefficient of for_budget"
-        return Table(title, columns, rows)
-
-    def _scale_table(self, budget: Budget, runs: Runs) -> Table:
-        scales = (1.0, *SCALES[budget.name])
-        rows = []
-        for part in PARTS:
-            for label, run in self._compared(budget, runs).items():
-                at = [
-                    mean_with_interval(runs.values("test_loss", _from_scale(run, part, s), budget.seeds))
-                    for s in scales
-                ]
-                rows.append([_PART_WORDS[part], label, *map(_fine, at)])
-        columns = ["scaled at the start", "decay on the invariant weights", *(f"× {s:g}" for s in scales)]
-        return Table("Test loss (nats a character) by initial scale", columns, rows)
-
-    def _plot(self, budget: Budget, losses: dict[tuple[Arm, float], list[float | None]]) -> Plot:
-        rates = RATES[budget.name]
-        series = []
-        for arm in ARMS:
-            at = [mean_with_interval(losses[arm, lr]) for lr in rates]
-            color = (NOTHING, MATRICES, INVARIANT).index(arm[0])
-            series.append(_curve(_label(arm), rates, at, dashed=arm[1] == L2, color=color))
-        title = "Test loss by learning rate: what is decayed, and by which rule"
-        return Plot(title, "learning rate", "test loss (nats a character)", series, log_x=True)
-
-    def _scale_plots(self, budget: Budget, runs: Runs) -> list[Plot]:
-        scales = (1.0, *SCALES[budget.name])
-        plots = []
-        for part in PARTS:
-            series = []
-            for label, run in self._compared(budget, runs).items():
-                at = [
-                    mean_with_interval(runs.values("test_loss", _from_scale(run, part, s), budget.seeds))
-                    for s in scales
-                ]
-                series.append(_curve(label, scales, at))
-            title = f"Test loss by initial scale of {_PART_WORDS[part]}"
-            plots.append(Plot(title, "initial scale", "test loss (nats a character)", series, log_x=True))
-        return plots
-
-    def _edges(self, budget: Budget, runs: Runs) -> list[str]:
-        """Say where the best multiple was the smallest or the largest that was tried."""
-        tried = MULTIPLES[budget.name]
-        edges = [
-            f"{_label(arm)} at lr {lr:g} (×{multiple:g})"
-            for arm in ARMS[1:]
-            for lr in RATES[budget.name]
-            if (multiple := self._multiple(budget, runs, arm, lr)) in (tried[0], tried[-1])
-        ]
-        return [f"Chosen at an end of the grid of multiples: {', '.join(edges)}."] if edges else []
-
-    def _failures(self, budget: Budget, runs: Runs) -> list[str]:
-        """Say which runs did not finish, and why."""
-        ended = []
+    def _endings(self, budget: Budget, runs: Runs) -> list[str]:
+        wanted: dict[str, list[Settings]] = {}
         for run in [*self.runs(budget), *self.second_runs(budget, runs)]:
-            found = runs[run]
-            if found["status"] != "finished" and isinstance(run, TextSettings):
-                ended.append(
-                    f"{run.decayed}, lr {run.lr:g}, scale {run.init_scale:g}, seed {run.seed}: ended at step "
-                    f"{found['step']} ({found['status']}): {found['reason']}"
-                )
-        return ended
+            assert isinstance(run, TextSettings)
+            wanted.setdefault(f"{run.decayed}, lr {run.lr:g}, scale {run.init_scale:g}", []).append(run)
+        return runs.endings(wanted)
 
 
-_PART_WORDS = {"attention": "queries and keys", "stream": "embeddings and writers"}
-_OBJECT_WORDS = {MATRICES: "all matrices", INVARIANT: "what is invariant"}
+def _costs(by_scale: dict[str, ByScale]) -> dict[str, Estimate]:
+    """Return what the largest scale costs AWS, and how far the others are behind it there."""
+    large = {label: at[LARGEST] for label, at in by_scale.items()}
+    found = {"AWS: cost of the scale": paired_difference(large[AWS], by_scale[AWS][1.0])}
+    return found | {
+        f"{label} − AWS": paired_difference(large[label], large[AWS]) for label in ("no decay", L2)
+    }
 
 
 def with_rule(base: TextSettings, rule: str, multiple: float) -> TextSettings:
@@ -298,62 +236,6 @@ def _from_scale(run: TextSettings, part: str, scale: float) -> TextSettings:
 def _average(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if len(there) == len(values) else None
-
-
-def _label(arm: Arm) -> str:
-    what, rule = arm
-    return "no decay" if rule is None else f"{rule} on {_OBJECT_WORDS[what]}"
-
-
-def _fine(estimate: Estimate) -> str:
-    if not estimate.n:
-        return "did not finish"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _curve(
-    label: str, x: Sequence[float], at: Sequence[Estimate], dashed: bool = False, color: int | None = None
-) -> Series:
-    return Series(
-        label,
-        list(x),
-        [e.mean if e.n else None for e in at],
-        [e.low if e.n > 1 else None for e in at],
-        [e.high if e.n > 1 else None for e in at],
-        dashed=dashed,
-        color=color,
-    )
-
-
-def _notes(frozen: dict[str, Estimate]) -> list[str]:
-    parts = [
-        f"{_PART_WORDS[part]} frozen as they began cost {_fine(estimate)} nats"
-        + ("" if estimate.low > 0 else ", so that a large scale, under which they hardly turn, is no test")
-        for part, estimate in frozen.items()
-    ]
-    return [f"Control: {'; '.join(parts)}."] if parts else []
-
-
-def _answer(gains: dict[str, dict[str, Estimate]], scale: dict[str, dict[str, Estimate]]) -> str:
-    parts = []
-    for rule in RULES:
-        nothing, matrices = (gains[f"{rule}: {other} − invariant"]["mean"] for other in (NOTHING, MATRICES))
-        against = f"{_signed(nothing)} against none and by {_signed(matrices)} against all matrices"
-        parts.append(f"under {rule} by {against}")
-    costs = " and ".join(
-        f"{found['AWS: cost of the scale'].mean:+.3f} (no decay {found['no decay − AWS'].mean:+.3f} and L2 "
-        f"{found['L2 − AWS'].mean:+.3f} behind it) for {_PART_WORDS[part]}"
-        for part, found in scale.items()
-    )
-    gained = "; ".join(parts)
-    return (
-        f"Averaged over learning rates, decay on what is invariant lowers the test loss (nats) {gained}. "
-        f"An initial scale of 10,000 costs AWS {costs}."
-    )
 
 
 CLAIM = WhatToDecay()
