@@ -199,16 +199,23 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("runs", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total > 0)
+
+        def show(done: int, total: int) -> None:
+            if done == 0:  # the first or the second lot begins: its time left is not that of the other
+                bar.reset(task, total=total, visible=total > 0)
+            bar.update(task, completed=done)
+
+        yield show
 
 
 def _lines(every: float = 20.0) -> Callable[[int, int], None]:
     begin = last = time.monotonic()
 
     def line(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal begin, last
         now = time.monotonic()
         if done == 0:
+            begin = last = now
             _say(f"{total} runs to do" if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.lab.small import budget
 
-from normwise.cli import main
+from normwise.cli import _lines, main
 from normwise.lab.claims.claim import Budget
 from normwise.lab.reproduce import rebuild_report, reproduce
 
@@ -177,6 +177,21 @@ def test_missing_data_are_an_error_when_offline(
     monkeypatch.setattr("normwise.lab.debian.installed_files", lambda *_: {}, raising=False)
     assert _run("reproduce", "--offline", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch) == 2
     assert "fashion-mnist" in capsys.readouterr().err
+
+
+def test_the_time_left_is_that_of_the_lot_of_runs_under_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    line = _lines()
+    line(0, 2)
+    now[0] = 1000.0
+    line(2, 2)
+    line(0, 100)
+    now[0] += 30
+    line(10, 100)
+    assert "10 of 100 runs, about 270 s left" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:
