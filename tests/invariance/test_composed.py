@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -145,3 +146,26 @@ def test_groups_agree_with_a_linear_program() -> None:
         for k in range(7):
             best = linprog(-span[:, k], A_ub=-span.T, b_ub=np.zeros(7), bounds=[(-1, 1)] * len(basis))
             assert covered[k] == (best.fun < -1e-9)
+
+
+class Powers(nn.Module):
+    """One weight enters by an irrational power: it balances the other with exponents 1 and −√2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.outer = nn.Linear(WIDTH, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.inner(x))
+        size: Tensor = self.outer.weight.abs() ** 2**0.5
+        return hidden @ size.T
+
+
+def test_symmetries_without_small_integers_are_counted_and_warned_of() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="1 of 1 joint symmetries have exponents that are no small integers"):
+        inv = nw.find_invariances(Powers(), [torch.randn(16, WIDTH)])
+    assert inv.joint == []
+    assert inv.unnamed_joint == 1
+    assert "no small integers" in str(inv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,15 @@ def find_joint(
             parameter.requires_grad_(True)
     result.rows, result.rank = len(matrix), numerical_rank(matrix, at.null)
     parts = np.array([column.part is not None for column in columns])
-    basis = integer_basis(matrix, null_space(matrix, at.null), at.null, parts)
+    null = null_space(matrix, at.null)
+    basis = integer_basis(matrix, null, at.null, parts)
+    result.unnamed_joint = null.shape[1] - len(basis)
+    if result.unnamed_joint:
+        warnings.warn(
+            f"{result.unnamed_joint} of {null.shape[1]} joint symmetries have exponents that are no small "
+            "integers, and are left out: weights in no symmetry that is listed may be in one of these",
+            stacklevel=4,
+        )
     confirmed, rejected = _confirmed(probe, basis, columns, judge, at)
     result.parts = _parts(confirmed, columns, probe)
     for kind, found in (

@@ -72,6 +72,8 @@ class Invariances:
             effect, such as the biases of keys, are left out: they may scale with any other.
         unconfirmed_joint: Symmetries of the null space that rescaling did not confirm: they hold nearby
             only, as below the clamp of a ReLU6 that no sample reaches.
+        unnamed_joint: How many further symmetries there are whose exponents are no small integers. They are
+            in no list; finding some warns.
         evidence: {name: what was measured}.
         frozen: Names of parameters with ``requires_grad=False``: they have verdicts like all others.
         rows: Backward passes behind the joint symmetries. rank: the rank they reached.
@@ -101,6 +103,7 @@ class Invariances:
     groups: list[dict[str, int]] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
     unconfirmed_joint: list[dict[str, int]] = field(default_factory=list)
+    unnamed_joint: int = 0
     evidence: dict[str, Evidence] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     rows: int = 0
@@ -122,6 +125,8 @@ class Invariances:
         lines.append(
             f"{len(self.joint):5d} joint symmetries ({len(self.groups)} jointly scale-invariant groups)"
         )
+        if self.unnamed_joint:
+            lines.append(f"{self.unnamed_joint:5d} joint symmetries whose exponents are no small integers")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
