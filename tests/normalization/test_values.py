@@ -220,6 +220,33 @@ def test_one_unit_that_is_not_ordinary_is_seen_among_many(
         torch.testing.assert_close(float(found[37, 1]), direction, equal_nan=True)
 
 
+EXPONENT = st.floats(-14, 14)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.lists(st.tuples(EXPONENT, EXPONENT, st.sampled_from([-1, 1])), min_size=1, max_size=3),
+    odd=st.sampled_from([None, 0.0, math.inf, math.nan]),
+)
+def test_rows_that_look_ordinary_by_their_highest_bytes_are(
+    rows: list[tuple[float, float, int]], odd: float | None
+) -> None:
+    inverse = torch.tensor([[2.0**high] for high, _, _ in rows])
+    mean = torch.tensor([[sign * 2.0 ** (ratio - high)] for high, ratio, sign in rows])
+    if odd is not None:
+        (mean if odd == math.inf else inverse)[-1] = odd
+    if kernels._ordinary_rows(mean, inverse):
+        assert bool(((inverse > 1e-4) & (inverse < 1e4)).all())
+        assert float(mean.abs().max() * inverse.max()) < kernels._MEAN_OVER_STD
+
+
+def test_ordinary_rows_look_ordinary() -> None:
+    for scale in (2.0**-12, 1e-2, 1.0, 1e2, 2.0**12):
+        inverse, mean = torch.tensor([[1.0], [1.5]]) / scale, torch.tensor([[0.2], [-0.2]]) * scale
+        assert kernels._ordinary_rows(mean, inverse), scale
+        assert not kernels._ordinary_rows(mean * 40, inverse), scale
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e-3, 1.0, 1e6, 1e20])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_eps_as_a_checkpoint_was_trained_with_it(scale: float, dtype: torch.dtype) -> None:
