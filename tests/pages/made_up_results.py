@@ -81,7 +81,10 @@ def claim(
         "maps": [heat(rng, text) for _ in range(maps)],
         "tables": [table(rng, text) for _ in range(tables)],
         "traces": [trace(rng, text, which) for which in TRACES[:traces]],
-        "notes": [text or "SGD with L2 at norm 1e-6 came to NaN at step 31 (seeds 0 and 2)."]
+        "notes": [
+            text or "SGD with L2 at norm 1e-6 came to NaN at step 31 (seeds 0 and 2).",
+            "A long word: AdaptiveWeightShrink(coefficient=0.18691588773600612,strength=0.18691588773600612)",
+        ]
         if failed or text
         else [],
         "runs": {"count": 20, "not_finished": len(failed), "identities": identities, "failed": failed},
