@@ -164,7 +164,7 @@ class Powers(nn.Module):
 
 def test_symmetries_without_small_integers_are_counted_and_warned_of() -> None:
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="1 of 1 joint symmetries have exponents that are no small integers"):
+    with pytest.warns(UserWarning, match="1 of 1 joint symmetries have no small integers for exponents"):
         inv = nw.find_invariances(Powers(), [torch.randn(16, WIDTH)])
     assert inv.joint == []
     assert inv.unnamed_joint == 1

@@ -102,8 +102,9 @@ def find_joint(
     result.unnamed_joint = null.shape[1] - len(basis)
     if result.unnamed_joint:
         warnings.warn(
-            f"{result.unnamed_joint} of {null.shape[1]} joint symmetries have exponents that are no small "
-            "integers, and are left out: weights in no symmetry that is listed may be in one of these",
+            f"{result.unnamed_joint} of {null.shape[1]} joint symmetries have no small integers for "
+            "exponents, and are left out: either they have others, or the output tells too little about some "
+            "weights, as in the first layers of a deep network whose gradients vanish",
             stacklevel=4,
         )
     confirmed, rejected = _confirmed(probe, basis, columns, judge, at)
