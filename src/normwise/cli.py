@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 __all__ = ["main"]
+
+if TYPE_CHECKING:
+    from normwise.lab.runs import Progress
 
 try:
     import typer
@@ -182,36 +185,37 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress() -> Iterator[Progress]:
     """Show how many runs are done and how long the others will take: a bar, in a pipe a line now and then."""
     if not sys.stderr.isatty():
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("runs"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[runs]}"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("runs", total=None, visible=False)
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("runs", total=1.0, visible=False, runs="")
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int, share: float) -> None:
             if done == 0:  # the first or the second lot begins: its time left is not that of the other
-                bar.reset(task, total=total, visible=total > 0)
-            bar.update(task, completed=done)
+                bar.reset(task, visible=total > 0)
+            bar.update(task, completed=share, runs=f"{done}/{total}")
 
         yield show
 
 
-def _lines(every: float = 20.0) -> Callable[[int, int], None]:
+def _lines(every: float = 20.0) -> Progress:
     begin = last = time.monotonic()
 
-    def line(done: int, total: int) -> None:
+    def line(done: int, total: int, share: float) -> None:
         nonlocal begin, last
         now = time.monotonic()
         if done == 0:
@@ -219,7 +223,7 @@ def _lines(every: float = 20.0) -> Callable[[int, int], None]:
             _say(f"{total} runs to do" if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now
-            left = (now - begin) / done * (total - done)
+            left = (now - begin) * (1 / share - 1)  # long runs are the first ones: their number says little
             _say(f"{done} of {total} runs, about {left:.0f} s left")
 
     return line

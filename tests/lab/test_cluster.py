@@ -59,7 +59,7 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
             names = {address: w["name"] for address, w in observer.scheduler_info()["workers"].items()}
             killed: list[str] = []
 
-            def kill_one_that_is_at_work(done: int, total: int) -> None:
+            def kill_one_that_is_at_work(done: int, total: int, share: float) -> None:
                 if done != 2:
                     return
                 deadline = time.monotonic() + PATIENCE
@@ -92,7 +92,7 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
         OddRun(way="endless"),
     ]  # carried out in this order
 
-    def cut(done: int, total: int) -> None:
+    def cut(done: int, total: int, share: float) -> None:
         if done == 2:
             local.scheduler.kill()
             local.scheduler.wait()

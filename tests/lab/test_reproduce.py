@@ -185,13 +185,13 @@ def test_the_time_left_is_that_of_the_lot_of_runs_under_way(
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     line = _lines()
-    line(0, 2)
+    line(0, 2, 0.0)
     now[0] = 1000.0
-    line(2, 2)
-    line(0, 100)
+    line(2, 2, 1.0)
+    line(0, 100, 0.0)
     now[0] += 30
-    line(10, 100)
-    assert "10 of 100 runs, about 270 s left" in capsys.readouterr().err
+    line(10, 100, 0.25)
+    assert "10 of 100 runs, about 90 s left" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -88,12 +88,10 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, float]] = []
     first, second = training(), training(seed=1)
-    summaries = carry_out(
-        [first, second, first], store, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(0, 2), (1, 2), (2, 2)]
+    summaries = carry_out([first, second, first], store, progress=lambda *now: seen.append(now))
+    assert seen == [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0)]
     (store.run_folder(second) / "summary.json").write_text('{"status": "fini')
     done: list[Settings] = []
 

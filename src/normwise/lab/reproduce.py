@@ -21,7 +21,7 @@ from normwise.lab.cluster import Cluster, check_address, connected
 from normwise.lab.compare import compare, read_reference
 from normwise.lab.data import DATASETS, load
 from normwise.lab.report.page import write_report
-from normwise.lab.runs import carry_out
+from normwise.lab.runs import Progress, carry_out
 from normwise.lab.settings import Settings
 from normwise.lab.store import Store, write_atomically
 from normwise.lab.text import load_text
@@ -43,7 +43,7 @@ def reproduce(
     cluster: str | None = None,
     reference: Path | None = None,
     announce: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total, share: None,
 ) -> Results:
     """Put claims to the test and write ``results.json`` and ``report.html``.
 
@@ -62,7 +62,8 @@ def reproduce(
         reference: A ``results.json``, or a folder that holds one, to compare with
             (:func:`normwise.lab.compare.compare`).
         announce: Is called with a line for each thing that takes time or is fetched.
-        progress: Is called with the number of runs done and to do.
+        progress: Is called as :data:`normwise.lab.runs.Progress` says, from 0 again for the runs whose
+            settings the first ones choose.
 
     Returns:
         What is in ``results.json``.
@@ -114,7 +115,7 @@ def _all_runs(
     jobs: int | None,
     cluster: Cluster | None,
     announce: Callable[[str], None],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Runs:
     """Carry out what the claims need, then what they need once they know that."""
     first: list[Settings] = [settings for claim in claims for settings in claim.runs(budget)]

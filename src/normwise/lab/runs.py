@@ -19,9 +19,11 @@ from normwise.lab.store import Store
 if TYPE_CHECKING:
     from normwise.lab.cluster import Cluster
 
-__all__ = ["Outcome", "RunError", "attempt", "carry_out", "describe"]
+__all__ = ["Outcome", "Progress", "RunError", "attempt", "carry_out", "describe"]
 
 Summary = dict[str, Any]
+Progress = Callable[[int, int, float], None]
+"""Is called with the number of runs done, that of runs to do, and the share of the expected time done."""
 
 # The number of threads and the state of torch's generator belong to the process: two runs in one process
 # would not have the numbers of one.
@@ -58,7 +60,7 @@ def carry_out(
     wanted: Iterable[Settings],
     store: Store,
     jobs: int | None = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total, share: None,
     cluster: Cluster | None = None,
 ) -> dict[str, Summary]:
     """Return the summaries of all runs, by identity; carry out those that the store does not have.
@@ -73,7 +75,7 @@ def carry_out(
         store: Where finished runs are kept.
         jobs: How many runs go side by side, each in a process of its own; 1: all in this process. With a
             cluster, how many of its workers are used at a time; None: all of them.
-        progress: Is called with the number of runs done in this job and of those to do.
+        progress: Is called at the start and after each run.
         cluster: Where the runs are carried out; None: on this machine.
 
     Raises:
@@ -84,7 +86,7 @@ def carry_out(
     missing = [settings for identity, settings in distinct.items() if summaries[identity] is None]
     # The long ones first, so that no process ends with a long one alone.
     missing.sort(key=lambda settings: -settings.cost)
-    progress(0, len(missing))
+    progress(0, len(missing), 0.0)
     if not missing:
         return {identity: summary for identity, summary in summaries.items() if summary is not None}
     failures: list[Outcome] = []
@@ -96,7 +98,7 @@ def carry_out(
         pool, task = cluster.parallel(jobs), delayed(cluster.task)
     # joblib takes the next one when one is done, so none is begun after a failure
     tasks = (task(settings, settings.identity) for settings in missing if not failures)
-    done = 0
+    done, spent, whole = 0, 0.0, sum(settings.cost for settings in missing)
     try:
         for outcome in pool(tasks):
             if outcome.summary is None:
@@ -106,7 +108,8 @@ def carry_out(
             store.write_run(outcome.settings, outcome.metrics, outcome.summary)
             summaries[outcome.settings.identity] = outcome.summary
             done += 1
-            progress(done, len(missing))
+            spent += outcome.settings.cost
+            progress(done, len(missing), spent / whole)
     except BrokenProcessPool as error:
         raise RunError(
             f"a process that carried out runs was killed, as when memory runs out; {done} finished runs are "
