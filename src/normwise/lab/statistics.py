@@ -20,7 +20,12 @@ class Estimate(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]" if self.n > 1 else self.short
+
+    @property
+    def short(self) -> str:
+        """The mean alone; a dash where there is none."""
+        return f"{self.mean:.1f}" if self.n else "–"
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Return plain values, None for NaN."""

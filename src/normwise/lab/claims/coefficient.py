@@ -212,7 +212,7 @@ def _table(
     rows = [
         [
             arm,
-            *(f"{mean_with_interval(v).mean:.1f}" for v in at.values()),
+            *(mean_with_interval(v).short for v in at.values()),
             str(mean_with_interval(losses[arm])),
         ]
         for arm, at in accuracy.items()

@@ -149,7 +149,7 @@ def _contains_zero(test: Equivalence) -> bool:
 def _row(
     member: str, accuracy: dict[str, list[float | None]], same: Equivalence, control: Equivalence
 ) -> list[str]:
-    means = [f"{mean_with_interval(accuracy[arm]).mean:.1f}" for arm in (L2, SCHEDULED, NONE)]
+    means = [mean_with_interval(accuracy[arm]).short for arm in (L2, SCHEDULED, NONE)]
     equivalent = "yes" if same.shown else "not shown"
     return [
         member.replace("_", " "),

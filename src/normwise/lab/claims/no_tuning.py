@@ -120,7 +120,7 @@ class NoTuning(Claim):
     def judge(self, budget: Budget, runs: Runs) -> Finding:
         """Count the cells."""
         statistics: dict[str, Any] = {}
-        tables, plots, maps = [], [], []
+        tables, plots, maps, notes = [], [], [], []
         counts = dict.fromkeys(("equivalent", "better", "worse", "undecided"), 0)
         columns: list[list[float | None]] = []  # AWS minus tuned L2, a column for each cell
         centred: list[list[float | None]] = []
@@ -145,6 +145,8 @@ class NoTuning(Claim):
                 centred.append(_minus(few[CENTRED], few[TUNED]))
                 means[cell], losses[cell] = _rounded(gain.mean), _rounded(lost.mean)
                 name = f"lr × {cell[0]:g}, norm {cell[1]:g}"
+                if not gain.n:
+                    notes.append(f"{setup.name}, {name}: undecided, as no seed finished under both rules.")
                 found[name] = {
                     "AWS_minus_tuned_L2": gain.as_dict(),
                     "test": test.as_dict(),
@@ -153,7 +155,7 @@ class NoTuning(Claim):
                 }
                 rows.append(
                     [f"{cell[0]:g}", f"{cell[1]:g}"]
-                    + [f"{mean_with_interval(accuracy[arm]).mean:.1f}" for arm in (AWS, TUNED)]
+                    + [mean_with_interval(accuracy[arm]).short for arm in (AWS, TUNED)]
                     + [str(gain), outcome, str(lost)]
                 )
             statistics[setup.name] = found
@@ -195,7 +197,7 @@ class NoTuning(Claim):
             f"An L2 that was tuned in the centre only is {loss.mean:+.1f} [{loss.low:+.1f}, "
             f"{loss.high:+.1f}] points from it."
         )
-        return Finding(verdict, answer, statistics, plots, tables, maps=maps)
+        return Finding(verdict, answer, statistics, plots, tables, notes, maps=maps)
 
     def _run(self, budget: Budget, setup: Setup, cell: Cell, arm: str) -> TrainSettings:
         base = replace(budget.small, **setup.changes)
