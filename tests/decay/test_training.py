@@ -284,7 +284,9 @@ def test_no_warning_in_an_ordinary_loop_with_a_scheduler() -> None:
         optimizer = SGD([param], lr=1.0)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
         nw.Decay(optimizer, nw.L2(0.5), param)
+        before = param.detach().clone()
         for _ in range(3):
             param.grad = torch.zeros_like(param)
             optimizer.step()
             scheduler.step()
+    torch.testing.assert_close(param.detach(), before * math.exp(-0.5 * (1 + 0.75 + 0.25)))

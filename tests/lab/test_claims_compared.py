@@ -10,7 +10,7 @@ from tests.lab.made_up_runs import BUDGET, MadeUpRuns, Summary, finished, judge
 
 import normwise as nw
 from normwise.lab.arms import AWS, L2, NONE, SPHERE, with_arm
-from normwise.lab.claims.claim import Budget
+from normwise.lab.claims.claim import Budget, Series
 from normwise.lab.claims.coefficient import CLAIM as COEFFICIENT
 from normwise.lab.claims.coefficient import times
 from normwise.lab.claims.generalization import CLAIM as GENERALIZATION
@@ -155,6 +155,29 @@ def test_no_tuning_is_judged_by_its_rule(aws: float, verdict: str) -> None:
     counts = finding.statistics["overall"]["counts"]
     assert sum(counts.values()) == 10
     assert counts["better"] == (10 if aws > 0.8 else 0)
+
+
+def test_no_tuning_says_where_no_seed_finished() -> None:
+    def make(settings: TrainSettings) -> Summary:
+        if settings.init_scale == 1e3:
+            return {"status": "not finite", "step": 3, "reason": "the training loss was nan"}
+        return finished(0.80, settings)
+
+    finding = judge(NO_TUNING, make)
+    assert finding.statistics["overall"]["counts"]["undecided"] == 2  # of SGD and of Adam
+    assert len(finding.notes) == 2
+    assert all("norm 1000: undecided, as no seed finished" in note for note in finding.notes)
+
+
+def test_a_curve_over_seeds_has_means_intervals_and_gaps() -> None:
+    curve = Series.over("a", {1.0: [1.0, 2.0, 3.0], 2.0: [None, 5.0, None], 3.0: [None, None, None]}, color=2)
+    low, high = curve.low, curve.high
+    assert low is not None
+    assert high is not None
+    assert (low[0], high[0]) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
+    assert [list(values)[1:] for values in (curve.y, low, high)] == [[5.0, None], [None, None], [None, None]]
+    assert curve.by_seed == [(1.0, None, None), (2.0, 5.0, None), (3.0, None, None)]
+    assert (curve.x, curve.color, curve.dashed) == ([1.0, 2.0, 3.0], 2, False)
 
 
 def test_an_l2_tuned_in_the_centre_keeps_its_coefficient_in_every_cell() -> None:

@@ -28,6 +28,8 @@ def test_too_few_values_have_no_interval() -> None:
     one = mean_with_interval([2.0])
     assert one.mean == 2.0
     assert math.isnan(one.low)
+    assert str(one) == one.short == "2.0"
+    assert str(mean_with_interval([None])) == "–"
     assert one.as_dict() == {"mean": 2.0, "low": None, "high": None, "n": 1}
     assert math.isnan(mean_with_interval([None]).mean)
 

@@ -109,7 +109,7 @@ def carry_out(
             summaries[outcome.settings.identity] = outcome.summary
             done += 1
             spent += outcome.settings.cost
-            progress(done, len(missing), spent / whole)
+            progress(done, len(missing), min(1.0, spent / whole))  # the sum was in another order
     except BrokenProcessPool as error:
         raise RunError(
             f"a process that carried out runs was killed, as when memory runs out; {done} finished runs are "
