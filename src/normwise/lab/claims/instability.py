@@ -64,7 +64,7 @@ class Instability(Claim):
         f"in mode flow AWS is ahead by {LOSS:g} points with an interval above 0 at some multiple from 10, "
         "and behind by as much with an interval below 0 at none. (c) holds where L2 has more runs that did "
         "not finish, or as many and more skipped steps. (d) holds where the interval is above 0. Reproduced: "
-        "all four, for weight norm and (full budget) plain weights under batch norm. Partly: some. Not "
+        "all four, for every member. Partly: some. Not "
         "reproduced: none."
     )
 
@@ -72,7 +72,7 @@ class Instability(Claim):
         """The dead units, and the three kinds of training for all seeds."""
         trained = [
             run
-            for member in _members(budget)
+            for member in budget.members
             for cells in (_large(budget, member), _tiny(budget, member))
             for run in cells.values()
         ]
@@ -94,7 +94,7 @@ class Instability(Claim):
             "unit; torch's formula in float32 fails below norms of some 1e-22, after 17 such budgets. "
             "They need not reach 0: a step of less than half the smallest number is rounded away.",
         ]
-        for member in _members(budget):
+        for member in budget.members:
             family = member.replace("_", " ")
             large, rows, by_arm = self._judge_large(budget, runs, member)
             plots.append(_large_plot(family, by_arm))
@@ -169,11 +169,6 @@ class Instability(Claim):
             )
         found = {mode: {str(k): gain.as_dict() for k, gain in by.items()} for mode, by in gains.items()}
         return {"AWS_minus_L2": found, "holds": ahead and not behind}, rows, accuracy
-
-
-def _members(budget: Budget) -> tuple[str, ...]:
-    """The first member and plain weights under batch norm."""
-    return tuple(member for member in budget.members if member in (budget.members[0], "plain"))
 
 
 def _judge_half(budget: Budget, runs: Runs, member: str) -> tuple[dict[str, Any], Any]:

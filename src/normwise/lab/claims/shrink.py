@@ -65,7 +65,7 @@ class ShrinkClaim(Claim):
     def runs(self, budget: Budget) -> list[Settings]:
         """All candidates with the seeds of tuning, and what has nothing to tune."""
         runs: list[Settings] = []
-        for member in _members(budget):
+        for member in budget.members:
             tuned = [run for arm in _tuned_arms() for run in self._candidates(budget, member, arm).values()]
             runs += [replace(run, seed=seed) for run in tuned for seed in budget.tuning_seeds]
             runs += [replace(self._free(budget, member), seed=seed) for seed in _seeds(budget)]
@@ -74,9 +74,7 @@ class ShrinkClaim(Claim):
 
     def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
         """What was chosen, with the seeds of the comparison."""
-        compared = [
-            run for member in _members(budget) for run in self._compared(budget, runs, member).values()
-        ]
+        compared = [run for member in budget.members for run in self._compared(budget, runs, member).values()]
         wanted: list[Settings] = [replace(run, seed=seed) for run in compared for seed in _seeds(budget)]
         for name in READINGS:
             wanted += [
@@ -91,7 +89,7 @@ class ShrinkClaim(Claim):
         statistics: dict[str, Any] = {}
         tables, series = [], []
         ahead, near = [], []
-        for k, member in enumerate(_members(budget)):
+        for k, member in enumerate(budget.members):
             compared = self._compared(budget, runs, member)
             accuracy = {arm: runs.points("test_accuracy", r, _seeds(budget)) for arm, r in compared.items()}
             gains = {
@@ -117,7 +115,7 @@ class ShrinkClaim(Claim):
                     color=k,
                 )
             )
-        names = [arm for arm in self._compared(budget, runs, _members(budget)[0]) if arm != AWS]
+        names = [arm for arm in self._compared(budget, runs, budget.members[0]) if arm != AWS]
         numbered = "; ".join(f"{k}: {name}" for k, name in enumerate(names, start=1))
         plot = Plot("Test accuracy of AWS minus that of each other arm", numbered, "points", series)
         table, readings = self._ablation(budget, runs)
@@ -201,10 +199,6 @@ class ShrinkClaim(Claim):
         return Table(title, columns, rows), found
 
 
-def _members(budget: Budget) -> tuple[str, ...]:
-    return tuple(member for member in budget.members if member in ("weight_norm", "plain"))
-
-
 def _seeds(budget: Budget) -> tuple[int, ...]:
     return tuple(range(max(SEEDS[budget.name], len(budget.seeds))))
 
@@ -265,7 +259,7 @@ def _words(run: TrainSettings) -> str:
 
 def _answer(statistics: dict[str, Any], budget: Budget) -> str:
     sentences = []
-    for member in _members(budget):
+    for member in budget.members:
         gains = statistics[member]["AWS_minus"]
         means = statistics[member]["test_accuracy"]
         best = max(means, key=lambda arm: float(means[arm]["mean"]))
