@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from normwise import Unit
-from normwise.units import check_dim, row_norms
+from normwise.norms import check_dim, slice_norms
 
 SHAPES = [(6,), (1, 1), (4, 5), (3, 2, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
 # How far a norm may be from the exact one: the accumulation of float32 squares, else the widest type.
@@ -38,7 +38,7 @@ def exact_norms(weight: Tensor, dim: int | None) -> np.ndarray[Any, np.dtype[np.
 def test_norms_of_every_shape_and_dim(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     for dim in (None, *range(-len(shape), len(shape))):
-        norms = row_norms(weight, dim)
+        norms = slice_norms(weight, dim)
         assert norms.dtype == torch.float64
         assert norms.ndim == weight.ndim
         assert (weight / norms).shape == weight.shape
@@ -60,24 +60,24 @@ def test_norms_from_1e_minus_30_to_1e30(
     rows = 10.0 ** (exponent + spread * torch.rand(5, 1, generator=generator, dtype=torch.float64))
     weight = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * rows).to(dtype)
     np.testing.assert_allclose(
-        row_norms(weight, dim).flatten(), exact_norms(weight, dim), rtol=TOLERANCE[dtype]
+        slice_norms(weight, dim).flatten(), exact_norms(weight, dim), rtol=TOLERANCE[dtype]
     )
 
 
 def test_units_of_very_different_norms_in_one_tensor() -> None:
     weight = torch.tensor([[3e30, 4e30], [0.0, 0.0], [3e-30, 4e-30], [3.0, 4.0]])
-    np.testing.assert_allclose(row_norms(weight).flatten(), [5e30, 0.0, 5e-30, 5.0], rtol=1e-6)
-    np.testing.assert_allclose(row_norms(weight.T, 1).flatten(), [5e30, 0.0, 5e-30, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(slice_norms(weight).flatten(), [5e30, 0.0, 5e-30, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(slice_norms(weight.T, 1).flatten(), [5e30, 0.0, 5e-30, 5.0], rtol=1e-6)
 
 
 def test_half_precision_neither_overflows_nor_underflows() -> None:
     weight = torch.tensor([[6e4, 6e4], [6e-8, 0.0]], dtype=torch.float16)
-    np.testing.assert_allclose(row_norms(weight).flatten(), exact_norms(weight, 0), rtol=1e-6)
+    np.testing.assert_allclose(slice_norms(weight).flatten(), exact_norms(weight, 0), rtol=1e-6)
 
 
 def test_norms_that_are_not_finite_are_told() -> None:
     weight = torch.tensor([[math.nan, 1.0], [math.inf, 1.0], [3.0, 4.0]])
-    norms = row_norms(weight).flatten()
+    norms = slice_norms(weight).flatten()
     assert math.isnan(norms[0])
     assert norms[1:].tolist() == [math.inf, 5.0]
 
@@ -85,13 +85,13 @@ def test_norms_that_are_not_finite_are_told() -> None:
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
 @pytest.mark.parametrize("dim", [0, -1, None])
 def test_empty_tensors(shape: tuple[int, ...], dim: int | None) -> None:
-    norms = row_norms(torch.empty(shape), dim)
+    norms = slice_norms(torch.empty(shape), dim)
     assert norms.numel() == (1 if dim is None else shape[dim])
     assert not norms.any()
 
 
 def test_a_scalar_is_one_unit() -> None:
-    assert row_norms(torch.tensor(-2.0), None).item() == 2.0
+    assert slice_norms(torch.tensor(-2.0), None).item() == 2.0
     assert Unit(torch.tensor(-2.0), dim=None).norms().tolist() == [2.0]
 
 
@@ -99,18 +99,18 @@ def test_views_of_any_layout() -> None:
     weight = torch.randn(6, 5, 4)
     for view in (weight.transpose(0, 2), weight[::2, 1:], weight.permute(1, 2, 0)):
         for dim in (0, 1, 2, None):
-            np.testing.assert_allclose(row_norms(view, dim).flatten(), exact_norms(view, dim), rtol=1e-6)
+            np.testing.assert_allclose(slice_norms(view, dim).flatten(), exact_norms(view, dim), rtol=1e-6)
 
 
 def test_norms_do_not_track_gradients() -> None:
-    assert not row_norms(torch.ones(2, 2, requires_grad=True)).requires_grad
+    assert not slice_norms(torch.ones(2, 2, requires_grad=True)).requires_grad
 
 
 @pytest.mark.parametrize("dim", [0, 1, None])
 def test_joint_norm_is_that_of_the_concatenation(dim: int | None) -> None:
     first, second = torch.randn(4, 4, 2), torch.randn(4, 4)
     unit = Unit([first, second], dim)
-    squares = row_norms(first, dim).flatten() ** 2 + row_norms(second, dim).flatten() ** 2
+    squares = slice_norms(first, dim).flatten() ** 2 + slice_norms(second, dim).flatten() ** 2
     torch.testing.assert_close(unit.norms(), squares.sqrt())
     assert unit.count == (1 if dim is None else 4)
     assert unit.numel == (48 if dim is None else 12)
@@ -128,7 +128,7 @@ def test_broadcast_multiplies_the_units() -> None:
         unit = Unit(param, dim)
         values = torch.arange(1.0, unit.count + 1)
         np.testing.assert_allclose(
-            row_norms(param * unit.broadcast(values, param), dim).flatten(), unit.norms() * values
+            slice_norms(param * unit.broadcast(values, param), dim).flatten(), unit.norms() * values
         )
 
 
@@ -192,5 +192,5 @@ def test_norms_over_many_elements_keep_their_digits(shape: tuple[int, ...], dtyp
         for dim in (None, *range(min(2, weight.ndim))):
             if dim is not None and weight.shape[dim] > 50:
                 continue
-            norms = row_norms(layout, dim).reshape(-1).numpy()
+            norms = slice_norms(layout, dim).reshape(-1).numpy()
             np.testing.assert_allclose(norms, exact_norms(weight, dim), rtol=8 * torch.finfo(dtype).eps)

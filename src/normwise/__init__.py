@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from normwise import theory as theory
     from normwise.decay.decay import Decay as Decay
     from normwise.decay.rules import L2 as L2
     from normwise.decay.rules import AdaptiveWeightShrink as AdaptiveWeightShrink
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from normwise.decay.rules import PowerShrink as PowerShrink
     from normwise.decay.rules import Rule as Rule
     from normwise.decay.rules import Sphere as Sphere
-    from normwise.dynamics import theory as theory
     from normwise.invariance.find import find_invariances as find_invariances
     from normwise.invariance.result import Invariances as Invariances
     from normwise.normalization import functional as functional
@@ -63,7 +63,7 @@ _HOMES = {
 }
 _MODULES = {
     "functional": "normwise.normalization.functional",
-    "theory": "normwise.dynamics.theory",
+    "theory": "normwise.theory",
 }
 
 __all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 __all__ = ["main"]
 
 if TYPE_CHECKING:
-    from normwise.lab.runs import Progress
+    from normwise.lab.engine.execution import Progress
 
 try:
     import typer
@@ -170,7 +170,7 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from normwise.lab.compare import lines
+    from normwise.lab.report.compare import lines
 
     table = Table("claim", "here", "reference", "compared", "outside 95 %", "")
     for name, claim in comparison["claims"].items():

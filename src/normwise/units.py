@@ -1,194 +1,70 @@
-"""What is normalised together: units, their norms and their broadcasting.
+"""Units: the slices that are normalised together, and the part of them that a rank holds.
 
 A *unit* is the slice of a parameter that a normalisation takes together: a row (``dim=0``, one output
 filter), a column (``dim=1``, the filters of a transposed convolution), the whole tensor (``dim=None``),
-or the same slice of several tensors jointly. This module is the one place that knows how the norm of a
-unit is computed.
+or the same slice of several tensors jointly.
+
+Of sharded parameters (DTensors) each rank works on a :class:`LocalUnit`. Where every rank holds whole units
+(``Shard(0)`` with ``dim=0``, ``Replicate``), norms need no communication. Elsewhere the ranks sum their
+squares in float64, in one all-reduce for all parameters of a mesh, so that every rank gets the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Unit", "check_dim", "joined_norms", "row_norms", "wide_dtype"]
+from normwise.collectives import sum_over
+from normwise.norms import check_dim, slice_norms, wide_dtype
+from normwise.sharding import (
+    check_placements,
+    is_primary_holder,
+    is_sharded,
+    local_slices,
+    local_tensor,
+    meshes_of,
+    reduction_mesh,
+    slice_layout,
+    slice_placements,
+    splits_slices,
+)
 
-# Between these norms a sum of float32 squares neither overflows nor loses its smallest terms.
-_SAFE_LOW, _SAFE_HIGH = 1e-15, 1e15
-# A norm in another type than the tensor's copies it: so many elements at a time (more where launches cost).
-_COPIED_NUMEL, _COPIED_NUMEL_ELSEWHERE = 2**20, 2**24
-# So many squares are summed before rounding adds up: of neighbours in memory, of which torch keeps several
-# sums beside each other, and across memory, of which it keeps one.
-_SUMMED, _SUMMED_ACROSS = 2**13, 2**10
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-
-def check_dim(dim: object, ndim: int, what: str) -> int | None:
-    """Return ``dim`` as a non-negative int (or None), or raise an error that names it.
-
-    Args:
-        dim: What the user gave: an int in [-ndim, ndim), or None for the whole tensor.
-        ndim: The number of dimensions of the tensor that it is meant for.
-        what: How to call the tensor in an error.
-
-    Example:
-        >>> check_dim(-1, 2, "weight")
-        1
-    """
-    if dim is None:
-        return None
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int or None (the whole tensor), not {dim!r}")
-    if not -ndim <= dim < ndim:
-        raise ValueError(
-            f"dim={dim} is out of range for {what} with {ndim} dimension(s): "
-            f"give an int from {-ndim} to {ndim - 1}, or None for the whole tensor"
-            if ndim
-            else f"dim={dim} does not fit {what}, which has no dimensions: give dim=None"
-        )
-    return dim % ndim
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest floating-point type that ``device`` computes in."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def row_norms(weight: Tensor, dim: int | None = 0) -> Tensor:
-    """Return the Euclidean norm of each unit of ``weight``, right for norms from 1e-37 to 1e38.
-
-    Args:
-        weight: A real floating-point tensor of any shape; not a DTensor, whose norms ``Unit.norms`` gives.
-        dim: The dimension that counts the units (0: rows, 1: columns), or None: the whole tensor.
-
-    Returns:
-        A tensor of the widest type of the device (float64 but on MPS), with the number of dimensions of
-        ``weight`` and size 1 in all of them but ``dim``, so that it broadcasts against ``weight``.
-
-    Example:
-        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[5.],
-                [0.]], dtype=torch.float64)
-    """
-    dim = check_dim(dim, weight.ndim, "the weight")
-    shape = [weight.shape[k] if k == dim else 1 for k in range(weight.ndim)]
-    return joined_norms([weight], dim)[0].view(shape)
-
-
-def joined_norms(weights: Sequence[Tensor], dim: int | None) -> tuple[Tensor, bool]:
-    """Return the norms of the units of several tensors, one after the other, and what is known of them.
-
-    Args:
-        weights: Tensors on one device, each with a dimension ``dim``.
-        dim: The dimension that counts the units, not negative, or None.
-
-    Returns:
-        A tensor of the widest type and shape (number of units,), and whether all its values are known to be
-        positive and finite (False where finding out would make an accelerator wait).
-
-    Example:
-        >>> joined_norms([torch.ones(1, 4), torch.ones(2, 9)], dim=0)
-        (tensor([2., 3., 3.], dtype=torch.float64), True)
-    """
-    weights = [weight.detach() for weight in weights]
-    wide = wide_dtype(weights[0].device)
-    if weights[0].device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.cat([_norms(weight, dim, wide).to(wide) for weight in weights]), False
-    # float32 sums are several times faster than float64 ones; their range is checked, which costs little here
-    norms = [_norms(w, dim, torch.float32 if w.dtype != wide else wide) for w in weights]
-    joined = norms[0] if len(norms) == 1 else torch.cat(norms)
-    if not joined.numel():
-        return joined.to(wide), True
-    low, high = (bound.item() for bound in torch.aminmax(joined))
-    if low > _SAFE_LOW and high < _SAFE_HIGH:
-        return joined.to(wide), True
-    corrected = torch.cat([_corrected(n.to(wide), w, dim) for n, w in zip(norms, weights, strict=True)])
-    return corrected, False
-
-
-def _corrected(norms: Tensor, weight: Tensor, dim: int | None) -> Tensor:
-    """Replace the norms whose squares may have left the range of float32."""
-    doubtful = ((norms <= _SAFE_LOW) | (norms >= _SAFE_HIGH)).nonzero().flatten()
-    if weight.dtype not in (torch.float16, torch.float64) and doubtful.numel():
-        rows = weight if dim is None else weight.index_select(dim, doubtful)
-        norms[doubtful] = _norms(rows, dim, norms.dtype)
-    return norms
-
-
-def _norms(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
-    """Return the norms as a vector, computed in this type, in pieces where torch would copy the tensor."""
-    if weight.ndim == (dim is not None):  # every element is a unit of its own
-        return weight.abs().to(dtype).reshape(-1)
-    limit = _COPIED_NUMEL if weight.device.type == "cpu" else _COPIED_NUMEL_ELSEWHERE
-    if weight.dtype == dtype or weight.numel() <= limit:
-        return _summed(weight, dim, dtype)
-    pieces = weight.split(max(1, limit * len(weight) // weight.numel()))
-    if dim == 0:
-        return torch.cat([_summed(piece, dim, dtype) for piece in pieces])
-    squares = torch.zeros((), dtype=wide_dtype(weight.device), device=weight.device)
-    for piece in pieces:  # one after the other: all beside each other could be as large as the tensor
-        squares = squares + _summed(piece, dim, dtype).to(squares.dtype).square()
-    return squares.sqrt()
-
-
-def _summed(weight: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
-    """Return the norms as a vector, in pieces where so many squares are summed that rounding adds up.
-
-    On a CPU torch sums them one after the other: over 3 million elements of float32 a norm is off by 500 ULP.
-    """
-    count = 1 if dim is None else weight.shape[dim]
-    length = weight.numel() // max(1, count)
-    dense = _as_rows(weight, dim) if length > _SUMMED_ACROSS and weight.device.type == "cpu" else None
-    if length <= _SUMMED_ACROSS or weight.device.type != "cpu" or (dense is not None and length <= _SUMMED):
-        reduced = [k for k in range(weight.ndim) if k != dim]
-        norms: Tensor = torch.linalg.vector_norm(weight, dim=reduced, dtype=dtype).reshape(-1)
-        return norms
-    if dense is not None:
-        whole = length - length % _SUMMED
-        pieces = torch.linalg.vector_norm(dense[:, :whole].unflatten(1, (-1, _SUMMED)), dim=2, dtype=dtype)
-        rest = torch.linalg.vector_norm(dense[:, whole:], dim=1, keepdim=True, dtype=dtype)
-        return _together(torch.cat([pieces, rest], dim=1), 1)
-    axis = max((k for k in range(weight.ndim) if k != dim), key=lambda k: weight.shape[k])
-    parts = weight.split(max(1, _SUMMED_ACROSS * weight.shape[axis] // length), dim=axis)
-    return _together(torch.stack([_summed(part, dim, dtype) for part in parts]), 0)
-
-
-def _as_rows(weight: Tensor, dim: int | None) -> Tensor | None:
-    """View a tensor as (units, elements), in any order, if each unit lies in memory in one piece."""
-    if dim not in (None, 0):
-        return None
-    order = sorted(
-        range(weight.ndim), key=lambda k: -weight.stride()[k]
-    )  # in channels_last the channels are last
-    ordered = weight.permute(order)
-    if not ordered.is_contiguous() or (dim == 0 and order[0] != 0):
-        return None
-    return ordered.view(1 if dim is None else len(weight), -1)
-
-
-def _together(norms: Tensor, axis: int) -> Tensor:
-    """Return √Σn² along an axis, in the widest type."""
-    return norms.to(wide_dtype(norms.device)).square().sum(axis).sqrt()
+__all__ = [
+    "LocalUnit",
+    "Unit",
+    "from_checkpoint",
+    "global_norms",
+    "local_indices",
+    "local_units",
+    "local_values",
+    "meshes_with_distributed_units",
+    "needs_reduction",
+    "to_checkpoint",
+]
 
 
 class Unit:
-    """One parameter, or several taken jointly, and which slices of it a rule acts on.
+    """One parameter, or several taken jointly, and the slices of it that a rule acts on.
 
     Args:
-        params: A tensor, or several that are taken jointly: then the norm of a unit is √Σₖ‖wₖ‖² over the
-            same slice of each.
-        dim: The dimension that counts the units: 0 for rows, 1 for columns, ..., None for the whole tensor
-            (jointly: one unit made of all elements of all tensors).
-        mask: Which rows or columns are meant: booleans, one per unit. None: all of them.
+        params: A tensor, or several tensors taken jointly. The norm of a joint unit is √Σₖ‖wₖ‖² over the
+            same slice of each tensor.
+        dim: What a unit is: 0 a row, 1 a column, ..., None the whole tensor (of joint tensors: all elements
+            of all of them together).
+        mask: One boolean per unit along ``dim``; a rule acts on the True ones. None selects all units.
 
     Attributes:
         params: The tensors, as a tuple.
-        dim: As given, made non-negative; None for the whole tensor.
+        dim: The dimension, non-negative; None for the whole tensor.
         mask: A bool tensor of shape (count,), or None.
-        count: How many units there are along ``dim`` (1 for ``dim=None``).
-        numel: How many elements one unit has, over all tensors.
+        count: The number of units along ``dim`` (1 for ``dim=None``).
+        numel: The number of elements of one unit, over all tensors.
 
     Raises:
         TypeError: A parameter is not a real floating-point tensor, or ``dim`` is not an int or None.
@@ -251,25 +127,23 @@ class Unit:
         return mask.to(self.params[0].device)
 
     def norms(self) -> Tensor:
-        """Return the norm of every unit, the masked ones too: shape (count,), in the widest type.
+        """Return the norm of every unit, also of those outside the mask: shape (count,), widest type.
 
-        Of sharded parameters every rank must ask, and gets the norms of all units.
+        For sharded parameters all ranks must call this together; each gets the norms of all units.
         """
-        from normwise import sharding
-
-        if any(sharding.is_sharded(param) for param in self.params):
-            return sharding.whole_norms([sharding.parts_of(self)])[0]
-        norms = row_norms(self.params[0], self.dim).reshape(-1)
+        if any(is_sharded(param) for param in self.params):
+            return global_norms([local_units(self)])[0]
+        norms = slice_norms(self.params[0], self.dim).reshape(-1)
         for param in self.params[1:]:
-            norms = torch.hypot(norms, row_norms(param, self.dim).reshape(-1))
+            norms = torch.hypot(norms, slice_norms(param, self.dim).reshape(-1))
         return norms
 
     def broadcast(self, values: Tensor, param: Tensor) -> Tensor:
-        """View ``values`` of shape (count,) so that it multiplies the units of ``param``."""
+        """View ``values`` of shape (count,) so that they broadcast against ``param``, one per unit."""
         return values.view([-1 if k == self.dim else 1 for k in range(param.ndim)])
 
     def overlaps(self, other: Unit) -> bool:
-        """Return whether the two share an element of some parameter."""
+        """Return whether the two units share an element of some parameter."""
         mine = {id(param) for param in self.params}
         if not any(id(param) in mine for param in other.params):
             return False
@@ -286,3 +160,136 @@ class Unit:
         """Return shapes, dim and mask as plain values, for a state_dict."""
         mask = None if self.mask is None else self.mask.tolist()
         return {"shapes": [list(param.shape) for param in self.params], "dim": self.dim, "mask": mask}
+
+
+class LocalUnit(Unit):
+    """This rank's part of a Unit, as one of its parameters is sharded.
+
+    Args:
+        whole: The Unit.
+        rows: The indices along ``dim`` of the units on this rank, if units are distributed over ranks; else
+            None.
+        needs_reduction: Whether the norm of a unit depends on elements on other ranks.
+
+    Attributes:
+        params: This rank's part of each parameter, as of the last ``refresh``.
+        numel: The number of elements of a whole unit, over all ranks.
+    """
+
+    def __init__(self, whole: Unit, rows: Tensor | None, needs_reduction: bool) -> None:
+        self.whole, self.rows, self.needs_reduction = whole, rows, needs_reduction
+        self.dim, self.numel = whole.dim, whole.numel
+        self.count = whole.count if rows is None else len(rows)
+        self.mask = whole.mask if whole.mask is None or rows is None else whole.mask[rows]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look up the local tensors again: FSDP may have replaced their storage."""
+        self.params = tuple(local_tensor(param) for param in self.whole.params)
+
+
+def local_units(unit: Unit, name_of: Callable[[Tensor], str] | None = None) -> tuple[Unit, ...]:
+    """Return this rank's part of a Unit, once for each parameter; the Unit itself if none is sharded.
+
+    Args:
+        unit: The Unit.
+        name_of: Returns the name of a parameter for an error message.
+
+    Raises:
+        ValueError: A parameter has a placement that is neither a shard nor a replica.
+    """
+    if not any(is_sharded(param) for param in unit.params):
+        return (unit,) * len(unit.params)
+    for param in unit.params:
+        name = name_of(param) if name_of is not None else f"a parameter of shape {tuple(param.shape)}"
+        check_placements(param, name)
+    reduced = any(splits_slices(param, unit.dim) for param in unit.params)
+    reduced = reduced or len({slice_layout(param, unit.dim) for param in unit.params}) > 1
+    return tuple(LocalUnit(unit, local_slices(param, unit.dim), reduced) for param in unit.params)
+
+
+def needs_reduction(unit: Unit) -> bool:
+    """Return whether the norm of a unit depends on elements on other ranks."""
+    return isinstance(unit, LocalUnit) and unit.needs_reduction
+
+
+def local_values(unit: Unit, values: Tensor) -> Tensor:
+    """Return the values that belong to the units on this rank, given one value for each unit of the whole."""
+    return values[unit.rows] if isinstance(unit, LocalUnit) and unit.rows is not None else values
+
+
+def local_indices(unit: Unit) -> Tensor:
+    """Return the indices along ``dim`` of the units of which this rank holds a part."""
+    return local_values(unit, torch.arange(unit.whole.count if isinstance(unit, LocalUnit) else unit.count))
+
+
+def meshes_with_distributed_units(units: Iterable[tuple[Unit, ...]]) -> list[DeviceMesh]:
+    """Return the meshes over which whole units are distributed, so that ranks see different units."""
+    distributed = [
+        local.whole.params[place]
+        for locals_ in units
+        for place, local in enumerate(locals_)
+        if isinstance(local, LocalUnit) and local.rows is not None
+    ]
+    return meshes_of(distributed)
+
+
+def to_checkpoint(values: Tensor, unit: Unit, place: int) -> Tensor:
+    """Return a copy of per-unit values in a form that distributed checkpoints can reshard.
+
+    The result is a DTensor where units are distributed over ranks, else a plain tensor.
+
+    Args:
+        values: One value per unit on this rank.
+        unit: This rank's part of a Unit.
+        place: The index of the parameter to which the values belong.
+    """
+    if not isinstance(unit, LocalUnit) or unit.rows is None or unit.dim is None:
+        return values.clone()
+    from torch.distributed.tensor import DTensor
+
+    param = unit.whole.params[place]
+    assert is_sharded(param)  # only units of DTensors are distributed
+    placements, shape = slice_placements(param, unit.dim), torch.Size([unit.whole.count])
+    return DTensor.from_local(
+        values.clone(), param.device_mesh, placements, run_check=False, shape=shape, stride=(1,)
+    )
+
+
+def from_checkpoint(values: Tensor, unit: Unit) -> Tensor:
+    """Return this rank's values: the inverse of :func:`to_checkpoint`, for any sharding.
+
+    If ``values`` is a DTensor, all ranks must call this together.
+    """
+    return local_values(unit, values.full_tensor() if is_sharded(values) else values)
+
+
+@torch.no_grad()
+def global_norms(units: Sequence[tuple[Unit, ...]]) -> list[Tensor]:
+    """Return the norms of whole Units on every rank, with one all-reduce per mesh.
+
+    Args:
+        units: Each Unit as :func:`local_units` returned it, the same on every rank.
+
+    Returns:
+        For each Unit a tensor of the widest type and shape (count,): the norms of all its units.
+    """
+    squares: list[dict[DeviceMesh | None, Tensor]] = [{} for _ in units]
+    for locals_, squares_by_mesh in zip(units, squares, strict=True):
+        for place, local in enumerate(locals_):
+            whole = local.whole if isinstance(local, LocalUnit) else local
+            param, tensor = whole.params[place], local.params[place]
+            mesh = reduction_mesh(param)
+            if mesh not in squares_by_mesh:
+                squares_by_mesh[mesh] = torch.zeros(
+                    whole.count, dtype=wide_dtype(tensor.device), device=tensor.device
+                )
+            if mesh is None or is_primary_holder(param):
+                rows = local.rows if isinstance(local, LocalUnit) and local.rows is not None else slice(None)
+                squares_by_mesh[mesh][rows] += slice_norms(tensor, whole.dim).reshape(-1).square()
+    for mesh in dict.fromkeys(mesh for one in squares for mesh in one if mesh is not None):
+        holders = [one for one in squares if mesh in one]
+        sums = sum_over(mesh, torch.cat([one[mesh] for one in holders]))
+        for one, reduced in zip(holders, sums.split([len(one[mesh]) for one in holders]), strict=True):
+            one[mesh] = reduced
+    return [torch.stack(list(one.values())).sum(0).sqrt_() for one in squares]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normwise as nw
 from normwise.decay import arithmetic
 from normwise.decay.rules import Rule
-from normwise.units import row_norms
+from normwise.norms import slice_norms
 
 RULES: list[Rule] = [
     nw.L2(0.1),
@@ -44,9 +44,9 @@ def decayed(weight: Tensor, rule: Rule, steps: int = 1, lr: float = 0.1, **optio
 
 def error_in_ulp(actual: Tensor, expected: Tensor, dim: int | None) -> float:
     """The largest error of a unit, in units in the last place of its norm."""
-    norms = row_norms(expected, dim)
+    norms = slice_norms(expected, dim)
     ulp = torch.finfo(actual.dtype).eps * norms
-    return float((row_norms(actual.double() - expected, dim) / ulp)[norms > 0].max())
+    return float((slice_norms(actual.double() - expected, dim) / ulp)[norms > 0].max())
 
 
 @each_dtype
@@ -76,7 +76,7 @@ def test_flow_is_right_and_finite_from_1e_minus_30_to_1e30(
     weight = (torch.randn(4, 5, generator=generator, dtype=torch.float64) * 10**exponent).to(dtype)
     result = decayed(weight, rule, dim=dim)
     assert result.isfinite().all()
-    norms = row_norms(weight.double(), dim)
+    norms = slice_norms(weight.double(), dim)
     expected = weight.double() * rule.flow(norms, 0.1) / norms
     assert error_in_ulp(result, expected, dim) < 8
 
@@ -106,11 +106,11 @@ def test_lost_decay_is_kept_by_a_compensated_scale(
 ) -> None:
     """150 shrinks, each below half a unit in the last place."""
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3)).to(dtype)
-    lr = torch.finfo(dtype).eps / 5 / float(rule.rate(row_norms(weight, dim)).max())
+    lr = torch.finfo(dtype).eps / 5 / float(rule.rate(slice_norms(weight, dim)).max())
     assert torch.equal(decayed(weight, rule, 150, lr, mode=mode, dim=dim), weight)  # lost altogether
     kept = decayed(weight, rule, 150, lr, mode=mode, dim=dim, compensated=True)
     expected = decayed(weight.double(), rule, 150, lr, mode=mode, dim=dim)
-    ratio = row_norms(kept, dim) / row_norms(expected, dim)
+    ratio = slice_norms(kept, dim) / slice_norms(expected, dim)
     assert float((ratio - 1).abs().max()) < 1.5 * torch.finfo(dtype).eps
     assert torch.equal(kept, decayed(weight, rule, 150, lr, mode=mode, dim=dim, compensated=True))
 
@@ -257,7 +257,7 @@ def test_kernels_copy_a_piece_at_a_time(
 ) -> None:
     """What torch copies inside an operation, too: where types differ, pieces are worked on."""
     monkeypatch.setattr(arithmetic, "_COPIED_NUMEL", 2**12)
-    monkeypatch.setattr("normwise.units._COPIED_NUMEL", 2**12)
+    monkeypatch.setattr("normwise.norms._COPIED_NUMEL", 2**12)
     param = nn.Parameter(torch.randn(256, 512).to(dtype))
     optimizer = SGD([param], lr=0.1)
     nw.Decay(optimizer, rule, param, dim=dim)
@@ -279,7 +279,7 @@ def test_pieces_give_the_same_result(
     weight = torch.randn(37, 29).to(dtype)
     whole = decayed(weight, nw.AdaptiveWeightShrink(1.0), dim=dim)
     monkeypatch.setattr(arithmetic, "_COPIED_NUMEL", 64)
-    monkeypatch.setattr("normwise.units._COPIED_NUMEL", 64)
+    monkeypatch.setattr("normwise.norms._COPIED_NUMEL", 64)
     torch.testing.assert_close(
         decayed(weight, nw.AdaptiveWeightShrink(1.0), dim=dim), whole, rtol=torch.finfo(dtype).eps, atol=0
     )

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 import normwise as nw
-from normwise.sharding import local_of
+from normwise.sharding import local_tensor
 
 RULE = nw.AdaptiveWeightShrink(0.1)
 
@@ -47,9 +47,9 @@ def too_strong() -> str:
     """Only the last row is too long, which the last rank holds."""
     param, optimizer = optimizer_of(S0)
     nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.3), param, mode="explicit")
-    before = local_of(param).clone()
+    before = local_tensor(param).clone()
     message = message_of(optimizer.step)
-    assert torch.equal(local_of(param), before)
+    assert torch.equal(local_tensor(param), before)
     return message
 
 
@@ -57,7 +57,7 @@ def not_finite() -> str:
     param, optimizer = optimizer_of(S0)
     with torch.no_grad():
         if dist.get_rank() == 0:
-            local_of(param)[1, 0] = torch.nan
+            local_tensor(param)[1, 0] = torch.nan
     nw.Decay(optimizer, RULE, param, nonfinite="raise")
     return message_of(optimizer.step)
 
@@ -139,7 +139,7 @@ def sphere_through_zero() -> str:
     mesh = mesh_of(dist.get_world_size())
     param = sharded(torch.eye(5), mesh, [S0])
     with torch.no_grad():
-        local_of(param).mul_(0.0 if dist.get_rank() == 0 else 1.0)
+        local_tensor(param).mul_(0.0 if dist.get_rank() == 0 else 1.0)
     return message_of(lambda: nw.Decay(SGD([param], lr=0.1), nw.Sphere(), param))
 
 

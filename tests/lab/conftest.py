@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.lab.made_up import CONTENTS, PACKED, Site
 
-from normwise.lab.source import Source, SourceFile
+from normwise.lab.data.source import Source, SourceFile
 
 
 @pytest.fixture

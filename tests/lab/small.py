@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 from normwise.lab.claims.claim import Budget
-from normwise.lab.data import load
-from normwise.lab.settings import ReplaySettings, TrainSettings
-from normwise.lab.text import FINGERPRINTS, NUMBERS
-from normwise.lab.text_settings import TextSettings
+from normwise.lab.data.datasets import load
+from normwise.lab.data.text import FINGERPRINTS, NUMBERS
+from normwise.lab.runs.settings import ReplaySettings, TrainSettings
+from normwise.lab.runs.text_settings import TextSettings
 
 
 @lru_cache

@@ -174,7 +174,7 @@ def test_missing_data_are_an_error_when_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NORMWISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("normwise.lab.debian.installed_files", lambda *_: {}, raising=False)
+    monkeypatch.setattr("normwise.lab.data.debian.installed_files", lambda *_: {}, raising=False)
     assert _run("reproduce", "--offline", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch) == 2
     assert "fashion-mnist" in capsys.readouterr().err
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from normwise.decay.rules import EpsilonShiftedL2, Rule
-from normwise.units import Unit, wide_dtype
+from normwise.norms import wide_dtype
+from normwise.units import Unit
 
 __all__ = ["add_pull", "explicit_factors", "flow_factors", "multiply", "multiply_all"]
 

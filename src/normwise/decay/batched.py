@@ -12,8 +12,7 @@ from torch import Tensor
 
 from normwise.decay.live import Live
 from normwise.decay.table import Table, fits
-from normwise.sharding import is_summed
-from normwise.units import Unit
+from normwise.units import Unit, needs_reduction
 
 __all__ = ["Kernels", "Tables", "check_fused", "kernels_for", "multiply_table", "table_norms"]
 
@@ -84,7 +83,7 @@ class Tables:
         left: list[Live] = []
         for members in by_unit.values():
             first = members[0]
-            joint, summed = len(first.unit.params) > 1, is_summed(first.unit)
+            joint, summed = len(first.unit.params) > 1, needs_reduction(first.unit)
             keys = {(one.group, one.param.device, one.param.dtype) for one in members}
             together = len(members) == len(first.unit.params) and len(keys) == 1 and not (joint and summed)
             if (

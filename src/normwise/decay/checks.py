@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from normwise.decay import copying
 from normwise.decay.clock import CLOCKS
 from normwise.decay.rules import EpsilonShiftedL2, Rule, Sphere
-from normwise.sharding import is_summed
-from normwise.units import Unit
+from normwise.units import Unit, needs_reduction
 
 __all__ = [
     "MEASURES",
@@ -149,7 +148,7 @@ def check_parts(
     moment = isinstance(rule, EpsilonShiftedL2) and rule.form == "std"
     turns = isinstance(rule, Sphere) and rule.rotate
     for unit, its in zip(units, parts, strict=True):
-        if is_summed(its[0]) and (moment or turns or compensated):
+        if needs_reduction(its[0]) and (moment or turns or compensated):
             what = "compensated=True" if compensated else str(rule)
             raise ValueError(
                 f"{name_of(optimizer, unit.params[0])}: {what} needs whole units on one rank, and its "

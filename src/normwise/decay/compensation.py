@@ -9,7 +9,8 @@ from torch import Tensor
 
 from normwise.decay.arithmetic import multiply
 from normwise.decay.live import Live
-from normwise.units import Unit, row_norms, wide_dtype
+from normwise.norms import slice_norms, wide_dtype
+from normwise.units import Unit
 
 __all__ = ["Compensation"]
 
@@ -67,4 +68,4 @@ class Compensation:
 
 
 def _norms(param: Tensor, unit: Unit) -> Tensor:
-    return row_norms(param, unit.dim).reshape(-1)
+    return slice_norms(param, unit.dim).reshape(-1)

@@ -12,7 +12,7 @@ from normwise.decay.arithmetic import add_pull
 from normwise.decay.checks import name_of
 from normwise.decay.live import Live, magnitudes_of
 from normwise.decay.rules import Rule
-from normwise.sharding import like, local_of, placed_as
+from normwise.sharding import like, local_tensor, placed_as
 from normwise.units import Unit
 
 __all__ = ["Coupling"]
@@ -41,7 +41,7 @@ class Coupling:
     ) -> None:
         """Replace the gradients by their sum with the pull, where that is not done already.
 
-        ``units`` are all Units of the Decay, as :func:`normwise.sharding.parts_of` returned them.
+        ``units`` are all Units of the Decay, as :func:`normwise.units.local_units` returned them.
 
         It may be: a subclass whose step() calls super().step() is asked twice, and a step that raised has
         left its gradients replaced.
@@ -65,7 +65,7 @@ class Coupling:
             owner, grad = one.owner, one.owner.grad
             assert grad is not None  # or it would not be live
             sign = -1.0 if optimizer.param_groups[one.group].get("maximize") else 1.0
-            local = local_of(placed_as(owner, grad))
+            local = local_tensor(placed_as(owner, grad))
             owner.grad = like(add_pull(local, one.param, one.unit, rule, magnitudes, sign, scale), owner)
             self._swaps.append(_Swap(owner, grad, owner.grad))
 

@@ -30,8 +30,8 @@ from normwise.decay.live import Live, check_gradients, live_parameters
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.shrinking import Shrinking
 from normwise.decay.watch import report_non_finite
-from normwise.sharding import from_saved, meshes_of, parts_of, to_save
-from normwise.units import Unit
+from normwise.sharding import meshes_of
+from normwise.units import Unit, from_checkpoint, local_units, to_checkpoint
 
 __all__ = ["Decay"]
 
@@ -122,7 +122,7 @@ class Decay:
             check_settings(optimizer, rule, mode, clock, measure)
             check_options(rule, mode, measure, compensated, nonfinite, check_every)
             self.units = check_units(optimizer, rule, params, dim)
-            self._parts = [parts_of(unit, functools.partial(name_of, optimizer)) for unit in self.units]
+            self._parts = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
             check_fused(fused, mode, self.units)
             check_parts(optimizer, rule, compensated, self.units, self._parts)
         self.optimizer = optimizer
@@ -248,7 +248,10 @@ class Decay:
             "max_lr": [rate.clone() if isinstance(rate, Tensor) else rate for rate in self._clock.max_lr],
             "reference": [reference.clone() for reference in self._shrinking.reference],
             "pending": [
-                [to_save(factors, part, k) for k, (factors, part) in enumerate(zip(one, parts, strict=True))]
+                [
+                    to_checkpoint(factors, part, k)
+                    for k, (factors, part) in enumerate(zip(one, parts, strict=True))
+                ]
                 for one, parts in zip(self._pending(), self._parts, strict=False)  # none, or one for each
             ],
         }
@@ -268,7 +271,7 @@ class Decay:
             mine.copy_(theirs)
         for which, one in enumerate(self._pending()):
             for mine, theirs, part in zip(one, state_dict["pending"][which], self._parts[which], strict=True):
-                mine.copy_(from_saved(theirs, part))
+                mine.copy_(from_checkpoint(theirs, part))
 
     def _pending(self) -> list[list[Tensor]]:
         return [] if self._compensation is None else self._compensation.pending

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.decay.checks import group_of, name_of
-from normwise.sharding import LocalUnit, is_summed, take, whole_norms
-from normwise.units import Unit
+from normwise.units import LocalUnit, Unit, global_norms, local_values, needs_reduction
 
 if TYPE_CHECKING:
     from normwise.decay.compensation import Compensation
@@ -43,7 +42,7 @@ def live_parameters(optimizer: Optimizer, units: Sequence[tuple[Unit, ...]]) -> 
 
     Args:
         optimizer: The optimizer.
-        units: Each Unit as :func:`normwise.sharding.parts_of` returned it.
+        units: Each Unit as :func:`normwise.units.local_units` returned it.
 
     Raises:
         RuntimeError: A parameter is no longer in the optimizer.
@@ -91,8 +90,8 @@ def summed_norms(units: Sequence[tuple[Unit, ...]]) -> dict[int, Tensor]:
 
     Not only of those that have a gradient, so that all ranks communicate alike.
     """
-    summed = [which for which, parts in enumerate(units) if is_summed(parts[0])]
-    return dict(zip(summed, whole_norms([units[which] for which in summed]), strict=True))
+    summed = [which for which, parts in enumerate(units) if needs_reduction(parts[0])]
+    return dict(zip(summed, global_norms([units[which] for which in summed]), strict=True))
 
 
 def magnitudes(norms: Tensor, unit: Unit, measure: str) -> Tensor:
@@ -111,7 +110,7 @@ def magnitudes_of(
 
     Args:
         live: The parameters.
-        units: All Units of the Decay, as :func:`normwise.sharding.parts_of` returned them.
+        units: All Units of the Decay, as :func:`normwise.units.local_units` returned them.
         measure: The magnitude that the rule sees.
         compensation: What knows the norms that are meant, or None.
         summed: What :func:`summed_norms` has returned already, or None.
@@ -121,7 +120,7 @@ def magnitudes_of(
     seen = []
     for one in live:
         if one.which in summed:
-            own = take(one.unit, summed[one.which])
+            own = local_values(one.unit, summed[one.which])
         else:
             if one.which not in norms:  # once for all parameters of a joint unit
                 norms[one.which] = one.unit.norms() if compensation is None else compensation.norms(one.which)
@@ -140,6 +139,6 @@ def batches(live: list[Live], measure: str) -> list[list[Live]]:
     for one in live:
         param, unit = one.param, one.unit
         size = unit.numel if measure == "rms" else None
-        key = (one.group, param.device, param.dtype, unit.dim, size, is_summed(unit))
+        key = (one.group, param.device, param.dtype, unit.dim, size, needs_reduction(unit))
         sorted_by.setdefault(key, []).append(one)
     return list(sorted_by.values())

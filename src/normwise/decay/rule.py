@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from normwise.units import wide_dtype
+from normwise.norms import wide_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self

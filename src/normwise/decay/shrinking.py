@@ -18,8 +18,9 @@ from normwise.decay.live import Live, batches, magnitudes, magnitudes_of, summed
 from normwise.decay.rotation import turned
 from normwise.decay.rules import Rule, Sphere
 from normwise.decay.table import Table
-from normwise.sharding import dealt_meshes, is_summed, local_of, take, whole_norms
-from normwise.units import Unit, joined_norms, wide_dtype
+from normwise.norms import concatenated_norms, wide_dtype
+from normwise.sharding import local_tensor
+from normwise.units import Unit, global_norms, local_values, meshes_with_distributed_units, needs_reduction
 
 __all__ = ["Shrinking"]
 
@@ -30,7 +31,7 @@ class Shrinking:
     Args:
         optimizer: The optimizer, whose rates are the time and which knows whether a step is skipped.
         units: All units of the Decay.
-        parts: What this rank holds of them, as :func:`normwise.sharding.parts_of` returned it.
+        parts: What this rank holds of them, as :func:`normwise.units.local_units` returned it.
         clock: How much time passes.
         measure: The magnitude that the rule sees.
         compensation: Where decay too small to be seen is kept, or None.
@@ -58,12 +59,12 @@ class Shrinking:
         self.compensation = compensation
         self.reference: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
-        self._dealt = dealt_meshes(parts)
+        self._dealt = meshes_with_distributed_units(parts)
         self._tables = Tables(fused)
 
     def refer_to_present_norms(self) -> None:
         """Keep the magnitudes as they are now, for a Sphere without a radius."""
-        norms = whole_norms(self.parts)
+        norms = global_norms(self.parts)
         self.reference = [
             magnitudes(n, unit, self.measure) for n, unit in zip(norms, self.units, strict=True)
         ]
@@ -141,8 +142,8 @@ class Shrinking:
         time: float | Tensor,
         summed: dict[int, Tensor],
     ) -> None:
-        if is_summed(batch[0].unit):
-            norms = torch.cat([take(one.unit, summed[one.which]) for one in batch])
+        if needs_reduction(batch[0].unit):
+            norms = torch.cat([local_values(one.unit, summed[one.which]) for one in batch])
         else:
             norms = table_norms(table)
         factors = flow_factors(
@@ -156,10 +157,10 @@ class Shrinking:
         # All norms first and then all products: after a pass over memory every Python step is slow, which
         # costs more than finding a weight in the cache again would gain.
         unit = batch[0].unit
-        if is_summed(unit):
-            norms, regular = torch.cat([take(one.unit, summed[one.which]) for one in batch]), False
+        if needs_reduction(unit):
+            norms, regular = torch.cat([local_values(one.unit, summed[one.which]) for one in batch]), False
         else:
-            norms, regular = joined_norms([one.param for one in batch], unit.dim)
+            norms, regular = concatenated_norms([one.param for one in batch], unit.dim)
         rule = self._bound_to_all(rule, batch)
         factors = flow_factors(rule, magnitudes(norms, unit, self.measure), time, regular)
         split = factors.split([one.unit.count for one in batch])
@@ -170,7 +171,7 @@ class Shrinking:
         if isinstance(rule, Sphere) and rule.rotate:
             # all of them, as a closure may give gradients to those that have none yet
             params = [param for unit in self.units for param in unit.params]
-            self._before = {id(param): local_of(param).detach().clone() for param in params}
+            self._before = {id(param): local_tensor(param).detach().clone() for param in params}
 
     def _turn(self, rule: Rule, live: list[Live], times: dict[int, float | Tensor]) -> None:
         found_inf = self._found_inf()
@@ -197,12 +198,12 @@ class Shrinking:
         return magnitudes_of(live, self.parts, self.measure, self.compensation, summed)
 
     def _bound(self, rule: Rule, one: Live) -> Rule:
-        return rule.bound_to(take(one.unit, self.reference[one.which])) if self.reference else rule
+        return rule.bound_to(local_values(one.unit, self.reference[one.which])) if self.reference else rule
 
     def _bound_to_all(self, rule: Rule, batch: list[Live]) -> Rule:
         if not self.reference:
             return rule
-        return rule.bound_to(torch.cat([take(one.unit, self.reference[one.which]) for one in batch]))
+        return rule.bound_to(torch.cat([local_values(one.unit, self.reference[one.which]) for one in batch]))
 
     def _multiply(self, one: Live, factor: float | Tensor) -> None:
         if self.compensation is not None:

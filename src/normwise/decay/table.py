@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normwise.units import Unit, wide_dtype
+from normwise.norms import wide_dtype
+from normwise.units import Unit
 
 __all__ = ["KINDS", "Kind", "Launch", "Table", "fits", "stored_as"]
 

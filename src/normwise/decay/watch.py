@@ -10,7 +10,7 @@ import torch
 from normwise.collectives import together
 from normwise.decay.checks import name_of
 from normwise.decay.live import magnitudes_of
-from normwise.sharding import dealt_meshes, row_numbers
+from normwise.units import local_indices, meshes_with_distributed_units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def report_non_finite(
         spoiled.append(wrong if one.unit.mask is None else wrong & one.unit.mask)
     message = _message(optimizer, live, spoiled)
     if policy == "raise":
-        with together(dealt_meshes(units)):  # a rank does not see the units of another
+        with together(meshes_with_distributed_units(units)):  # a rank does not see the units of another
             if message is not None:
                 raise RuntimeError(message)
     elif message is not None:
@@ -56,7 +56,7 @@ def _message(optimizer: Optimizer, live: list[Live], spoiled: list[Tensor]) -> s
         return None
     one, wrong = next((one, wrong) for one, wrong in zip(live, spoiled, strict=True) if wrong.any())
     others = sum(int(wrong.sum()) for wrong in spoiled) - 1
-    index = int(row_numbers(one.unit)[wrong][0])
+    index = int(local_indices(one.unit)[wrong][0])
     return (
         f"{name_of(optimizer, one.owner)}: the norm of its unit {index} along dim="
         f"{one.unit.dim} is not finite, and so for {others} other unit(s): lower the learning rate or "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normwise.invariance.narrow import CHUNK
 from normwise.invariance.probe import NonFiniteOutputsError, Probe
-from normwise.units import wide_dtype
+from normwise.norms import wide_dtype
 
 __all__ = ["Array", "Row", "UnitSums", "gather", "stray_parameters"]
 

@@ -17,14 +17,14 @@ import torch
 import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.claim import Budget, Claim, Runs
-from normwise.lab.cluster import Cluster, check_address, connected
-from normwise.lab.compare import compare, read_reference
-from normwise.lab.data import DATASETS, load
+from normwise.lab.data.datasets import DATASETS, load
+from normwise.lab.data.text import load_text
+from normwise.lab.engine.cluster import Cluster, check_address, connected
+from normwise.lab.engine.execution import Progress, carry_out
+from normwise.lab.engine.store import Store, write_atomically
+from normwise.lab.report.compare import compare, read_reference
 from normwise.lab.report.page import write_report
-from normwise.lab.runs import Progress, carry_out
-from normwise.lab.settings import Settings
-from normwise.lab.store import Store, write_atomically
-from normwise.lab.text import load_text
+from normwise.lab.runs.settings import Settings
 
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
@@ -60,10 +60,10 @@ def reproduce(
         offline: Forbids fetching data.
         cluster: Address of a Dask scheduler whose workers carry out the runs; None: this machine does.
         reference: A ``results.json``, or a folder that holds one, to compare with
-            (:func:`normwise.lab.compare.compare`).
+            (:func:`normwise.lab.report.compare.compare`).
         announce: Is called with a line for each thing that takes time or is fetched.
-        progress: Is called as :data:`normwise.lab.runs.Progress` says, from 0 again for the runs whose
-            settings the first ones choose.
+        progress: Is called as :data:`normwise.lab.engine.execution.Progress` says, from 0 again for the runs
+            whose settings the first ones choose.
 
     Returns:
         What is in ``results.json``.

@@ -14,7 +14,7 @@ from normwise.normalization.attachment import chains
 from normwise.normalization.exact import exact_forward
 from normwise.normalization.optimizers import groups_in_order, move, put_in_order
 from normwise.normalization.parametrizations import NormalizedWeight, build, install
-from normwise.units import row_norms
+from normwise.norms import slice_norms
 
 __all__ = ["Conversion", "convert"]
 
@@ -192,5 +192,5 @@ def _changes(target: _Target, parametrization: NormalizedWeight) -> bool:
         return formula.center or not parametrization.gain
     gain, _ = originals if isinstance(originals, tuple) else (None, originals)
     new, old = exact_forward(weight.detach(), gain, formula).double(), weight.detach().double()
-    moved, size = row_norms(new - old, formula.dim), row_norms(old, formula.dim)
+    moved, size = slice_norms(new - old, formula.dim), slice_norms(old, formula.dim)
     return bool((moved > _PRESERVED_ULP * torch.finfo(weight.dtype).eps * size).any())

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normwise.units import wide_dtype
+from normwise.norms import wide_dtype
 
 __all__ = ["Formula", "exact_backward", "exact_forward", "natural_gain", "unit_and_slope", "unit_size"]
 

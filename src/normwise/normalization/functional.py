@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normwise.normalization.exact import Formula, unit_size
 from normwise.normalization.kernels import normalize
-from normwise.units import check_dim
+from normwise.norms import check_dim
 
 __all__ = ["centered_weight_norm", "weight_norm", "weight_standardization"]
 

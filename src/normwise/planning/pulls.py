@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from normwise.decay.copying import attached
 from normwise.decay.rules import L2, Rule
-from normwise.dynamics.theory import equilibrium_rotation
 from normwise.planning.twin import decay_coupling, step_grows_with_gradient
+from normwise.theory import equilibrium_rotation
 
 __all__ = ["Pull", "pulls_on"]
 

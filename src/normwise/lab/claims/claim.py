@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from normwise.lab.settings import ReplaySettings, Settings, TrainSettings
-from normwise.lab.statistics import mean_with_interval
-from normwise.lab.store import Store
-from normwise.lab.text import BIBLE, FINGERPRINTS, NUMBERS
-from normwise.lab.text_settings import TextSettings
+from normwise.lab.claims.statistics import mean_with_interval
+from normwise.lab.data.text import BIBLE, FINGERPRINTS, NUMBERS
+from normwise.lab.engine.store import Store
+from normwise.lab.runs.settings import ReplaySettings, Settings, TrainSettings
+from normwise.lab.runs.text_settings import TextSettings
 
 __all__ = ["BUDGETS", "Budget", "Claim", "Finding", "HeatMap", "Plot", "Runs", "Series", "Table", "Verdict"]
 

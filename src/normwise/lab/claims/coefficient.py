@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.arms import AWS, L2, SPHERE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Runs, Series, Table, Verdict
-from normwise.lab.settings import Settings, TrainSettings, rule_from
-from normwise.lab.statistics import mean_with_interval, paired_difference
-from normwise.lab.tuning import chosen
+from normwise.lab.claims.statistics import mean_with_interval, paired_difference
+from normwise.lab.claims.tuning import chosen
+from normwise.lab.runs.arms import AWS, L2, SPHERE, scaled, with_arm
+from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
 
 MULTIPLES = {  # five decades
     "quick": tuple(10 ** (k / 2) for k in range(-5, 6, 2)),

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.regularizer import SCALES, RegularizerSettings
-from normwise.lab.settings import Settings
+from normwise.lab.runs.regularizer import SCALES, RegularizerSettings
+from normwise.lab.runs.settings import Settings
 
 DIGITS = 64.0  # epsilons of the type
 BAR = 1e-9  # radians, as in the claim effective-learning-rate

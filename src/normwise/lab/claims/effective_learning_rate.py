@@ -7,7 +7,7 @@ from typing import Any
 
 import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.settings import ReplaySettings, Settings
+from normwise.lab.runs.settings import ReplaySettings, Settings
 
 BAR = 1e-9  # radians
 WIDE = 1e-2  # radians: what the naive replay must exceed

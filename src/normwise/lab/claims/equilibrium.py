@@ -8,10 +8,10 @@ from typing import Any
 
 import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
-from normwise.lab.equilibrium import EquilibriumSettings
-from normwise.lab.settings import Settings
-from normwise.lab.statistics import mean_with_interval, paired_difference
+from normwise.lab.runs.equilibrium import EquilibriumSettings
+from normwise.lab.runs.settings import Settings
 
 NORM = 0.4  # where the rules have the same pull, and where all units start: near the equilibrium
 EPSILON = 0.2

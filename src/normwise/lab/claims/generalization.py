@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.arms import L2, NONE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.effective_learning_rate import CLAIM as REPLAYS
+from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval
 from normwise.lab.claims.traces import traces
-from normwise.lab.settings import Settings, TrainSettings
-from normwise.lab.statistics import Equivalence, equivalence, mean_with_interval
+from normwise.lab.runs.arms import L2, NONE, scaled, with_arm
+from normwise.lab.runs.settings import Settings, TrainSettings
 
 MARGIN = 1.0  # points of test accuracy
 START = 10.0  # where decay makes a large difference

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.arms import AWS, EPSILON, L2
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.descent import DescentSettings
-from normwise.lab.settings import Settings
-from normwise.lab.statistics import mean_with_interval
+from normwise.lab.claims.statistics import mean_with_interval
+from normwise.lab.runs.arms import AWS, EPSILON, L2
+from normwise.lab.runs.descent import DescentSettings
+from normwise.lab.runs.settings import Settings
 
 EPS = 0.3
 RULES: dict[str, nw.Rule] = {

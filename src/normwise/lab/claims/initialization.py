@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from normwise.lab.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, NONE, SPHERE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.statistics import Estimate, mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
-from normwise.lab.settings import Settings, TrainSettings
-from normwise.lab.statistics import Estimate, mean_with_interval, paired_difference
+from normwise.lab.runs.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, NONE, SPHERE, scaled, with_arm
+from normwise.lab.runs.settings import Settings, TrainSettings
 
 # The ε-shift and explicit AWS are what L2 and AWS are where they go well, and a sphere forgets its start:
 # they are run at fewer norms, the sphere so in the quick budget only.

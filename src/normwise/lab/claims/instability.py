@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.arms import AWS, L2, NONE, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
-from normwise.lab.dead_units import DeadSettings
-from normwise.lab.settings import Settings, TrainSettings
-from normwise.lab.statistics import mean_with_interval, paired_difference
+from normwise.lab.runs.arms import AWS, L2, NONE, with_arm
+from normwise.lab.runs.dead_units import DeadSettings
+from normwise.lab.runs.settings import Settings, TrainSettings
 
 DTYPES = ("float32", "float16", "bfloat16")
 DEAD: dict[str, nw.Rule] = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.statistics import Equivalence, Estimate, equivalence, mean_with_interval
 from normwise.lab.claims.traces import traces
-from normwise.lab.settings import Settings, TrainSettings, rule_from
-from normwise.lab.statistics import Equivalence, Estimate, equivalence, mean_with_interval
-from normwise.lab.text_settings import TextSettings
+from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
+from normwise.lab.runs.text_settings import TextSettings
 
 IMAGES, TEXT = "images", "text"
 HALVES = (IMAGES, TEXT)

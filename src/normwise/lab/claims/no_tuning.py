@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import normwise as nw
-from normwise.lab.arms import AWS, L2, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.coefficient import times
-from normwise.lab.settings import Settings, TrainSettings, rule_from
-from normwise.lab.statistics import Equivalence, equivalence, mean_with_interval, paired_difference
-from normwise.lab.tuning import chosen
+from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval, paired_difference
+from normwise.lab.claims.tuning import chosen
+from normwise.lab.runs.arms import AWS, L2, scaled, with_arm
+from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coefficient: seven
 FACTORS = (0.25, 1.0, 4.0)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.arms import AWS, NONE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.settings import Settings, TrainSettings, rule_from
-from normwise.lab.setup import peer_is_installed
-from normwise.lab.statistics import mean_with_interval, paired_difference
-from normwise.lab.tuning import chosen, scores
+from normwise.lab.claims.statistics import mean_with_interval, paired_difference
+from normwise.lab.claims.tuning import chosen, scores
+from normwise.lab.runs.arms import AWS, NONE, scaled, with_arm
+from normwise.lab.runs.image_setup import peer_is_installed
+from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-2, 3))
 RATES = {"quick": (0.1,), "full": (0.05, 0.1, 0.2)}

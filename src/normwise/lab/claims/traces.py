@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normwise.lab.claims.claim import Plot, Runs, Series
-from normwise.lab.settings import Settings
+from normwise.lab.runs.settings import Settings
 
 __all__ = ["traces"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from normwise.lab.arms import AWS, L2, NONE, scaled, with_arm
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
-from normwise.lab.settings import Settings, TrainSettings
-from normwise.lab.statistics import mean_with_interval, paired_difference
+from normwise.lab.runs.arms import AWS, L2, NONE, scaled, with_arm
+from normwise.lab.runs.settings import Settings, TrainSettings
 
 SCALES = (1e-2, 1.0, 1e1)
 RATES = (0.025, 0.1, 0.4)

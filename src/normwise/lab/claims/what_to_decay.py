@@ -9,7 +9,9 @@ from typing import Any
 import normwise as nw
 from normwise.lab.claims import what_to_decay_shown as shown
 from normwise.lab.claims.claim import Budget, Claim, Finding, Runs, Verdict
+from normwise.lab.claims.statistics import Estimate, paired_difference
 from normwise.lab.claims.traces import traces
+from normwise.lab.claims.tuning import chosen
 from normwise.lab.claims.what_to_decay_shown import (
     AWS,
     INVARIANT,
@@ -21,10 +23,8 @@ from normwise.lab.claims.what_to_decay_shown import (
     Arm,
     ByScale,
 )
-from normwise.lab.settings import Settings
-from normwise.lab.statistics import Estimate, paired_difference
-from normwise.lab.text_settings import TextSettings
-from normwise.lab.tuning import chosen
+from normwise.lab.runs.settings import Settings
+from normwise.lab.runs.text_settings import TextSettings
 
 MULTIPLES = {"quick": (0.3, 1.0, 3.0), "full": (0.1, 0.3, 1.0, 3.0)}
 RATES = {"quick": (0.01,), "full": (0.004, 0.01, 0.025)}

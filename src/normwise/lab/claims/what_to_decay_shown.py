@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from normwise.lab.claims.claim import Plot, Series, Table
-from normwise.lab.statistics import Estimate, mean_with_interval
+from normwise.lab.claims.statistics import Estimate, mean_with_interval
 
 __all__ = [
     "answer",

@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from normwise.lab.engine.store import write_atomically
 from normwise.lab.report.figure import Figure, heat_figure, plot_figure
 from normwise.lab.report.heat import heat_table
 from normwise.lab.report.look import PALETTE, SHAPES, color_of, has_markers, number
 from normwise.lab.report.sketch import key, sketch
-from normwise.lab.store import write_atomically
 from normwise.pages import data_block, environment, script_hash, vendored
 
 __all__ = ["write_report"]
@@ -29,7 +29,7 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
 
     Args:
         results: What is in ``results.json``. Two parts need not be there:
-            ``results["comparison"]``, what :func:`normwise.lab.compare.compare` returned;
+            ``results["comparison"]``, what :func:`normwise.lab.report.compare.compare` returned;
             ``claim["runs"]["failed"]``, how each run that did not finish ended, by its identity.
         path: Of the page; it is written over.
 

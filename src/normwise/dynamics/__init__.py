@@ -1,1 +1,0 @@
-"""Theory and monitoring of what training does to norms and directions."""

@@ -1,0 +1,1 @@
+"""What carries out runs and keeps their results."""

@@ -1,0 +1,115 @@
+"""The folder of a job: one folder for each run, named by the hash of its settings.
+
+OUT/normwise.json                what the folder is
+OUT/runs/<hash>/config.json      the settings
+OUT/runs/<hash>/metrics.jsonl    one line for each epoch
+OUT/runs/<hash>/summary.json     what came out; its presence says that the run is finished
+OUT/runs/<hash>/failure.txt      the error in which the last attempt at the run ended, until one succeeds
+OUT/results.json, report.html    the verdicts
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from normwise.lab.runs.settings import Settings
+
+__all__ = ["Store", "write_atomically"]
+
+_MARK = {"what": "a folder of normwise reproduce", "format": 1}
+
+
+class Store:
+    """The runs under a folder.
+
+    Args:
+        folder: A new or empty folder, or one that a Store made.
+
+    Raises:
+        ValueError: It is a file, cannot be written to, or holds something else; nothing has been changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        mark = folder / "normwise.json"
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {folder} is a file: give a folder")
+        try:
+            if folder.is_dir() and any(folder.iterdir()) and not _is_marked(mark):
+                raise ValueError(
+                    f"--out {folder} holds something that normwise did not write: give a new or empty folder"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(mark, json.dumps(_MARK) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"--out {folder} cannot be written to ({error.strerror}): give another folder"
+            ) from error
+
+    @classmethod
+    def existing(cls, folder: Path) -> Store:
+        """Open a folder that a Store made; ValueError where it is something else."""
+        if not _is_marked(folder / "normwise.json"):
+            raise ValueError(f"{folder} is not a folder of results: give the --out of a normwise reproduce")
+        return cls(folder)
+
+    def run_folder(self, settings: Settings) -> Path:
+        """Where the files of a run are."""
+        return self.folder / "runs" / settings.identity
+
+    def summary(self, settings: Settings) -> dict[str, Any] | None:
+        """Return what came out of a run, or None where it is not finished or its files are damaged."""
+        folder = self.run_folder(settings)
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        # json turns tuples to lists and knows no other difference
+        same = config == json.loads(json.dumps(settings.as_dict()))
+        return summary if same and isinstance(summary, dict) and "status" in summary else None
+
+    def metrics(self, settings: Settings) -> list[dict[str, Any]]:
+        """Return the metrics of a finished run, a dict for each epoch."""
+        text = (self.run_folder(settings) / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def write_run(self, settings: Settings, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """Keep a finished run; the summary is written last."""
+        folder = self.run_folder(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", json.dumps(settings.as_dict(), indent=1) + "\n")
+        write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        (folder / "failure.txt").unlink(missing_ok=True)
+
+    def write_failure(self, settings: Settings, text: str) -> None:
+        """Keep the error in which a run ended; the run is not finished by that."""
+        folder = self.run_folder(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "failure.txt", text.rstrip() + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also when two processes write it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_marked(mark: Path) -> bool:
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("what") == _MARK["what"]

@@ -1,0 +1,1 @@
+"""The kinds of run: settings, and what each run computes."""

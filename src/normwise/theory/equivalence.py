@@ -1,0 +1,257 @@
+r"""Decay rules of the same strength, and the undecayed run that a decayed run is equal to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normwise.decay.rules import Rule, Sphere
+from normwise.theory._arguments import check_degree, check_mode, check_momentum, check_rule, constant, wide
+
+__all__ = ["UndecayedSteps", "match", "without_decay"]
+
+
+def match(
+    rule: Rule,
+    to: type[Rule] | Rule,
+    norm: float = 1.0,
+    momentum: float = 0.0,
+    mode: str = "flow",
+    to_mode: str = "flow",
+) -> Rule:
+    """Return the rule of the kind ``to`` that pulls as strongly as ``rule`` on units of this norm.
+
+    A decoupled rule shrinks a unit by lr·c(n) in a step. A coupled one adds c(n)·w to a gradient that
+    enters the momentum buffer, which passes it on 1/(1−μ) times, and then the learning rate. So they match
+    where c_decoupled(n) = c_coupled(n)/(1−μ), whatever the learning rate. Matched rules leave the same norm
+    at equilibrium if ``norm`` is that norm, and at all norms if they are of one kind.
+
+    Valid for ``clock="lr"``, to first order in lr·c(n)/(1−μ). A coupled rule has no match under Adam-like
+    optimizers, which divide it by the size of the gradient: there, only match decoupled rules.
+
+    Args:
+        rule: The rule to match, with a constant coefficient.
+        to: A class of rules, or an instance where more than a coefficient is needed, as in
+            ``PowerShrink(1.0, power=2.0)``, whose coefficient is replaced.
+        norm: Where they match, positive. With ``measure="rms"``: an RMS.
+        momentum: μ of SGD (no dampening). Matters where exactly one of the modes is "coupled".
+        mode: How ``rule`` is applied: "flow", "explicit" or "coupled".
+        to_mode: How the result will be applied.
+
+    Returns:
+        A rule of the kind of ``to``.
+
+    Raises:
+        TypeError: ``rule`` is not a rule, ``to`` not a rule or a class of rules, or needs more than a
+            coefficient; or a number is not a number.
+        ValueError: A number is out of range; a rule is a Sphere, has a scheduled coefficient, or does not
+            pull inwards at ``norm``.
+
+    Example:
+        >>> from normwise import L2, AdaptiveWeightShrink
+        >>> match(L2(0.01), AdaptiveWeightShrink, norm=2.0)
+        AdaptiveWeightShrink(coefficient=0.005)
+        >>> match(L2(0.0005), L2, momentum=0.75, mode="coupled", to_mode="flow")
+        L2(coefficient=0.002)
+    """
+    mode, to_mode = check_mode(mode), check_mode(to_mode, "to_mode")
+    momentum, norm = check_momentum(momentum), _number("norm", norm)
+    pull = _pull(_with_rate(rule, mode, "rule"), norm, "rule")
+    kind = _with_rate(_of_one(to), to_mode, "to")
+    if mode == "coupled":
+        pull /= 1 - momentum
+    if to_mode == "coupled":
+        pull *= 1 - momentum
+    coefficient = pull / _pull(kind, norm, "to")
+    return dataclasses.replace(kind, coefficient=coefficient)  # type: ignore[type-var]
+
+
+def _number(name: str, value: float) -> float:
+    tensor = wide(name, value)
+    if tensor.numel() != 1:
+        raise TypeError(f"{name} must be one number, not a tensor of shape {tuple(tensor.shape)}")
+    return tensor.item()
+
+
+def _of_one(to: type[Rule] | Rule) -> Rule:
+    """Return the rule of this kind whose coefficient is 1."""
+    if not isinstance(to, Rule) and not (isinstance(to, type) and issubclass(to, Rule)):
+        raise TypeError(f"to must be a decay rule or a class of them, such as L2, not {to!r}")
+    if isinstance(to, Rule):
+        refused = to.scheduled or to.projects
+        return to if refused else dataclasses.replace(to, coefficient=1.0)  # type: ignore[type-var]
+    try:
+        return to(1.0)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise TypeError(
+            f"to={to.__name__} needs more than a coefficient ({error}): "
+            f"give an instance, {to.__name__}(1.0, ...), whose coefficient is replaced"
+        ) from None
+
+
+def _with_rate(rule: Rule, mode: str, name: str) -> Rule:
+    if isinstance(rule, Rule) and rule.projects:
+        raise ValueError(
+            f"{name}={rule} is a projection and has no rate that could be matched: give another rule"
+        )
+    return constant(check_rule(rule, mode), name)
+
+
+def _pull(rule: Rule, norm: float, name: str) -> float:
+    rate = rule.rate(norm).item()
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"{name}={rule} has the rate {rate:g} at norm={norm:g}, which cannot be matched: "
+            "give a norm at which it pulls inwards"
+        )
+    return rate
+
+
+class UndecayedSteps(NamedTuple):
+    """The steps of the undecayed run; see :func:`without_decay`. Each is float64, T steps × units.
+
+    Attributes:
+        lr: (T, units). The step sizes.
+        momentum: (T, units). What the buffer is multiplied with before the gradient is added.
+        scale: (T + 1, units). a_t: the decayed weights over the undecayed ones before step t, from 1.
+        ratio: (T, units). How the size of gradients in the decayed run shrank since the step before,
+            a_t/a_{t−1}, and 1 in the first step: the factor of β₁ and the root of the factor of β₂.
+    """
+
+    lr: Tensor
+    momentum: Tensor
+    scale: Tensor
+    ratio: Tensor
+
+
+def without_decay(
+    lrs: Tensor | Sequence[float],
+    rule: Rule,
+    norms: Tensor,
+    momentum: float = 0.0,
+    mode: str = "flow",
+    degree: int = 2,
+    times: Tensor | Sequence[float] | None = None,
+) -> UndecayedSteps:
+    r"""Return the undecayed steps that turn every unit exactly as a decayed run did.
+
+    A rule moves a unit along its ray only, and a scale-invariant loss does not see that. So the weights of a
+    decayed run are w_t = a_t·v_t, where a_t > 0 is one number per unit and v_t the weights of a run from the
+    same w_0 = v_0 without any decay, with the step sizes and momenta returned here. (Li & Arora, arXiv
+    1910.07454, for coupled L2 with a constant learning rate; here any rule and schedule.)
+
+    With f_t the factor by which the rule shrank the unit in step t, a_0 = 1 and a_{t+1} = f_t·a_t:
+
+    - "flow": step lr_t/a_t², momentum μ·a_t/a_{t−1};
+    - "explicit": step lr_t/(a_t·a_{t+1}), momentum μ·a_t/a_{t−1};
+    - "coupled": step lr_t/(a_t·a_{t+1}), momentum μ. Here a_t follows the optimizer's own steps, with a
+      buffer d from 0: d_t = μ·d_{t−1} + c(n_t)·a_t, a_{t+1} = a_t − lr_t·d_t. (The same as a_{t+1} =
+      (1 + m_t − lr_t·c(n_t))·a_t − m_t·a_{t−1}, m_t = μ·lr_t/lr_{t−1}, but for any lr_t ≥ 0.)
+
+    Replay SGD (heavy ball: no Nesterov, no dampening), per unit and from ``buffer = 0``::
+
+        buffer = steps.momentum[t] * buffer + gradient(v)
+        v = v - steps.lr[t] * buffer
+
+    With ``degree=1`` the step is lr_t/a_t ("flow") or lr_t/a_{t+1} ("explicit"). Replay Adam, β₁ and β₂
+    being those of the decayed run (with ``momentum=β₁``, ``steps.momentum`` is β₁·ratio)::
+
+        first = beta1 * steps.ratio[t] * first + (1 - beta1) * gradient(v)
+        second = beta2 * steps.ratio[t] ** 2 * second + (1 - beta2) * gradient(v) ** 2
+        denominator = (second / (1 - beta2 ** (t + 1))).sqrt() + eps * steps.scale[t]
+        v = v - steps.lr[t] * first / (1 - beta1 ** (t + 1)) / denominator
+
+    Any update that is a function of a buffer's direction only (sign, Muon) is replayed as SGD is, with
+    ``degree=1`` and the function applied to the buffer.
+
+    Exact but for rounding. All units of one parameter tensor must be scale-invariant as units, or not be
+    decayed; undecayed parameters keep their steps. Where training is chaotic, rounding grows as any other
+    perturbation does: compare with a run perturbed by one unit in the last place. Weights of the replay grow
+    as 1/a_t, and so it ends where 1/a_t² overflows (float64: λ·Σlr ≈ 350 for L2).
+
+    Args:
+        lrs: Learning rate of each step, zero or positive, shape (T,).
+        rule: The rule, with a constant or a scheduled coefficient (then step t uses ``rule.at(t)``).
+        norms: What the rule saw at each step of the decayed run, shape (T, units) or (T,) for one unit,
+            positive. "flow": the norms after the gradient step, just before the shrink; "explicit" and
+            "coupled": those at the start of the step. With ``measure="rms"``: the RMS.
+        momentum: μ of SGD, or β₁.
+        mode: "flow", "explicit" or "coupled", as in Decay. "coupled" only with ``degree=2``.
+        degree: 2 for SGD, 1 for Adam-like optimizers.
+        times: The time that passed in each step, shape (T,), where the clock is not "lr".
+
+    Returns:
+        An :class:`UndecayedSteps` of float64 tensors, with (T, units) or (T,) as ``norms``.
+
+    Raises:
+        TypeError: ``rule`` is not a rule, or a number is not a number.
+        ValueError: A number is out of range or a shape does not fit; the mode cannot apply the rule; or, in
+            step t, the scale would no longer be positive (the decay flips the weight, which no undecayed
+            run does) or a step size not finite.
+
+    Example:
+        >>> from normwise import L2
+        >>> steps = without_decay([0.1, 0.1], L2(5.0), torch.ones(2, 1), mode="explicit")
+        >>> steps.lr.flatten()  # lr·(1 − lr·λ)^−(2t+1)
+        tensor([0.2000, 0.8000], dtype=torch.float64)
+    """
+    mode, degree, momentum = check_mode(mode), check_degree(degree), check_momentum(momentum)
+    rule = check_rule(rule, mode, degree)
+    if isinstance(rule, Sphere) and rule.rotate:
+        raise ValueError(
+            "rule=Sphere(rotate=True) scales the updates too, so the norms do not tell the steps that it "
+            "took: give another rule"
+        )
+    norms = wide("norms", norms)
+    if norms.ndim == 0:
+        raise ValueError("norms has no dimension for the steps: give a tensor of shape (T, units) or (T,)")
+    if times is not None and mode == "coupled":
+        raise ValueError('times was given, but mode="coupled" has no clock: leave it out')
+    lr = _per_step("lrs", lrs, norms)
+    time = lr if times is None else _per_step("times", times, norms)
+
+    scales = [torch.ones_like(norms[0])] if len(norms) else [norms.new_ones(norms.shape[1:])]
+    pull = torch.zeros_like(scales[0])  # the radial part of the momentum buffer, in units of v
+    for step, norm in enumerate(norms):
+        now = rule.at(step)
+        if mode == "coupled":
+            pull = momentum * pull + now.rate(norm) * scales[-1]
+            scale = scales[-1] - lr[step] * pull
+        else:
+            kept = now.flow(norm, time[step]) / norm if mode == "flow" else 1 - time[step] * now.rate(norm)
+            scale = scales[-1] * kept
+        if not bool((scale > 0).all()):
+            raise ValueError(
+                f"norms: at step {step} the decay of a unit of norm {norm[~(scale > 0)][0].item():g} leaves "
+                f"a scale of {scale.min().item():g}, and no undecayed run flips a weight: replay fewer "
+                "steps, or decay less"
+            )
+        scales.append(scale)
+    scale = torch.stack(scales)
+    ratio = torch.cat([torch.ones_like(scale[:1]), scale[1:-1] / scale[:-2]])[: len(norms)]
+    # A shrink after the gradient step leaves that step as it is; one before it or in it does not.
+    step_size = lr / (scale[:-1] if mode == "flow" else scale[1:]) / (scale[:-1] if degree == 2 else 1)
+    if not bool(torch.isfinite(step_size).all()):
+        step = int((~torch.isfinite(step_size)).flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"norms: at step {step} the undecayed step size overflows, as the scale is down to "
+            f"{scale[step].min().item():g}: replay fewer steps"
+        )
+    kept_buffer = torch.ones_like(ratio) if mode == "coupled" else ratio
+    return UndecayedSteps(step_size, momentum * kept_buffer, scale, ratio)
+
+
+def _per_step(name: str, values: Tensor | Sequence[float], norms: Tensor) -> Tensor:
+    """Return one value per step, with dimensions that broadcast against ``norms``."""
+    tensor = wide(name, values, zero=True).to(norms.device)
+    if tensor.shape != norms.shape[:1]:
+        raise ValueError(
+            f"{name} has the shape {tuple(tensor.shape)} and norms {tuple(norms.shape)}: "
+            f"give one of {name} for each of the {len(norms)} steps in norms"
+        )
+    return tensor.view(-1, *[1] * (norms.ndim - 1))
