@@ -1,0 +1,45 @@
+"""The public names of normwise, each imported from the module that defines it.
+
+``import normwise`` does not import this module; the first use of a public name does.
+"""
+
+from __future__ import annotations
+
+from normwise import theory
+from normwise.decay.decay import Decay
+from normwise.decay.rules import L2, AdaptiveWeightShrink, EpsilonShiftedL2, PowerShrink, Rule, Sphere
+from normwise.invariance.find import find_invariances
+from normwise.invariance.result import Invariances
+from normwise.normalization import functional
+from normwise.normalization.checkpoints import upgrade_state_dict
+from normwise.normalization.convert import convert
+from normwise.normalization.fold import fold
+from normwise.normalization.parametrizations import centered_weight_norm, weight_norm, weight_standardization
+from normwise.planning.audit import Audit, audit
+from normwise.planning.plan import Plan, plan
+from normwise.units import Unit
+
+__all__ = [
+    "L2",
+    "AdaptiveWeightShrink",
+    "Audit",
+    "Decay",
+    "EpsilonShiftedL2",
+    "Invariances",
+    "Plan",
+    "PowerShrink",
+    "Rule",
+    "Sphere",
+    "Unit",
+    "audit",
+    "centered_weight_norm",
+    "convert",
+    "find_invariances",
+    "fold",
+    "functional",
+    "plan",
+    "theory",
+    "upgrade_state_dict",
+    "weight_norm",
+    "weight_standardization",
+]
