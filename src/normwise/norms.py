@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-__all__ = ["check_dim", "concatenated_norms", "slice_norms", "wide_dtype"]
+__all__ = ["check_dim", "check_tensor", "concatenated_norms", "slice_norms", "wide_dtype"]
 
+_FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Within these norms, a float32 sum of squares neither overflows nor loses its smallest terms.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e15
 # Computing a norm in a wider type copies the tensor. Copy at most this many elements at a time; on an
@@ -51,6 +53,56 @@ def check_dim(dim: object, ndim: int, what: str) -> int | None:
             else f"dim={dim} does not fit {what}, which has no dimensions: give dim=None"
         )
     return dim % ndim
+
+
+def check_tensor(tensor: object, name: str) -> None:
+    """Raise an error if the slices of a tensor have no norms, or cannot be scaled in place.
+
+    Args:
+        tensor: The user's argument.
+        name: The name of the tensor in an error message, as in ``"parameter 'fc.weight'"``.
+
+    Raises:
+        TypeError: It is not a tensor of float16, bfloat16, float32 or float64.
+        ValueError: It is sparse, nested, an MKL-DNN tensor, a lazy negation, an uninitialised lazy parameter,
+            or a view in which several elements share one place in memory.
+
+    Example:
+        >>> check_tensor(torch.ones(3, 1).expand(3, 2), "the weight")
+        Traceback (most recent call last):
+        ValueError: the weight is a view of shape (3, 2) and strides (1, 0) whose elements overlap in memory,
+        so it cannot be scaled in place: give a tensor without overlap, such as its clone()
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"params must be tensors, not {type(tensor).__name__}")
+    if is_lazy(tensor):
+        raise ValueError(f"{name} is a lazy parameter without values: run the model once to initialise it")
+    if tensor.dtype not in _FLOATING_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATING_DTYPES)
+        raise TypeError(f"{name} has type {tensor.dtype}, and a unit needs one of {allowed}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").strip("_")
+        raise ValueError(f"{name} has layout {layout}, and a unit needs a dense (strided) tensor: convert it")
+    if tensor.is_neg():
+        raise ValueError(f"{name} is a lazily negated view: give tensor.resolve_neg() instead")
+    if _overlaps_itself(tensor):
+        raise ValueError(
+            f"{name} is a view of shape {tuple(tensor.shape)} and strides {tensor.stride()} whose elements "
+            "overlap in memory, so it cannot be scaled in place: give a tensor without overlap, such as its "
+            "clone()"
+        )
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Return whether several elements of a strided tensor may share one place in memory."""
+    if tensor.numel() <= 1 or tensor.is_contiguous():
+        return False
+    reach = 0  # the largest offset that the dimensions seen so far lead to
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from normwise.collectives import sum_over
-from normwise.norms import check_dim, slice_norms, wide_dtype
+from normwise.norms import check_dim, check_tensor, slice_norms, wide_dtype
 from normwise.sharding import (
     check_placements,
     is_primary_holder,
@@ -68,7 +68,8 @@ class Unit:
 
     Raises:
         TypeError: A parameter is not a real floating-point tensor, or ``dim`` is not an int or None.
-        ValueError: ``dim`` or ``mask`` does not fit, or joint tensors have different numbers of slices.
+        ValueError: A parameter is not dense or overlaps itself in memory, ``dim`` or ``mask`` does not fit,
+            or joint tensors have different numbers of slices.
 
     Example:
         >>> query, key = torch.ones(4, 3), torch.ones(4, 2)
@@ -88,10 +89,7 @@ class Unit:
         if not self.params:
             raise ValueError("params is empty: a Unit needs at least one tensor")
         for param in self.params:
-            if not isinstance(param, Tensor):
-                raise TypeError(f"params must be tensors, not {type(param).__name__}")
-            if not param.is_floating_point():
-                raise TypeError(f"a unit needs real floating-point tensors, not {param.dtype}")
+            check_tensor(param, f"a tensor of shape {tuple(getattr(param, 'shape', ()))}")
         if len({id(param) for param in self.params}) < len(self.params):
             raise ValueError("params holds the same tensor twice: give each tensor of a joint unit once")
         shapes = [tuple(param.shape) for param in self.params]
