@@ -15,7 +15,7 @@ from normwise.lab.models.convnet import ConvNet, directions
 from normwise.lab.runs.image_setup import build
 from normwise.lab.runs.settings import ReplaySettings, rule_from
 from normwise.norms import slice_norms
-from normwise.theory.equivalence import UndecayedSteps
+from normwise.theory import UndecayedSteps
 
 __all__ = ["Course", "decayed_course", "undecayed_course"]
 
