@@ -24,7 +24,7 @@ from tests.invariance.transformers_networks import NETWORKS, logits
 from torch import nn
 
 import normwise as nw
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances
 
 RESULTS = Path(__file__).parent / "results" / "invariances.md"
 HEADER = (
@@ -132,7 +132,7 @@ def row(name: str, run: Run, memory: Memory) -> str:
         len(inv.undetermined),
         run.expected,
         wrong,
-        f"{inv.rows} (rank {inv.rank})",
+        f"{inv.stats.rows} (rank {inv.stats.rank})",
         f"{verdicts:.1f} + {max(seconds - verdicts, 0.0):.1f}",
         used,
         "yes" if run.aside else "",

@@ -8,8 +8,7 @@ from __future__ import annotations
 from normwise import theory
 from normwise.decay.decay import Decay
 from normwise.decay.rules import L2, AdaptiveWeightShrink, EpsilonShiftedL2, PowerShrink, Rule, Sphere
-from normwise.invariance.find import find_invariances
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances, find_invariances
 from normwise.normalization import functional
 from normwise.normalization.checkpoints import upgrade_state_dict
 from normwise.normalization.convert import convert

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from normwise.invariance.parts import expanded
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances, expand_parts
 
 
 def rank_of(symmetries: list[dict[str, int]], names: list[str]) -> int:
@@ -26,8 +25,8 @@ def assert_same_space(
 ) -> None:
     """Assert that ``found`` is a basis of the space that ``expected`` spans; ``parts`` are inv.parts."""
     parts = parts or {}
-    names = list(expanded(dict.fromkeys(names, 1), parts))
-    found, expected = [expanded(s, parts) for s in found], [expanded(s, parts) for s in expected]
+    names = list(expand_parts(dict.fromkeys(names, 1), parts))
+    found, expected = [expand_parts(s, parts) for s in found], [expand_parts(s, parts) for s in expected]
     dimension = rank_of(expected, names)
     assert len(found) == rank_of(found, names) == dimension, f"found {found}, expected {expected}"
     assert rank_of(found + expected, names) == dimension, f"found {found}, expected {expected}"

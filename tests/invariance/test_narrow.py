@@ -100,7 +100,7 @@ def test_one_object_while_it_lives_and_settings_on_parameters() -> None:
 
     inv = nw.find_invariances(Asks(), [torch.randn(5, 3)])
     assert inv.scale_invariant == {"a.weight": None}
-    assert inv.dtype == "float64"
+    assert inv.stats.dtype == "float64"
 
 
 def test_functional_transforms_get_a_float64_copy() -> None:
@@ -117,7 +117,7 @@ def test_functional_transforms_get_a_float64_copy() -> None:
             return out
 
     inv = nw.find_invariances(Transformed(), [torch.randn(6, 3)])
-    assert inv.dtype == "float64"
+    assert inv.stats.dtype == "float64"
     assert inv.scale_invariant == {"w": None}
 
 

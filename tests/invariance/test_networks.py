@@ -21,5 +21,5 @@ def test_verdicts_and_symmetries_are_those_derived_by_hand(name: str) -> None:
     assert {k: (dim, mask.tolist()) for k, (dim, mask) in inv.partial.items()} == case.partial
     assert_same_space(inv.joint, case.joint, inv.names, inv.parts)
     assert_every_parameter_has_one_verdict(inv)
-    assert inv.passes <= 20
-    assert inv.rows <= inv.rank + 16
+    assert inv.stats.passes <= 20
+    assert inv.stats.rows <= inv.stats.rank + 16

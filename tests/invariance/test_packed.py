@@ -13,7 +13,7 @@ from tests.invariance.networks import tokens
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.invariance.parts import parameter_of
+from normwise.invariance import parameter_of
 
 D, HEADS, SIZE = 8, 2, 4
 
@@ -166,7 +166,7 @@ def test_queries_keys_and_values_in_one_tensor(layout: str) -> None:
     assert inv.scale_invariant == {}
     assert inv.unconfirmed_joint == []
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
-    assert inv.rows <= inv.rank + 16
+    assert inv.stats.rows <= inv.stats.rank + 16
     changed_by_each(net, inv.joint)
 
 
@@ -244,7 +244,7 @@ def test_single_precision_and_layers_that_do_not_divide(monkeypatch: pytest.Monk
     block, expected = LAYOUTS["rows"]
     monkeypatch.setattr("normwise.invariance.find.DOUBLE_UP_TO", 0)
     inv = nw.find_invariances(Net(block()), tokens())
-    assert inv.dtype == "float32"
+    assert inv.stats.dtype == "float32"
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
     plain = nw.find_invariances(
         nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9)), [torch.randn(16, 6)]

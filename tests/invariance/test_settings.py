@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances
 
 
 def invariances_of(name: str, net: nn.Module | None = None, **settings: Any) -> Invariances:
@@ -122,14 +122,15 @@ def test_a_frozen_norm_in_a_model_in_training_is_affine() -> None:
 
 
 def test_channels_last() -> None:
-    assert invariances_of("resnet", SmallResNet().to(memory_format=torch.channels_last)).dtype == "float64"  # type: ignore[call-overload]
+    net = SmallResNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert invariances_of("resnet", net).stats.dtype == "float64"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions(dtype: torch.dtype) -> None:
     case = CASES["prenorm_rms_norm"]
     inv = invariances_of("prenorm_rms_norm", case.build().to(dtype))
-    assert inv.dtype == "float64"
+    assert inv.stats.dtype == "float64"
     net = SmallResNet().to(dtype)
     found = nw.find_invariances(net, [x.to(dtype) for x in images()()])
     assert found.scale_invariant == CASES["resnet"].scale_invariant
@@ -140,7 +141,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 )
 def test_single_precision_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normwise.invariance.find.DOUBLE_UP_TO", 0)
-    assert invariances_of(name).dtype == "float32"
+    assert invariances_of(name).stats.dtype == "float32"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -26,5 +26,5 @@ def test_counts_are_those_derived_by_hand(name: str) -> None:
     assert inv.undetermined == {}
     found = (len(inv.scale_invariant), len(inv.joint), len(inv.no_effect))
     assert found == (network.scale_invariant, network.joint, network.no_effect)
-    assert inv.rows <= inv.rank + 16
+    assert inv.stats.rows <= inv.stats.rank + 16
     assert_every_parameter_has_one_verdict(inv)

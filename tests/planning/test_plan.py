@@ -7,8 +7,7 @@ from tests.planning.models import made, planned, shared
 from torch import nn
 
 import normwise as nw
-from normwise.invariance.parts import parameter_of
-from normwise.invariance.result import Evidence
+from normwise.invariance import Evidence, parameter_of
 from normwise.planning.decide import parameter_aliases
 from normwise.planning.plan import Plan
 from normwise.planning.storage import from_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from normwise.invariance.parts import parameter_of
+from normwise.invariance import parameter_of
 from normwise.planning.patterns import label, pattern, starred, together
 from normwise.planning.plan import Plan
 from normwise.planning.symmetries import Symmetry, is_group

@@ -1,1 +1,15 @@
-"""Which weights of a network are scale-invariant."""
+"""Which weights of a network are scale-invariant, alone and jointly: everything public is imported here."""
+
+from normwise.invariance.find import find_invariances
+from normwise.invariance.parts import expand_parts, merge_parts, parameter_of
+from normwise.invariance.result import Evidence, Invariances, SearchStats
+
+__all__ = [
+    "Evidence",
+    "Invariances",
+    "SearchStats",
+    "expand_parts",
+    "find_invariances",
+    "merge_parts",
+    "parameter_of",
+]

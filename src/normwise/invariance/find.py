@@ -15,7 +15,7 @@ from normwise.invariance.joint import find_joint
 from normwise.invariance.parts import Part
 from normwise.invariance.probe import JITTER, NonFiniteOutputsError, Probe
 from normwise.invariance.progress import Progress
-from normwise.invariance.result import Evidence, Invariances
+from normwise.invariance.result import Evidence, Invariances, SearchStats
 from normwise.invariance.splits import propose_splits
 from normwise.invariance.swap import check_model, preserved_random_state
 from normwise.invariance.thresholds import Thresholds
@@ -155,7 +155,7 @@ class _Search:
             frozen={
                 name for name, p in zip(probe.names, probe.originals, strict=True) if not p.requires_grad
             },
-            dtype=str(probe.dtype).removeprefix("torch."),
+            stats=SearchStats(dtype=str(probe.dtype).removeprefix("torch.")),
         )
 
     def run(self, joint: bool) -> Invariances:
@@ -167,7 +167,7 @@ class _Search:
         self._file(draft)
         if joint:
             find_joint(self._probe, rows, splits, self._result, self._at, self._judge, self._bar)
-        self._result.trials = self._judge.passes
+        self._result.stats.trials = self._judge.passes
         return self._result
 
     def _verdicts(self, joint: bool) -> tuple[list[Row], list[list[Part]], Draft]:
@@ -200,7 +200,7 @@ class _Search:
             add(POINTS, real_eps=False)
             add(POINTS, real_eps=True)
             self._probe.whole = True
-        self._result.passes = len(rows.small) + len(rows.real)
+        self._result.stats.passes = len(rows.small) + len(rows.real)
         shapes = [p.shape for p in self._probe.parameters]
         if not any(row.reached.any() for row in rows.small) and not strays:
             raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from normwise.invariance.confirm import Judge
 from normwise.invariance.elasticity import Array, Row, gather
 from normwise.invariance.groups import jointly_invariant_groups
-from normwise.invariance.parts import Part, collapsed
+from normwise.invariance.parts import Part, merge_parts
 from normwise.invariance.probe import Probe
 from normwise.invariance.progress import Progress
 from normwise.invariance.result import Invariances
@@ -95,7 +95,7 @@ def find_joint(
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-    result.rows, result.rank = len(matrix), numerical_rank(matrix, at.null)
+    result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, at.null)
     parts = np.array([column.part is not None for column in columns])
     null = null_space(matrix, at.null)
     basis = integer_basis(matrix, null, at.null, parts)
@@ -176,7 +176,7 @@ def _named(
         if e:
             name = probe.names[column.index]
             named[_key(column, probe) if name in parts else name] = int(e)
-    return collapsed(named, parts)
+    return merge_parts(named, parts)
 
 
 def _confirmed(

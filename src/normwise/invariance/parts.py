@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Part", "collapsed", "expanded", "parameter_of"]
+__all__ = ["Part", "expand_parts", "merge_parts", "parameter_of"]
 
 _KEY = re.compile(r"(?P<name>.+?)(\.unflatten\(\d+, \(-1, \d+\)\))?\[(:, )*\d+:\d+\]")
 
@@ -69,7 +69,7 @@ def parameter_of(key: str) -> str:
     return found["name"] if found else key
 
 
-def expanded(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def expand_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Return a symmetry with every split parameter written as its parts.
 
     Args:
@@ -77,19 +77,19 @@ def expanded(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) ->
         parts: {parameter: its parts}.
 
     Example:
-        >>> expanded({"w": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
+        >>> expand_parts({"w": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
         {'w[0:2]': -1, 'w[2:4]': -1, 'b': 1}
     """
     return {part: e for key, e in symmetry.items() for part in parts.get(key, [key])}
 
 
-def collapsed(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def merge_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Return a symmetry in which a parameter whose parts all have one exponent is written as one.
 
     Example:
-        >>> collapsed({"w[0:2]": -1, "w[2:4]": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
+        >>> merge_parts({"w[0:2]": -1, "w[2:4]": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
         {'w': -1, 'b': 1}
-        >>> collapsed({"w[0:2]": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
+        >>> merge_parts({"w[0:2]": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
         {'w[0:2]': -1, 'b': 1}
     """
     whole = {

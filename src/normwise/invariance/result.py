@@ -8,7 +8,26 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Evidence", "Invariances"]
+__all__ = ["Evidence", "Invariances", "SearchStats"]
+
+
+@dataclass
+class SearchStats:
+    """What a search cost, and the precision that it used.
+
+    Attributes:
+        rows: Backward passes behind the joint symmetries.
+        rank: The rank that these rows reached.
+        passes: Backward passes behind the verdicts.
+        trials: Forward passes that confirmed verdicts and symmetries by rescaling.
+        dtype: The floating-point type of the probe, as "float64".
+    """
+
+    rows: int = 0
+    rank: int = 0
+    passes: int = 0
+    trials: int = 0
+    dtype: str = ""
 
 
 @dataclass
@@ -65,7 +84,7 @@ class Invariances:
             a packed parameter takes part, the key is an expression: ``"qkv.weight[0:64]"`` (rows),
             ``"c_attn.weight[:, 0:64]"`` (columns),
             ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the first 8 of every 24 rows: heads that are
-            interleaved). ``normwise.invariance.parts.parameter_of`` gives the parameter's name.
+            interleaved). ``normwise.invariance.parameter_of`` gives the parameter's name.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
             members; every parameter that is in any such group is in at least one.
         parts: {name: keys of its parts}: the parameters of which parts scale differently. Parts without
@@ -76,9 +95,7 @@ class Invariances:
             in no list; finding some warns.
         evidence: {name: what was measured}.
         frozen: Names of parameters with ``requires_grad=False``: they have verdicts like all others.
-        rows: Backward passes behind the joint symmetries. rank: the rank they reached.
-        passes: Backward passes behind the verdicts. trials: forward passes that confirmed them.
-        dtype: The type that the probe computed in, as "float64".
+        stats: The cost of the search (``rows``, ``rank``, ``passes``, ``trials``) and its ``dtype``.
 
     Example:
         >>> import torch
@@ -106,11 +123,7 @@ class Invariances:
     unnamed_joint: int = 0
     evidence: dict[str, Evidence] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
-    rows: int = 0
-    rank: int = 0
-    passes: int = 0
-    trials: int = 0
-    dtype: str = ""
+    stats: SearchStats = field(default_factory=SearchStats)
 
     @property
     def names(self) -> list[str]:
@@ -133,7 +146,7 @@ class Invariances:
         counts = {
             f.name: len(getattr(self, f.name))
             for f in dataclasses.fields(self)
-            if hasattr(getattr(self, f.name), "__len__") and f.name not in ("dtype", "evidence")
+            if hasattr(getattr(self, f.name), "__len__") and f.name != "evidence"
         }
         inside = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         return f"Invariances({inside or 'nothing'})"

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from normwise.invariance.parts import parameter_of
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances, parameter_of
 from normwise.planning.roles import role_of
 from normwise.planning.symmetries import Symmetry, is_group, readable_symmetries
 from normwise.planning.treatment import BALANCE, NONE, PLAIN_L2, SHRINK, VERDICTS, Treatment

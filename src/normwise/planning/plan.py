@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from normwise.invariance.find import find_invariances
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
 from normwise.planning.decide import check_overrides, decide
 from normwise.planning.patterns import label, starred, together
@@ -93,7 +92,7 @@ class Plan:
         treatments: One :class:`~normwise.planning.treatment.Treatment` for each parameter, in the order of
             the model; shared (tied) parameters once.
         symmetries: The joint rescaling symmetries as {name: exponent}, jointly scale-invariant groups first;
-            a part of a packed parameter is written as in :class:`normwise.invariance.result.Invariances`.
+            a part of a packed parameter is written as in :class:`normwise.invariance.Invariances`.
     """
 
     def __init__(self, model: nn.Module, treatments: list[Treatment], symmetries: list[Symmetry]) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from normwise.invariance.parts import collapsed, expanded, parameter_of
-from normwise.invariance.result import Invariances
+from normwise.invariance import Invariances, expand_parts, merge_parts, parameter_of
 
 __all__ = ["Symmetry", "is_group", "readable_symmetries"]
 
@@ -38,19 +37,19 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
     for name in inv.names:  # a parameter before its parts
         for key in [name, *inv.parts.get(name, ())]:
             place[key] = len(place)
-    joint = [expanded(s, inv.parts) for s in inv.joint]
+    joint = [expand_parts(s, inv.parts) for s in inv.joint]
     mixed = [s for s in joint if not is_group(s)]
 
     def cost(symmetry: Symmetry) -> tuple[int, int, int, int]:
-        written = collapsed(symmetry, inv.parts)
+        written = merge_parts(symmetry, inv.parts)
         weights = sum(is_weight(parameter_of(key)) for key in written)
         in_part = sum(parameter_of(key) != key for key in written)
         return -weights, len(written), in_part, -sum(place[key] for key in written)
 
-    candidates = [*(expanded(s, inv.parts) for s in inv.groups), *filter(is_group, joint)]
+    candidates = [*(expand_parts(s, inv.parts) for s in inv.groups), *filter(is_group, joint)]
     groups = [_reduced(group, mixed, cost) for group in candidates]
     ordered = sorted(groups, key=cost) + sorted(mixed, key=cost) + sorted(joint, key=cost)
-    return [_oriented(collapsed(s, inv.parts), place) for s in _independent(ordered, place)]
+    return [_oriented(merge_parts(s, inv.parts), place) for s in _independent(ordered, place)]
 
 
 def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
