@@ -218,15 +218,3 @@ def test_a_state_dict_that_does_not_fit(spoil: Spoil, message: str) -> None:
         decay.load_state_dict(state)
     assert "\n" not in str(caught.value)
     assert decay.steps == 0
-
-
-def test_fused_where_there_are_no_kernels_is_refused() -> None:
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="fused=True needs Triton and parameters on CUDA, and there"):
-        nw.Decay(optimizer, nw.L2(0.1), layer.weight, fused=True)
-    with pytest.raises(ValueError, match="fused=True does not go with mode='explicit': use mode=\"flow\""):
-        nw.Decay(optimizer, nw.L2(0.1), layer.weight, mode="explicit", fused=True)
-    with pytest.raises(TypeError, match="fused must be True or False, not 'yes'"):
-        nw.Decay(optimizer, nw.L2(0.1), layer.weight, fused="yes")  # type: ignore[arg-type]
-    nw.Decay(optimizer, nw.L2(0.1), layer.weight)  # the refused ones left nothing behind

@@ -1,86 +1,44 @@
-"""On CUDA: few launches for all parameters, and nothing that waits. Run on tensors that seem to be there.
+"""On CUDA a flow launches two or three kernels per parameter and waits for nothing.
 
-Fake tensors take the very branches that tensors on CUDA take. They have no values, so reading one raises; and
-a mode counts the operations, each a launch at least, and refuses copies that wait. The kernels that need
-Triton are replaced by a stand-in that counts their launches. Nothing here has run on a GPU.
+The tests run on fake CUDA tensors, which take the branches that real ones take. A fake tensor has no values,
+so reading one raises an error. A dispatch mode counts operations and refuses copies that wait for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from tests.decay.by_table import use_kernels
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.optim import SGD, Adam
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.optim import SGD, Adam, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
-from normwise.decay import table
 from normwise.decay.clock import CLOCKS
 from normwise.decay.rules import Rule
-from normwise.decay.table import Table
 
-RULES: list[Rule] = [
-    nw.L2(0.1),
+NEED_NORMS: list[Rule] = [
     nw.AdaptiveWeightShrink(0.1),
     nw.PowerShrink(0.1, 1.7),
     nw.EpsilonShiftedL2(0.1, 0.5),
     nw.Sphere(1.5),
-    nw.Sphere(),
 ]
-each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+each_rule = pytest.mark.parametrize("rule", [nw.L2(0.1), *NEED_NORMS], ids=repr)
+NO_LAUNCH = frozenset(
+    "alias detach device empty expand lift_fresh promote_types select slice split split_with_sizes t unbind "
+    "unsqueeze view".split()
+)
 
 
-SETTINGS: list[dict[str, Any]] = [
-    *({"clock": clock, "tensor_lr": is_tensor} for clock in CLOCKS for is_tensor in (False, True)),
-    {"measure": "rms"},
-    {"measure": "rms", "tensor_lr": True},
-    {"masked": True},
-    {"found_inf": True},
-    {"found_inf": True, "tensor_lr": True, "measure": "rms"},
-]
-
-
-class CountingKernels:
-    """What the kernels launch, without the kernels."""
-
-    def __init__(self) -> None:
-        self.launches = 0
-
-    def squares(self, table: Table) -> Tensor:
-        self.launches += len(table.launches)
-        return torch.empty(table.segments, dtype=torch.float64, device=table.tensors.device)
-
-    def multiply(self, table: Table, factors: Tensor) -> None:
-        self.launches += len(table.launches)
-        assert factors.shape == (table.count,)
-        assert factors.device == table.tensors.device
-
-
-class Watch(TorchDispatchMode):
-    """Counts the operations that launch something, and refuses copies that wait for the device."""
-
-    VIEWS = (
-        "detach",
-        "view",
-        "split",
-        "expand",
-        "slice",
-        "alias",
-        "select",
-        "unsqueeze",
-        "t",
-        "unbind",
-        "empty",
-    )
+class Launches(TorchDispatchMode):
+    """Counts the operations on CUDA tensors, and refuses copies that wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,120 +48,111 @@ class Watch(TorchDispatchMode):
             target = torch.device(kwargs.get("device") or args[0].device)
             assert source.device.type == target.type, f"{func} waits for the device"
         result = func(*args, **kwargs)
-        tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
-        lists = [value for one in args if isinstance(one, (list, tuple)) for value in one]
-        tensors += [value for value in lists if isinstance(value, Tensor)]
-        places = {tensor.device.type for tensor in tensors}
-        if "cuda" in places and not name.startswith(self.VIEWS):
-            # torch._foreach_mul_ by a number takes up to 110 tensors a launch, and otherwise one
-            self.names.append(name)
+        lists = [value for value in args if isinstance(value, (list, tuple))]
+        values = [*args, result, *(member for some in lists for member in some)]
+        if name not in NO_LAUNCH and any(isinstance(v, Tensor) and v.device.type == "cuda" for v in values):
+            # by a number, torch._foreach_mul_ takes many tensors in one launch; by tensors, one
+            self.count += len(args[0]) if name == "_foreach_mul_" and len(lists) == 2 else 1
         return result
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make every tensor a fake one."""
+    """Make every tensor a fake one. Numbers on the CPU can be read, as in a real run."""
     read = FakeTensor.item  # raises
 
     def item(tensor: FakeTensor) -> Any:
         return 0.5 if tensor.device.type == "cpu" else read(tensor)
 
-    def sent(values: Tensor, device: torch.device) -> Tensor:
-        return torch.empty(values.shape, dtype=values.dtype, device=device)
-
-    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: id(tensor))
     monkeypatch.setattr(FakeTensor, "item", item)
-    monkeypatch.setattr(table, "_sent", sent)  # pinned memory, which is not there without CUDA
     with FakeTensorMode():
         yield
 
 
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> CountingKernels:
-    counting = CountingKernels()
-    use_kernels(monkeypatch, lambda device: counting if device == "cuda" else None)
-    return counting
-
-
-class Launches(NamedTuple):
-    """How many launches one flow takes."""
-
-    ours: int
-    torchs: int
-
-
-def flow(rule: Rule, number: int, kernels: Any, **given: Any) -> Launches:
-    """Attach a rule to so many parameters and count what its second step launches."""
-    given = dict(given)
-    prepare, found_inf = given.pop("prepare", list), given.pop("found_inf", False)
-    is_tensor, masked = given.pop("tensor_lr", False), given.pop("masked", False)
+def parameters(number: int) -> list[nn.Parameter]:
     params = [nn.Parameter(torch.empty(4 + k % 3, 70 + k, device="cuda")) for k in range(number)]
     for param in params:
         param.grad = torch.empty_like(param)
-    optimizer = SGD(params, lr=0.1)
-    if is_tensor:
-        optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
-    if isinstance(rule, nw.Sphere) and rule.radius is None:  # looks at the norms when it is attached
-        rule = nw.Sphere(1.0)
-    decay = nw.Decay(optimizer, rule, prepare(params), **given)
+    return params
+
+
+class Idle(Optimizer):
+    """An optimizer that moves nothing, so that every operation of a step is the rule's."""
+
+    def __init__(self, params: list[nn.Parameter], *, tensor_lr: bool, found_inf: bool) -> None:
+        super().__init__(params, {"lr": torch.empty((), device="cuda") if tensor_lr else 0.1})
+        if found_inf:  # what a GradScaler leaves with a fused optimizer
+            self.found_inf = torch.empty((), device="cuda")
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def launches(
+    rule: Rule,
+    number: int,
+    *,
+    tensor_lr: bool = False,
+    found_inf: bool = False,
+    masked: bool = False,
+    joint: bool = False,
+    **settings: Any,
+) -> int:
+    """How many launches a step with so many parameters takes."""
+    params = parameters(number)
+    optimizer = Idle(params, tensor_lr=tensor_lr, found_inf=found_inf)
+    pairs = [nw.Unit(params[k : k + 2], dim=None) for k in range(0, number, 2)]
+    decay = nw.Decay(optimizer, rule, pairs if joint else params, **settings)
     for unit in decay.units if masked else ():  # not before, as a mask is read when it is given
         unit.mask = torch.empty(unit.count, dtype=torch.bool, device="cuda")
-    if found_inf:
-        vars(optimizer)["found_inf"] = torch.empty((), device="cuda")
-    decay._in_step = decay._has_seen_gradients = True
-    decay._after_step()  # makes the table
-    decay._in_step, kernels.launches = True, 0
-    with Watch() as watch:
-        decay._after_step()
-    return Launches(kernels.launches, len(watch.names))
+    optimizer.step()
+    with Launches() as counter:
+        optimizer.step()
+    return counter.count
 
 
-def joint(params: list[nn.Parameter]) -> list[nw.Unit]:
-    return [nw.Unit(params[k : k + 2], dim=None) for k in range(0, len(params), 2)]
+@pytest.mark.parametrize("rule", NEED_NORMS, ids=repr)
+@pytest.mark.usefixtures("cuda")
+def test_a_norm_and_a_product_per_parameter(rule: Rule) -> None:
+    few, many = launches(rule, 2), launches(rule, 52)
+    assert 2 * 50 <= many - few <= 3 * 50
+    assert few <= 2 * 3 + 30
+
+
+@pytest.mark.usefixtures("cuda")
+def test_l2_takes_all_parameters_in_one_launch() -> None:
+    assert launches(nw.L2(0.1), 2) == launches(nw.L2(0.1), 52) == 1
 
 
 @each_rule
-@pytest.mark.parametrize("prepare", [list, joint])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"clock": clock, "tensor_lr": is_tensor} for clock in CLOCKS for is_tensor in (False, True)),
+        {"measure": "rms", "tensor_lr": True},
+        {"masked": True},
+        {"joint": True},
+        {"found_inf": True},
+        {"found_inf": True, "tensor_lr": True, "measure": "rms"},
+    ],
+    ids=repr,
+)
 @pytest.mark.usefixtures("cuda")
-def test_a_handful_of_launches_for_any_number_of_parameters_and_no_waiting(
-    prepare: Callable[[Any], Any], rule: Rule, kernels: CountingKernels
-) -> None:
-    few, many = (flow(rule, number, kernels, prepare=prepare) for number in (2, 50))
-    assert few == many
-    assert many.ours <= 2 * 4
-    assert many.torchs <= 40
+def test_no_setting_waits_for_the_device(settings: dict[str, Any], rule: Rule) -> None:
+    assert launches(rule, 4, **settings) > 0
 
 
-@pytest.mark.parametrize("rule", [RULES[0], RULES[1]], ids=repr)
-@pytest.mark.parametrize("given", SETTINGS, ids=repr)
+@pytest.mark.parametrize("wait", [lambda t: bool(t.any()), lambda t: t.sum().item()])
 @pytest.mark.usefixtures("cuda")
-def test_so_it_is_in_every_setting(given: dict[str, Any], rule: Rule, kernels: CountingKernels) -> None:
-    few, many = (flow(rule, number, kernels, **given) for number in (2, 12))
-    assert few == many
-    assert sum(many) <= 48
-
-
-@each_rule
-@pytest.mark.parametrize("is_tensor", [False, True])
-@pytest.mark.usefixtures("cuda")
-def test_without_triton_nothing_waits_either_but_launches_grow(is_tensor: bool, rule: Rule) -> None:
-    counting = CountingKernels()
-    few, many = (flow(rule, number, counting, tensor_lr=is_tensor) for number in (2, 50))
-    assert many.ours == 0
-    if isinstance(rule, nw.L2) and not is_tensor:
-        assert few == many
-    else:
-        assert many.torchs >= few.torchs + 48
+def test_reading_a_value_is_noticed(wait: Callable[[Tensor], object]) -> None:
+    with pytest.raises(DataDependentOutputException):
+        wait(torch.empty(3, device="cuda"))
 
 
 @pytest.mark.usefixtures("cuda")
-def test_waiting_is_noticed(kernels: CountingKernels) -> None:
-    """The tests above can fail: reading a value raises, and so does copying one there."""
-    there = torch.empty(3, device="cuda")
-    with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-        bool(there.any())
-    with Watch(), pytest.raises(AssertionError, match="waits for the device"):
-        torch.ops.aten._to_copy.default(torch.empty(3), device=there.device)
+def test_a_copy_that_waits_is_noticed() -> None:
+    with Launches(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.ops.aten._to_copy.default(torch.empty(3), device=torch.device("cuda"))
 
 
 # -- CUDA graphs: optimizers with capturable=True -----------------------------------------------------------
@@ -211,19 +160,15 @@ def test_waiting_is_noticed(kernels: CountingKernels) -> None:
 
 @each_rule
 @pytest.mark.usefixtures("cuda")
-def test_a_step_of_a_capturable_optimizer_waits_nowhere(rule: Rule, kernels: CountingKernels) -> None:
-    if isinstance(rule, nw.Sphere) and rule.radius is None:
-        return  # looks at the norms when it is attached, before a capture
-    params = [nn.Parameter(torch.empty(4, 70 + k, device="cuda")) for k in range(3)]
+def test_a_step_of_a_capturable_optimizer_waits_nowhere(rule: Rule) -> None:
+    params = parameters(3)
     optimizer = Adam(params, lr=0.1, capturable=True, foreach=False)
     optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
     nw.Decay(optimizer, rule, params, clock="lr^2/max_lr")
-    for param in params:
-        param.grad = torch.empty_like(param)
     optimizer.step()
-    with Watch():
+    with Launches() as counter:
         optimizer.step()
-    assert kernels.launches > 0
+    assert counter.count > 0
 
 
 def test_the_peak_rate_stays_where_a_graph_reads_it() -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import pytest
 import pytorch_optimizer
 import torch
-from tests.decay.by_table import StandIn
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adafactor, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
@@ -82,16 +81,6 @@ def test_every_rule_is_in_the_matrix() -> None:
 def test_matrix(cell: Cell) -> None:
     for clock, dim in runs(cell):
         run(cell, clock, dim, f"clock={clock}, dim={dim}")
-
-
-@pytest.mark.parametrize(
-    "cell", [cell for cell in CELLS if cell.mode == "flow"], ids=lambda cell: "-".join(cell)
-)
-def test_matrix_by_table(cell: Cell, by_table: StandIn) -> None:
-    """The same for all parameters at once, as on CUDA; along one dim each, as the kernels are the same."""
-    for clock, dim in zip(CLOCKS, DIMS, strict=True):
-        run(cell, clock, dim, f"clock={clock}, dim={dim}")
-    assert by_table.launches > 0 or cell.rule == "L2"  # L2 has one factor for all and needs no table
 
 
 def parameters() -> list[torch.nn.Parameter]:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from normwise.collectives import check_same, together
 from normwise.decay import copying
-from normwise.decay.batched import check_fused
 from normwise.decay.checks import (
     check_options,
     check_parts,
@@ -70,9 +69,6 @@ class Decay:
             ``"warn"`` or ``"raise"`` also say so, naming the parameter and the unit. Looking costs a pass
             over the weights and makes an accelerator wait; "skip" in mode "flow" never does.
         check_every: Look for such units in every so many steps only.
-        fused: Whether to take the units of all parameters at once, by kernels that need Triton and parameters
-            on CUDA, in mode "flow": a handful of launches instead of some for each parameter. They were
-            checked without a GPU only; ``python -m benchmarks.decay`` checks and times them on one.
 
     Attributes:
         optimizer: The optimizer that it is attached to.
@@ -115,7 +111,6 @@ class Decay:
         compensated: bool = False,
         nonfinite: str = "skip",
         check_every: int = 1,
-        fused: bool = False,
     ) -> None:
         sharded = meshes_of(parameters_of(optimizer))
         with together(sharded):
@@ -123,7 +118,6 @@ class Decay:
             check_options(rule, mode, measure, compensated, nonfinite, check_every)
             self.units = check_units(optimizer, rule, params, dim)
             self._parts = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
-            check_fused(fused, mode, self.units)
             check_parts(optimizer, rule, compensated, self.units, self._parts)
         self.optimizer = optimizer
         self.rule = rule
@@ -138,7 +132,7 @@ class Decay:
         self._clock = Clock(clock)
         self._compensation = Compensation(tuple(its[0] for its in self._parts)) if compensated else None
         self._shrinking = Shrinking(
-            optimizer, self.units, self._parts, self._clock, measure, self._compensation, fused
+            optimizer, self.units, self._parts, self._clock, measure, self._compensation
         )
         if isinstance(rule, Sphere) and rule.radius is None:
             self._shrinking.refer_to_present_norms()

@@ -10,14 +10,12 @@ from torch.optim import Optimizer
 
 from normwise.collectives import together
 from normwise.decay.arithmetic import explicit_factors, flow_factors, multiply, multiply_all
-from normwise.decay.batched import Tables, multiply_table, table_norms
 from normwise.decay.checks import name_of
 from normwise.decay.clock import Clock
 from normwise.decay.compensation import Compensation
 from normwise.decay.live import Live, batches, magnitudes, magnitudes_of, summed_norms
 from normwise.decay.rotation import turned
 from normwise.decay.rules import Rule, Sphere
-from normwise.decay.table import Table
 from normwise.norms import concatenated_norms, wide_dtype
 from normwise.sharding import local_tensor
 from normwise.units import Unit, global_norms, local_values, meshes_with_distributed_units, needs_reduction
@@ -35,7 +33,6 @@ class Shrinking:
         clock: How much time passes.
         measure: The magnitude that the rule sees.
         compensation: Where decay too small to be seen is kept, or None.
-        fused: Whether the units of all parameters are taken at once where there are kernels for it.
 
     Attributes:
         reference: For a Sphere without a radius, the magnitudes of each Unit when it was attached.
@@ -49,7 +46,6 @@ class Shrinking:
         clock: Clock,
         measure: str,
         compensation: Compensation | None,
-        fused: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.units = units
@@ -60,7 +56,6 @@ class Shrinking:
         self.reference: list[Tensor] = []
         self._before: dict[int, Tensor] = {}
         self._dealt = meshes_with_distributed_units(parts)
-        self._tables = Tables(fused)
 
     def refer_to_present_norms(self) -> None:
         """Keep the magnitudes as they are now, for a Sphere without a radius."""
@@ -101,13 +96,10 @@ class Shrinking:
             self._shrink_alike(rule, live, times)
             return
         summed = summed_norms(self.parts)
-        tabled, left = self._tables.sort(live) if self.compensation is None else ({}, live)
-        for key, batch in tabled.items():
-            self._shrink_table(self._tables.of(key, batch), rule, batch, times[batch[0].group], summed)
-        cut = [one for one in left if len(one.unit.params) == 1 and self.compensation is None]
+        cut = [one for one in live if len(one.unit.params) == 1 and self.compensation is None]
         for batch in batches(cut, self.measure):
             self._shrink_batch(rule, batch, times[batch[0].group], summed)
-        whole = [one for one in left if len(one.unit.params) > 1 or self.compensation is not None]
+        whole = [one for one in live if len(one.unit.params) > 1 or self.compensation is not None]
         seen = self._magnitudes(whole, summed)  # before the first of a joint unit is changed
         for one, magnitude in zip(whole, seen, strict=True):
             self._multiply(one, flow_factors(self._bound(rule, one), magnitude, times[one.group]))
@@ -125,31 +117,8 @@ class Shrinking:
                 torch._foreach_mul_([one.param for one in batch], ratios[batch[0].group].item())
             done = {id(one.param) for batch in alike.values() for one in batch}
             live = [one for one in live if id(one.param) not in done]
-        tabled, left = self._tables.sort(live) if self.compensation is None else ({}, live)
-        for key, batch in tabled.items():
-            table, ratio = self._tables.of(key, batch), ratios[batch[0].group]
-            factors = torch.ones_like(table.roots)
-            factors.mul_(ratio.item() if ratio.device.type == "cpu" else ratio)
-            multiply_table(table, factors, found_inf)
-        for one in left:
+        for one in live:
             self._multiply(one, ratios[one.group])
-
-    def _shrink_table(
-        self,
-        table: Table,
-        rule: Rule,
-        batch: list[Live],
-        time: float | Tensor,
-        summed: dict[int, Tensor],
-    ) -> None:
-        if needs_reduction(batch[0].unit):
-            norms = torch.cat([local_values(one.unit, summed[one.which]) for one in batch])
-        else:
-            norms = table_norms(table)
-        factors = flow_factors(
-            self._bound_to_all(rule, batch), norms / table.roots if self.measure == "rms" else norms, time
-        )
-        multiply_table(table, factors, self._found_inf())
 
     def _shrink_batch(
         self, rule: Rule, batch: list[Live], time: float | Tensor, summed: dict[int, Tensor]
