@@ -8,8 +8,9 @@ from typing import Any
 from normwise.lab.claims.claim import Budget
 from normwise.lab.data.datasets import load
 from normwise.lab.data.text import FINGERPRINTS, NUMBERS
-from normwise.lab.runs.settings import ReplaySettings, TrainSettings
-from normwise.lab.runs.text_settings import TextSettings
+from normwise.lab.runs.replay import ReplayRun
+from normwise.lab.runs.text import TextRun
+from normwise.lab.runs.train import TrainRun
 
 
 @lru_cache
@@ -17,17 +18,17 @@ def fingerprint() -> str:
     return load("digits").fingerprint
 
 
-def training(**changes: Any) -> TrainSettings:
+def training(**changes: Any) -> TrainRun:
     values: dict[str, Any] = {"train_size": 100, "image_size": 4, "width": 2, "batch_size": 25, "epochs": 2}
-    return TrainSettings(data="digits", fingerprint=fingerprint(), **(values | changes))
+    return TrainRun(data="digits", fingerprint=fingerprint(), **(values | changes))
 
 
-def replaying(**changes: Any) -> ReplaySettings:
+def replaying(**changes: Any) -> ReplayRun:
     values: dict[str, Any] = {"train_size": 100, "image_size": 4, "width": 2, "batch_size": 25, "length": 40}
-    return ReplaySettings(data="digits", fingerprint=fingerprint(), **(values | changes))
+    return ReplayRun(data="digits", fingerprint=fingerprint(), **(values | changes))
 
 
-def text(**changes: Any) -> TextSettings:
+def text(**changes: Any) -> TextRun:
     values: dict[str, Any] = {
         "width": 8,
         "depth": 1,
@@ -37,7 +38,7 @@ def text(**changes: Any) -> TextSettings:
         "warmup": 4,
     }
     values |= {"data": NUMBERS, "fingerprint": FINGERPRINTS[NUMBERS], "lr": 0.01, "measured": 4}
-    return TextSettings(**(values | changes))
+    return TextRun(**(values | changes))
 
 
 def budget(members: tuple[str, ...] = ("weight_norm",), seeds: tuple[int, ...] = (0, 1)) -> Budget:

@@ -21,10 +21,10 @@ from normwise.lab.data.datasets import DATASETS, load
 from normwise.lab.data.text import load_text
 from normwise.lab.engine.cluster import Cluster, check_address, connected
 from normwise.lab.engine.execution import Progress, carry_out
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, write_atomically
 from normwise.lab.report.compare import compare, read_reference
 from normwise.lab.report.page import write_report
-from normwise.lab.runs.settings import Settings
 
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
@@ -118,9 +118,9 @@ def _all_runs(
     progress: Progress,
 ) -> Runs:
     """Carry out what the claims need, then what they need once they know that."""
-    first: list[Settings] = [settings for claim in claims for settings in claim.runs(budget)]
+    first: list[Run] = [settings for claim in claims for settings in claim.runs(budget)]
     runs = Runs(carry_out(first, store, jobs, progress, cluster), store)
-    second: list[Settings] = [settings for claim in claims for settings in claim.second_runs(budget, runs)]
+    second: list[Run] = [settings for claim in claims for settings in claim.second_runs(budget, runs)]
     if second:
         announce("now the runs with what the first ones have chosen")
         runs = Runs(carry_out([*first, *second], store, jobs, progress, cluster), store)

@@ -29,14 +29,14 @@ def test_it_is_judged_by_its_rule(epsilons: float, regularized: float, l2: float
     assert judge(CLAIM, make).verdict == verdict
 
 
-def _settings(member: str) -> regularizer.RegularizerSettings:
+def _settings(member: str) -> regularizer.RegularizerRun:
     return replace(CLAIM._runs(BUDGET)["weight_norm"], member=member, train_size=100, width=2, length=8)
 
 
 @pytest.mark.parametrize("member", ["weight_norm", "centered_weight_norm", "weight_standardization"])
 def test_real_members_are_constant_and_the_weights_themselves_are_not(member: str) -> None:
     lines: list[dict[str, Any]] = []
-    found = regularizer.measure(_settings(member), lines.append)
+    found = _settings(member).run(lines.append)
     assert len(lines) == 8
     for scales in found["static"].values():
         assert max(max(at["value"], at["gradient"]) for at in scales.values()) < 16
@@ -45,10 +45,10 @@ def test_real_members_are_constant_and_the_weights_themselves_are_not(member: st
 
 
 def test_a_member_that_depends_on_the_scale_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_eps(member: str, weight: Any) -> Any:
+    def with_eps(self: regularizer.RegularizerRun, weight: Any) -> Any:
         return weight / (weight.square().sum(1, keepdim=True) + 1e-3).sqrt()
 
-    monkeypatch.setattr(regularizer, "_normalized", with_eps)
-    found = regularizer.measure(_settings("weight_norm"), lambda line: None)
+    monkeypatch.setattr(regularizer.RegularizerRun, "_normalized", with_eps)
+    found = _settings("weight_norm").run(lambda line: None)
     assert max(at["value"] for at in found["static"]["float64"].values()) > 1e6
     assert found["angles"]["regularized"] > 1e-6

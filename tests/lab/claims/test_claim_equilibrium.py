@@ -10,7 +10,7 @@ from tests.lab.small import fingerprint
 
 import normwise as nw
 from normwise.lab.claims.equilibrium import HEAVY, Equilibrium
-from normwise.lab.runs.equilibrium import EVERY, EquilibriumSettings, settle
+from normwise.lab.runs.equilibrium import EVERY, EquilibriumRun
 
 BALANCED = {"L2": 1.0, "AdaptiveWeightShrink": 1.2, "EpsilonShiftedL2": 1.2, "Sphere": 2.0}
 
@@ -39,7 +39,7 @@ def _layer(norm: float, turn: float, ratio: float) -> dict[str, float]:
     ],
 )
 def test_equilibrium_is_judged_by_its_rule(calm: float, heavy: float, sphere: float, verdict: str) -> None:
-    def make(settings: EquilibriumSettings) -> Summary:
+    def make(settings: EquilibriumRun) -> Summary:
         assert settings.rule is not None
         ratio = heavy if settings.momentum == HEAVY else calm
         fastest = {**BALANCED, "Sphere": sphere}[settings.rule["name"]] * 0.01
@@ -50,7 +50,7 @@ def test_equilibrium_is_judged_by_its_rule(calm: float, heavy: float, sphere: fl
 
 
 def test_a_setting_of_which_a_run_failed_does_not_agree() -> None:
-    def make(settings: EquilibriumSettings) -> Summary:
+    def make(settings: EquilibriumRun) -> Summary:
         assert settings.rule is not None
         if settings.momentum == HEAVY and settings.seed == 0:
             return {"status": "not finite", "step": 3, "reason": "made up"}
@@ -61,8 +61,8 @@ def test_a_setting_of_which_a_run_failed_does_not_agree() -> None:
     assert (finding.verdict, finding.statistics["agree"], finding.statistics["of"]) == ("partly", 4, 10)
 
 
-def _run() -> EquilibriumSettings:
-    run = EquilibriumSettings(
+def _run() -> EquilibriumRun:
+    run = EquilibriumRun(
         data="digits",
         fingerprint=fingerprint(),
         train_size=400,
@@ -79,7 +79,7 @@ def _run() -> EquilibriumSettings:
 
 def test_norms_and_turns_of_a_real_run_are_those_of_theory() -> None:
     lines: list[Summary] = []
-    summary = settle(_run(), lines.append)
+    summary = _run().run(lines.append)
     assert [line["step"] for line in lines] == list(range(EVERY, 301, EVERY))
     for layer in summary["layers"].values():
         assert layer["norm_ratio"] == pytest.approx(1, abs=0.1)
@@ -89,4 +89,4 @@ def test_norms_and_turns_of_a_real_run_are_those_of_theory() -> None:
 
 def test_without_a_rule_there_is_no_equilibrium() -> None:
     with pytest.raises(ValueError, match="rule=None: without decay norms grow for ever"):
-        settle(replace(_run(), rule=None, length=20, measured=10), lambda line: None)
+        replace(_run(), rule=None, length=20, measured=10).run(lambda line: None)

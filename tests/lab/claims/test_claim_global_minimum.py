@@ -7,7 +7,6 @@ import pytest
 from tests.lab.engine.made_up_runs import BUDGET, MadeUpRuns, Summary, judge
 
 from normwise.lab.claims.global_minimum import CLAIM, EPS, SCALES
-from normwise.lab.runs.descent import descend
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def test_it_is_judged_by_its_rule(
 def test_descent_never_climbs_and_rays_are_flat_in_the_loss(rule: str, member: str) -> None:
     run = replace(CLAIM._runs(BUDGET, member)[rule], width=2, length=40, image_size=4)
     lines: list[dict[str, Any]] = []
-    found = descend(run, lines.append)
+    found = run.run(lines.append)
     objectives = [line["objective"] for line in lines]
     assert objectives == sorted(objectives, reverse=True)
     assert len(objectives) == 40

@@ -7,11 +7,12 @@ from tests.lab.engine.made_up_runs import Summary, judge
 
 import normwise as nw
 from normwise.lab.claims.instability import Instability
-from normwise.lab.runs.dead_units import DeadSettings, decay_dead_units
-from normwise.lab.runs.settings import Settings, TrainSettings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.dead_units import DeadUnitsRun
+from normwise.lab.runs.train import TrainRun
 
 
-def _is_l2(settings: TrainSettings | DeadSettings) -> bool:
+def _is_l2(settings: TrainRun | DeadUnitsRun) -> bool:
     return settings.rule is not None and settings.rule["name"] == "L2"
 
 
@@ -32,12 +33,12 @@ def _made(dead: bool, large: bool, autocast: bool, spikes: bool) -> dict[str, bo
     ],
 )
 def test_instability_is_judged_by_its_rule(worse: dict[str, bool], verdict: str) -> None:
-    def make(settings: Settings) -> Summary:
-        if isinstance(settings, DeadSettings):
+    def make(settings: Run) -> Summary:
+        if isinstance(settings, DeadUnitsRun):
             fails = 1020 if _is_l2(settings) and worse["dead"] else None
             never = {"zero_at": None, "ours_fails_at": None}
             return {"status": "finished", "smallest_norm": 1e-9, "torch_fails_at": fails, **never}
-        assert isinstance(settings, TrainSettings)
+        assert isinstance(settings, TrainRun)
         l2 = _is_l2(settings)
         found: Summary = {"status": "finished", "test_accuracy": 0.8 + 0.001 * settings.seed}
         found |= {"spikes": 0, "skipped_steps": 0}
@@ -52,10 +53,8 @@ def test_instability_is_judged_by_its_rule(worse: dict[str, bool], verdict: str)
 
 def test_a_dead_unit_breaks_the_plain_formula_under_l2_and_ours_never() -> None:
     lines: list[Summary] = []
-    l2 = decay_dead_units(DeadSettings(rule=nw.L2(2.0).settings(), length=400), lines.append)
-    aws = decay_dead_units(
-        DeadSettings(rule=nw.AdaptiveWeightShrink(2.0).settings(), length=400), lambda line: None
-    )
+    l2 = DeadUnitsRun(rule=nw.L2(2.0).settings(), length=400).run(lines.append)
+    aws = DeadUnitsRun(rule=nw.AdaptiveWeightShrink(2.0).settings(), length=400).run(lambda line: None)
     assert l2["torch_fails_at"] is not None
     assert l2["ours_fails_at"] is None
     assert aws["torch_fails_at"] is None
@@ -64,5 +63,5 @@ def test_a_dead_unit_breaks_the_plain_formula_under_l2_and_ours_never() -> None:
 
 
 def test_a_refused_coefficient_is_recorded() -> None:
-    run = DeadSettings(rule=nw.L2(20.0).settings(), mode="explicit", length=20)
-    assert decay_dead_units(run, lambda line: None)["status"] == "refused"
+    run = DeadUnitsRun(rule=nw.L2(20.0).settings(), mode="explicit", length=20)
+    assert run.run(lambda line: None)["status"] == "refused"

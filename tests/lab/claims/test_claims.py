@@ -13,10 +13,10 @@ from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
 from normwise.lab.claims.initialization import Initialization
 from normwise.lab.claims.under_fitting import UnderFitting
 from normwise.lab.runs.arms import ARMS, AWS, L2, NONE, with_arm
-from normwise.lab.runs.settings import ImageSettings
+from normwise.lab.runs.base import ImageRun
 
 
-def _arm(settings: ImageSettings) -> str:
+def _arm(settings: ImageRun) -> str:
     base = BUDGET.training
     for arm in ARMS:
         like = with_arm(replace(base, lr=settings.lr, epochs=getattr(settings, "epochs", 0)), arm)
@@ -74,7 +74,7 @@ def test_claims_share_runs() -> None:
     ],
 )
 def test_initialization_is_judged_by_its_rule(aws_at_ends: float, l2_at_ends: float, verdict: str) -> None:
-    def make(settings: ImageSettings) -> Summary:
+    def make(settings: ImageRun) -> Summary:
         at_end = settings.init_scale in (1e-3, 1e3)
         end = {AWS: aws_at_ends, L2: l2_at_ends}.get(_arm(settings), 0.6)
         return finished(end if at_end else 0.80, settings)
@@ -87,7 +87,7 @@ def test_initialization_is_judged_by_its_rule(aws_at_ends: float, l2_at_ends: fl
 
 
 def test_a_refused_arm_is_noted_and_not_counted() -> None:
-    def make(settings: ImageSettings) -> Summary:
+    def make(settings: ImageRun) -> Summary:
         if _arm(settings) == "AWS, explicit" and settings.init_scale == 1e3:
             return {"status": "refused", "step": 0, "reason": "t·c(n) ≥ 1"}
         return finished(0.8, settings)
@@ -108,7 +108,7 @@ def test_a_refused_arm_is_noted_and_not_counted() -> None:
     [(0.70, 0.60, "reproduced"), (0.79, 0.60, "partly"), (0.79, 0.79, "not reproduced")],
 )
 def test_under_fitting_is_judged_by_its_rule(at_one: float, at_ten: float, verdict: str) -> None:
-    def make(settings: ImageSettings) -> Summary:
+    def make(settings: ImageRun) -> Summary:
         if _arm(settings) != NONE:
             return finished(0.8, settings)
         return finished(at_one if settings.init_scale == 1 else at_ten, settings)
@@ -129,7 +129,7 @@ def test_under_fitting_is_judged_by_its_rule(at_one: float, at_ten: float, verdi
 def test_effective_learning_rate_is_judged_by_its_rule(
     replay: float, twin: float, naive: float, differ: int, verdict: str
 ) -> None:
-    def make(settings: ImageSettings) -> Summary:
+    def make(settings: ImageRun) -> Summary:
         angles = {"replay": replay, "twin": twin, "naive": naive}
         found: Summary = {
             who: {"largest_angle": angle, "predictions_that_differ": differ} for who, angle in angles.items()
@@ -140,7 +140,7 @@ def test_effective_learning_rate_is_judged_by_its_rule(
 
 
 def test_arms_have_the_same_pull_at_norm_one() -> None:
-    from normwise.lab.runs.settings import rule_from
+    from normwise.lab.runs.base import rule_from
 
     pulls = {}
     for arm in ARMS:

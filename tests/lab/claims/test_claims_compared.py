@@ -17,10 +17,12 @@ from normwise.lab.claims.no_tuning import CLAIM as NO_TUNING
 from normwise.lab.claims.shrink import CLAIM as SHRINK
 from normwise.lab.claims.shrink import FREE, READINGS, _read, _tuned_arms
 from normwise.lab.runs.arms import AWS, L2, NONE, SPHERE, with_arm
-from normwise.lab.runs.settings import ReplaySettings, TrainSettings, rule_from
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.replay import ReplayRun
+from normwise.lab.runs.train import TrainRun
 
 
-def _noise(settings: TrainSettings) -> float:
+def _noise(settings: TrainRun) -> float:
     """Differs between rules, so that paired differences have a spread: up to 0.3 points."""
     name = "" if settings.rule is None else str(settings.rule["name"])
     return 0.001 * ((7 * settings.seed + 3 * len(name)) % 4 - 1.5)
@@ -39,7 +41,7 @@ def test_generalization_is_judged_by_its_rule(
     sphere: float, control: float, differ: int, verdict: str
 ) -> None:
     def make(settings: Any) -> Summary:
-        if isinstance(settings, ReplaySettings):
+        if isinstance(settings, ReplayRun):
             return {"status": "finished", "replay": {"predictions_that_differ": differ}}
         rule = rule_from(settings.rule)
         accuracy = control if rule is None else sphere if isinstance(rule, nw.Sphere) else 0.80
@@ -53,7 +55,7 @@ def test_the_scheduled_sphere_has_the_effective_learning_rates_of_the_decayed_ru
     second = GENERALIZATION.second_runs(BUDGET, runs)
     assert {run.seed for run in second} == set(BUDGET.many_seeds)
     for run in second:
-        assert isinstance(run, TrainSettings)
+        assert isinstance(run, TrainRun)
         assert rule_from(run.rule) == nw.Sphere(1.0)
         # from norm 10 at the start to the 0.1 / 0.1 of the made-up metrics
         assert run.relative_lr == ((0.01, 1.0, 1.0),) * 2
@@ -63,7 +65,7 @@ def test_the_scheduled_sphere_has_the_effective_learning_rates_of_the_decayed_ru
     ("l2_far_off", "aws_far_off", "verdict"), [(0.5, 0.75, "reproduced"), (0.75, 0.5, "not reproduced")]
 )
 def test_coefficient_is_judged_by_its_rule(l2_far_off: float, aws_far_off: float, verdict: str) -> None:
-    def make(settings: TrainSettings) -> Summary:
+    def make(settings: TrainRun) -> Summary:
         rule = rule_from(settings.rule)
         if isinstance(rule, nw.Sphere):
             return finished(0.7, settings)
@@ -94,7 +96,7 @@ def test_coefficient_is_judged_by_its_rule(l2_far_off: float, aws_far_off: float
     ],
 )
 def test_shrink_is_judged_by_its_rule(aws: float, none: float, coupled: float, verdict: str) -> None:
-    def make(settings: TrainSettings) -> Summary:
+    def make(settings: TrainRun) -> Summary:
         accuracy = 0.78
         if settings.rule is None and settings.optimizer == "sgd":
             accuracy = none
@@ -118,7 +120,7 @@ def test_every_arm_is_tuned_over_as_many_candidates_by_seeds_that_are_not_compar
 
 
 def test_chosen_settings_are_those_with_the_best_validation_accuracy() -> None:
-    def make(settings: TrainSettings) -> Summary:
+    def make(settings: TrainRun) -> Summary:
         rule = rule_from(settings.rule)
         right = isinstance(rule, nw.AdaptiveWeightShrink) and rule.strength * settings.total_time > 20
         return finished(0.5, settings) | {"validation_accuracy": 0.9 if right else 0.5}
@@ -146,7 +148,7 @@ def test_readings_of_aws_have_the_same_pull_on_units_of_norm_one() -> None:
     ("aws", "verdict"), [(0.85, "reproduced"), (0.80, "reproduced"), (0.78, "not reproduced")]
 )
 def test_no_tuning_is_judged_by_its_rule(aws: float, verdict: str) -> None:
-    def make(settings: TrainSettings) -> Summary:
+    def make(settings: TrainRun) -> Summary:
         accuracy = 0.80 if isinstance(rule_from(settings.rule), nw.L2) else aws
         return finished(accuracy, settings) | {"test_accuracy": accuracy + 0.1 * _noise(settings)}
 
@@ -158,7 +160,7 @@ def test_no_tuning_is_judged_by_its_rule(aws: float, verdict: str) -> None:
 
 
 def test_no_tuning_says_where_no_seed_finished() -> None:
-    def make(settings: TrainSettings) -> Summary:
+    def make(settings: TrainRun) -> Summary:
         if settings.init_scale == 1e3:
             return {"status": "not finite", "step": 3, "reason": "the training loss was nan"}
         return finished(0.80, settings)
@@ -182,8 +184,8 @@ def test_a_curve_over_seeds_has_means_intervals_and_gaps() -> None:
 
 def test_an_l2_tuned_in_the_centre_keeps_its_coefficient_in_every_cell() -> None:
     runs = NO_TUNING.second_runs(BUDGET, MadeUpRuns(lambda settings: finished(0.8, settings)))
-    rules = {str(run.rule) for run in runs if isinstance(run, TrainSettings) and run.optimizer == "sgd"}
-    rates = {run.lr for run in runs if isinstance(run, TrainSettings) and run.optimizer == "sgd"}
+    rules = {str(run.rule) for run in runs if isinstance(run, TrainRun) and run.optimizer == "sgd"}
+    rates = {run.lr for run in runs if isinstance(run, TrainRun) and run.optimizer == "sgd"}
     assert len(rates) == 3
     # the first of seven is chosen where all are equal: one coefficient for each rate, the centre's among them
     assert len(rules) == 3

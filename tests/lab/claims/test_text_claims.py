@@ -17,10 +17,12 @@ from normwise.lab.claims.migration import PULL, Migration
 from normwise.lab.claims.what_to_decay import ARMS, CENTRE, MULTIPLES, WhatToDecay, with_rule
 from normwise.lab.claims.what_to_decay_shown import AWS, INVARIANT, L2, MATRICES, NOTHING
 from normwise.lab.engine.execution import carry_out
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.reproduce import reproduce
-from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
-from normwise.lab.runs.text_settings import TextSettings
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.text import TextRun
+from normwise.lab.runs.train import TrainRun
 
 Summary = dict[str, Any]
 BUDGET = budget()
@@ -34,10 +36,10 @@ class _MadeUp(Runs):
         super().__init__({}, None)  # type: ignore[arg-type]
         self.make, self.norm = make, norm
 
-    def __getitem__(self, settings: Settings) -> Summary:
+    def __getitem__(self, settings: Run) -> Summary:
         return self.make(settings)
 
-    def metrics(self, settings: Settings) -> list[Summary]:
+    def metrics(self, settings: Run) -> list[Summary]:
         layer = {"norm": self.norm(settings), "effective_lr": 0.1, "turn": 0.01}
         line = {"train_loss": 1.0, "layers": {"one": layer, "two": layer}}
         return [{"step": k, **line} for k in range(1, 9)]
@@ -49,16 +51,16 @@ def _judge(
     return claim.judge(BUDGET, _MadeUp(make, norm))
 
 
-def _loss(loss: float, run: TextSettings) -> Summary:
+def _loss(loss: float, run: TextRun) -> Summary:
     noise = 0.001 * run.seed
     return {"status": "finished", "step": 8, "test_loss": loss + noise, "validation_loss": loss + noise}
 
 
-def _rule(run: TextSettings) -> str | None:
+def _rule(run: TextRun) -> str | None:
     return None if run.rule is None else KEY_WORDS[run.rule["name"]]
 
 
-def _multiple(run: TextSettings) -> float:
+def _multiple(run: TextRun) -> float:
     base = replace(run, rule=None)
     found = [m for m in MULTIPLES["quick"] if with_rule(base, str(_rule(run)), m).rule == run.rule]
     return found[0]
@@ -81,7 +83,7 @@ def _multiple(run: TextSettings) -> float:
 def test_what_to_decay_is_judged_by_its_rule(
     matrices: float, invariant: float, aws_large: float, l2_large: float, verdict: str
 ) -> None:
-    def make(run: TextSettings) -> Summary:
+    def make(run: TextRun) -> Summary:
         if run.init_scale != 1:
             return _loss({AWS: aws_large, L2: l2_large}.get(str(_rule(run)), 2.4), run)
         return _loss({NOTHING: 2.0, MATRICES: matrices, INVARIANT: invariant}[run.decayed], run)
@@ -94,7 +96,7 @@ def test_what_to_decay_is_judged_by_its_rule(
 
 @pytest.mark.parametrize("best", MULTIPLES["quick"])
 def test_multiples_are_chosen_on_validation_loss_by_other_seeds(best: float) -> None:
-    def make(run: TextSettings) -> Summary:
+    def make(run: TextRun) -> Summary:
         if run.rule is None:
             return _loss(2.0, run)
         found = _loss(1.5 if _multiple(run) == best else 1.9, run)
@@ -103,7 +105,7 @@ def test_multiples_are_chosen_on_validation_loss_by_other_seeds(best: float) -> 
 
     claim, runs = WhatToDecay(), _MadeUp(make, lambda run: 1.0)
     second = claim.second_runs(BUDGET, runs)
-    assert {_multiple(run) for run in second if isinstance(run, TextSettings)} == {best}
+    assert {_multiple(run) for run in second if isinstance(run, TextRun)} == {best}
     assert {run.seed for run in second} == set(BUDGET.seeds)
     finding = claim.judge(BUDGET, runs)
     ends = (MULTIPLES["quick"][0], MULTIPLES["quick"][-1])
@@ -114,7 +116,7 @@ def test_every_arm_is_tuned_with_the_same_budget_and_matched() -> None:
     runs = [run for run in WhatToDecay().runs(BUDGET) if run.seed in BUDGET.tuning_seeds]
     counts: dict[tuple[str, str | None], int] = {}
     for run in runs:
-        assert isinstance(run, TextSettings)
+        assert isinstance(run, TextRun)
         counts[run.decayed, _rule(run)] = counts.get((run.decayed, _rule(run)), 0) + 1
     assert counts == dict.fromkeys(ARMS[1:], len(MULTIPLES["quick"]) * len(BUDGET.tuning_seeds))
     base = replace(BUDGET.text, lr=CENTRE)
@@ -126,7 +128,7 @@ def test_every_arm_is_tuned_with_the_same_budget_and_matched() -> None:
 
 
 def test_a_run_that_did_not_finish_is_noted() -> None:
-    def make(run: TextSettings) -> Summary:
+    def make(run: TextRun) -> Summary:
         if run.init_scale != 1 and _rule(run) == L2:
             return {"status": "not finite", "step": 3, "reason": "the training loss was nan"}
         return _loss(2.0, run)
@@ -197,7 +199,7 @@ def test_twins_have_the_pull_of_the_recipe_at_the_norm_that_it_had_half_way() ->
     claim = Migration()
     recipes = [run for run in claim.runs(BUDGET) if getattr(run, "rule", None)]
     twins = claim.second_runs(BUDGET, made)
-    for kind, coupling in ((TrainSettings, 0.1), (TextSettings, 1.0)):
+    for kind, coupling in ((TrainRun, 0.1), (TextRun, 1.0)):
         recipe = next(run for run in recipes if isinstance(run, kind))
         twin = next(run for run in twins if isinstance(run, kind))
         old, new = rule_from(recipe.rule), rule_from(twin.rule)

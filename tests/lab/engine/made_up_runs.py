@@ -8,7 +8,7 @@ from typing import Any
 from tests.lab.small import budget
 
 from normwise.lab.claims.claim import Claim, Finding, Runs
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
 
 Summary = dict[str, Any]
 BUDGET = budget()
@@ -21,10 +21,10 @@ class MadeUpRuns(Runs):
         super().__init__({}, None)  # type: ignore[arg-type]
         self.make = make
 
-    def __getitem__(self, settings: Settings) -> Summary:
+    def __getitem__(self, settings: Run) -> Summary:
         return self.make(settings)
 
-    def metrics(self, settings: Settings) -> list[Summary]:
+    def metrics(self, settings: Run) -> list[Summary]:
         layer = {"norm": 1.0, "effective_lr": 0.1, "turn": 0.01}
         line: Summary = {"replay": 1e-15, "naive": 0.1, "twin": 1e-15, "norm": 1.0, "lr": 0.1}
         line |= {"layers": {"one": layer, "two": layer}}
@@ -35,7 +35,7 @@ def judge(claim: Claim, make: Callable[[Any], Summary]) -> Finding:
     return claim.judge(BUDGET, MadeUpRuns(make))
 
 
-def finished(accuracy: float, settings: Settings) -> Summary:
+def finished(accuracy: float, settings: Run) -> Summary:
     noise = 0.001 * settings.seed
     return {
         "status": "finished",

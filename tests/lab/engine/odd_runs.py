@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Log, Metrics, Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class OddRun(Settings):
-    """Carried out by ``end`` below, in the way that it is called."""
-
-    kind: ClassVar[str] = "odd"
-    carried_out_by: ClassVar[str] = "tests.lab.engine.odd_runs:end"
+class OddRun(Run):
+    """A run that ends in the given way."""
 
     way: str
 
@@ -25,13 +20,12 @@ class OddRun(Settings):
         """Less than that of any other: it comes last."""
         return 0.0 if self.way == "fine" else 1e9 if self.way == "error first" else -1.0
 
-
-def end(settings: OddRun, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    if settings.way.startswith("error"):
-        raise ArithmeticError("the sum\ndoes not add up")
-    if settings.way == "killed":
-        os._exit(9)
-    while settings.way == "endless":
-        time.sleep(60)
-    log({"step": 1})
-    return {"status": "finished", "step": 1}
+    def run(self, log: Log) -> Metrics:
+        if self.way.startswith("error"):
+            raise ArithmeticError("the sum\ndoes not add up")
+        if self.way == "killed":
+            os._exit(9)
+        while self.way == "endless":
+            time.sleep(60)
+        log({"step": 1})
+        return {"status": "finished", "step": 1}

@@ -17,13 +17,13 @@ import normwise.lab.engine.cluster as cluster_module
 from normwise.cli import main
 from normwise.lab.engine.cluster import Cluster, ClusterError, check_address, connected
 from normwise.lab.engine.execution import RunError, attempt, carry_out
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
-from normwise.lab.runs.settings import Settings
 
 distributed = pytest.importorskip("distributed")
 
 
-def _files(store: Store, wanted: list[Settings]) -> dict[str, Any]:
+def _files(store: Store, wanted: list[Run]) -> dict[str, Any]:
     """All that a store holds of the runs, but for the seconds that they took."""
     found = {}
     for settings in wanted:
@@ -38,7 +38,7 @@ def _files(store: Store, wanted: list[Settings]) -> dict[str, Any]:
 def test_a_worker_killed_half_way_costs_nothing_but_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted: list[Settings] = [
+    wanted: list[Run] = [
         *(training(seed=seed, epochs=20).with_rule(nw.AdaptiveWeightShrink(1.0)) for seed in range(7)),
         replaying(length=5).with_rule(nw.L2(0.5)),
     ]
@@ -46,7 +46,7 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
     written: Counter[str] = Counter()
     write = Store.write_run
 
-    def counted(self: Store, settings: Settings, *rest: Any) -> None:
+    def counted(self: Store, settings: Run, *rest: Any) -> None:
         written[settings.identity] += 1
         write(self, settings, *rest)
 
@@ -141,13 +141,13 @@ def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_pa
                 cluster.prepare({"mnist": "f" * 64}, offline=True)
             cluster.prepare({"digits": fingerprint()}, offline=True)
             with pytest.raises(
-                RunError, match=r"\(odd: way=error, seed=0\) failed: ArithmeticError: the sum does"
+                RunError, match=r"\(OddRun: way=error, seed=0\) failed: ArithmeticError: the sum does"
             ):
                 carry_out([fine, failing], store, 1, cluster=cluster)
             # one at a time, in this order: the first is finished and kept
             assert Store(tmp_path / "out").summary(fine) is not None
-            assert "end\n    raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
-            with pytest.raises(RunError, match=r"\(odd: way=killed, seed=0\) failed: KilledWorker"):
+            assert "run\n    raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
+            with pytest.raises(RunError, match=r"\(OddRun: way=killed, seed=0\) failed: KilledWorker"):
                 carry_out([deadly], store, None, cluster=cluster)
 
 

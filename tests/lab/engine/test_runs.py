@@ -11,20 +11,19 @@ from tests.lab.engine.odd_runs import OddRun
 from tests.lab.small import replaying, training
 
 import normwise as nw
-from normwise.lab.data.images import Images, batches
 from normwise.lab.engine.execution import RunError, carry_out
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.convnet import ConvNet, directions
-from normwise.lab.runs.image_setup import build
-from normwise.lab.runs.settings import Settings
-from normwise.lab.runs.train import train
+from normwise.lab.runs.images import Images, batches
+from normwise.lab.runs.train import TrainRun
 
 
 def _without_time(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key != "seconds"}
 
 
-def _wanted() -> list[Settings]:
+def _wanted() -> list[Run]:
     return [
         training(),
         training(seed=1).with_rule(nw.AdaptiveWeightShrink(1.0)),
@@ -48,7 +47,7 @@ def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int)
     fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
     with pytest.raises(
         RunError,
-        match=rf"^run {failing.identity} \(odd: way=error, seed=7\) failed: ArithmeticError: the sum does "
+        match=rf"^run {failing.identity} \(OddRun: way=error, seed=7\) failed: ArithmeticError: the sum does "
         rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
     ) as caught:
         carry_out([*fine, failing], store, jobs)
@@ -93,13 +92,15 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
     summaries = carry_out([first, second, first], store, progress=lambda *now: seen.append(now))
     assert seen == [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0)]
     (store.run_folder(second) / "summary.json").write_text('{"status": "fini')
-    done: list[Settings] = []
+    done: list[Run] = []
 
-    def noted(settings: Any, log: Any) -> dict[str, Any]:
-        done.append(settings)
-        return train(settings, log)
+    real = TrainRun.run
 
-    monkeypatch.setattr("normwise.lab.runs.train.train", noted)
+    def recorded(self: TrainRun, log: Any) -> dict[str, Any]:
+        done.append(self)
+        return real(self, log)
+
+    monkeypatch.setattr(TrainRun, "run", recorded)
     again = carry_out([first, second], store)
     assert done == [second]
     assert _without_time(again[second.identity]) == _without_time(summaries[second.identity])
@@ -123,27 +124,29 @@ def test_a_refused_step_is_recorded_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConvNet, "forward", lambda self, x: self.head(self.body(x)) * torch.inf)
-    summary = train(training(), lambda line: None)
+    summary = training().run(lambda line: None)
     assert summary["status"] == "not finite"
 
 
 def test_a_dead_layer_is_logged_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_dead_units(settings: Any, classes: int) -> ConvNet:
-        model = build(settings, classes)
+    real = TrainRun.build
+
+    def with_dead_units(self: TrainRun, classes: int) -> ConvNet:
+        model = real(self, classes)
         with torch.no_grad():
             for weight in directions(model).values():
                 weight.zero_()
         return model
 
-    monkeypatch.setattr("normwise.lab.runs.train.build", with_dead_units)
+    monkeypatch.setattr(TrainRun, "build", with_dead_units)
     lines: list[dict[str, Any]] = []
-    assert train(training(), lines.append)["status"] == "finished"
+    assert training().run(lines.append)["status"] == "finished"
     assert {layer["effective_lr"] for layer in lines[0]["layers"].values()} == {None}
 
 
 def test_metrics_hold_norms_effective_rates_and_turns() -> None:
     lines: list[dict[str, Any]] = []
-    train(training(init_scale=2.0), lines.append)
+    training(init_scale=2.0).run(lines.append)
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
         for layer in line["layers"].values():
@@ -158,9 +161,9 @@ def test_start_and_batches_depend_on_the_seed_alone() -> None:
     for (x, y), (u, v) in zip(batches(one, images), batches(other, images), strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
-    assert not torch.equal(*(next(iter(directions(build(s, 10)).values())) for s in (one, other)))
-    torch.testing.assert_close(build(one, 10)(x), build(other, 10)(x))
-    assert not torch.equal(build(one, 10).head.weight, build(replace(one, seed=1), 10).head.weight)
+    assert not torch.equal(*(next(iter(directions(s.build(10)).values())) for s in (one, other)))
+    torch.testing.assert_close(one.build(10)(x), other.build(10)(x))
+    assert not torch.equal(one.build(10).head.weight, replace(one, seed=1).build(10).head.weight)
 
 
 @pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
@@ -180,7 +183,7 @@ def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str
 @pytest.mark.parametrize("rule", [nw.L2(10.0), nw.AdaptiveWeightShrink(10.0)])
 def test_replays_of_adam_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str) -> None:
     run = replaying(optimizer="adam", lr=0.01).with_rule(rule, mode)
-    summary = run.carry_out(lambda line: None)
+    summary = run.run(lambda line: None)
     assert summary["replay"]["largest_angle"] < 1e-11
     assert summary["naive"]["largest_angle"] > 1e-3
     assert summary["replay"]["predictions_that_differ"] == 0
@@ -188,7 +191,7 @@ def test_replays_of_adam_have_the_directions_of_the_decayed_run(rule: nw.Rule, m
 
 def test_an_optimizer_without_a_replay_is_refused() -> None:
     with pytest.raises(ValueError, match="optimizer='lion' has no replay: choose from sgd, adam"):
-        replaying(optimizer="lion").with_rule(nw.L2(0.1)).carry_out(lambda line: None)
+        replaying(optimizer="lion").with_rule(nw.L2(0.1)).run(lambda line: None)
 
 
 def test_a_changed_data_set_is_noticed() -> None:
@@ -202,7 +205,7 @@ def test_rates_relative_to_the_common_one_act_on_their_layer(monkeypatch: pytest
     far = training(init_scale=norm, momentum=0.0).with_rule(nw.Sphere(norm))
     near = replace(training(momentum=0.0).with_rule(nw.Sphere(1.0)), relative_lr=((norm**-2, norm**-2),) * 3)
     lines: dict[str, list[dict[str, Any]]] = {"far": [], "near": []}
-    found = {"far": train(far, lines["far"].append), "near": train(near, lines["near"].append)}
+    found = {"far": far.run(lines["far"].append), "near": near.run(lines["near"].append)}
     assert found["far"]["test_loss"] == pytest.approx(found["near"]["test_loss"], rel=1e-4)
     for one, other in zip(lines["far"], lines["near"], strict=True):
         for layer, values in one["layers"].items():
@@ -210,25 +213,25 @@ def test_rates_relative_to_the_common_one_act_on_their_layer(monkeypatch: pytest
 
 
 def test_relative_rates_are_interpolated_geometrically() -> None:
-    from normwise.lab.runs.train import _at
+    from normwise.lab.runs.train import _interpolated
 
-    assert [_at((1.0, 4.0, 64.0), way) for way in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
-        [1, 2, 4, 16, 64]
-    )
+    assert [
+        _interpolated((1.0, 4.0, 64.0), position) for position in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ] == pytest.approx([1, 2, 4, 16, 64])
 
 
 def test_a_validation_part_leaves_the_training_images_as_they_are() -> None:
     without, with_part = Images(training()), Images(training(), 40)
     assert torch.equal(without.train, with_part.train)
     assert len(with_part.validation) == len(with_part.validation_labels) == 40
-    summary = train(training(validation_size=40), lambda line: None)
+    summary = training(validation_size=40).run(lambda line: None)
     assert 0 <= summary["validation_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_differs_by_its_rounding(precision: str) -> None:
-    exact = train(training(), lambda line: None)
-    rough = train(training(precision=precision), lambda line: None)
+    exact = training().run(lambda line: None)
+    rough = training(precision=precision).run(lambda line: None)
     assert rough["status"] == "finished"
     assert rough["test_loss"] != exact["test_loss"]
     assert rough["test_loss"] == pytest.approx(exact["test_loss"], rel=0.05)
@@ -250,8 +253,8 @@ def test_other_optimizers_train_with_the_rule_on_the_directions_alone(optimizer:
     run = run if optimizer == "sgdp" else run.with_rule(nw.L2(5.0))
     decayed: list[dict[str, Any]] = []
     free: list[dict[str, Any]] = []
-    summary = train(run, decayed.append)
-    train(replace(run, weight_decay=0.0).with_rule(None), free.append)
+    summary = run.run(decayed.append)
+    replace(run, weight_decay=0.0).with_rule(None).run(free.append)
     assert summary["status"] == "finished"
     for one, other in zip(decayed[-1]["layers"].values(), free[-1]["layers"].values(), strict=True):
         assert one["norm"] < other["norm"]

@@ -16,11 +16,10 @@ import normwise as nw
 from normwise.lab.claims.claim import BUDGETS, Budget
 from normwise.lab.data.text import NUMBERS, load_text
 from normwise.lab.engine.execution import carry_out
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.gpt import GPT, GROUPS, group_of, matrices, part, planned
-from normwise.lab.runs.settings import Settings
-from normwise.lab.runs.text_settings import TextSettings
-from normwise.lab.runs.text_train import build, optimizer_for, train, units
+from normwise.lab.runs.text import TextRun
 
 SIZE = (22, 16, 2, 2, 12)  # characters, width, heads, depth, context
 ALONE = {f"blocks.{k}.{layer}.weight" for k in (0, 1) for layer in ("query", "key")}
@@ -61,7 +60,7 @@ def test_in_the_networks_of_the_claims_the_plan_finds_queries_keys_embeddings_an
 def test_the_rule_acts_on_what_the_plan_says(model: GPT) -> None:
     plan = planned(*SIZE)
     run = text(width=16, depth=2, context=12, decayed="invariant")
-    acted = {id(unit.params[0]): unit for unit in units(run, model)}
+    acted = {id(unit.params[0]): unit for unit in run.units(model)}
     names = {name for name, weight in model.named_parameters() if id(weight) in acted}
     assert names == ALONE | JOINT
     assert {unit.dim for unit in acted.values()} == {None}
@@ -72,7 +71,7 @@ def test_the_rule_acts_on_what_the_plan_says(model: GPT) -> None:
 def test_scaled_parts_leave_the_function_as_it_is(name: str) -> None:
     run = text(width=16, depth=2, context=12)
     ids = torch.arange(12)[None]
-    base, other = build(run, 22).double(), build(replace(run, scaled=name, init_scale=1e4), 22).double()
+    base, other = run.build(22).double(), replace(run, scaled=name, init_scale=1e4).build(22).double()
     torch.testing.assert_close(base(ids), other(ids), rtol=1e-4, atol=1e-4)
     scaled = {id(weight) for weight in part(other, name)}
     for key, weight in matrices(other).items():
@@ -98,8 +97,8 @@ def test_the_model_sees_no_later_character(model: GPT, ids: torch.Tensor) -> Non
 
 def test_torch_decays_nothing_and_adamw_is_matched_bit_for_bit() -> None:
     run = text(decayed="matrices", lr=0.01).with_rule(nw.L2(0.5), mode="explicit")
-    model, twin = build(run, 22), build(run, 22)
-    ours = optimizer_for(run, model)
+    model, twin = run.build(22), run.build(22)
+    ours = run.make_optimizer(model)
     assert {group["weight_decay"] for group in ours.param_groups} == {0.0}
     gains = [weight for weight in twin.parameters() if weight.ndim == 1]
     groups = [
@@ -118,26 +117,26 @@ def test_torch_decays_nothing_and_adamw_is_matched_bit_for_bit() -> None:
 
 def test_frozen_parts_stay_and_are_not_decayed() -> None:
     run = text(decayed="matrices", frozen="attention").with_rule(nw.L2(1.0))
-    model = build(run, 22)
+    model = run.build(22)
     before = [weight.clone() for weight in part(model, "attention")]
-    optimizer = optimizer_for(run, model)
+    optimizer = run.make_optimizer(model)
     model(torch.arange(8)[None]).sum().backward()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, part(model, "attention"), strict=True))
-    assert not torch.equal(build(run, 22).token.weight, model.token.weight)
+    assert not torch.equal(run.build(22).token.weight, model.token.weight)
 
 
 @pytest.mark.parametrize("change", [{"scaled": "head"}, {"frozen": "head"}, {"decayed": "gains"}])
 def test_what_is_not_known_is_said(change: dict[str, Any]) -> None:
     run = text(**change).with_rule(nw.L2(1.0))
     with pytest.raises(ValueError, match=rf"{next(iter(change))}='\w+' is not known: choose from"):
-        optimizer_for(run, build(run, 22))
+        run.make_optimizer(run.build(22))
 
 
 # runs
 
 
-def _wanted() -> list[Settings]:
+def _wanted() -> list[Run]:
     return [
         text(),
         text(seed=1, decayed="invariant").with_rule(nw.AdaptiveWeightShrink(2.0)),
@@ -186,7 +185,7 @@ def test_two_processes_give_the_same_numbers_as_one_and_nothing_is_repeated(tmp_
 )
 def test_every_setting_is_part_of_the_identity(change: dict[str, Any]) -> None:
     assert replace(text(), **change).identity != text().identity
-    assert set(change) <= set(TextSettings.__dataclass_fields__)
+    assert set(change) <= set(TextRun.__dataclass_fields__)
 
 
 def test_schedule_is_a_line_and_half_a_cosine() -> None:
@@ -200,14 +199,14 @@ def test_schedule_is_a_line_and_half_a_cosine() -> None:
 def test_start_and_batches_depend_on_the_seed_alone() -> None:
     lines: dict[str, list[dict[str, Any]]] = {}
     for name, run in {"one": text(), "other": text(lr=1e-9), "seed": text(seed=1)}.items():
-        train(run, lines.setdefault(name, []).append)
+        run.run(lines.setdefault(name, []).append)
     first = {name: found[0]["train_loss"] for name, found in lines.items()}
     assert first["one"] == first["other"] != first["seed"]
 
 
 def test_metrics_hold_norms_effective_rates_turns_and_losses() -> None:
     lines: list[dict[str, Any]] = []
-    summary = train(text(init_scale=3.0, scaled="attention"), lines.append)
+    summary = text(init_scale=3.0, scaled="attention").run(lines.append)
     assert [line["step"] for line in lines] == list(range(1, 25))
     assert set(summary["norms"]) == set(lines[0]["layers"]) == set(GROUPS)
     for line in lines:
@@ -216,23 +215,23 @@ def test_metrics_hold_norms_effective_rates_turns_and_losses() -> None:
             # a mean of lr/RMS over tensors of several sizes: never below lr over their mean
             assert 1 <= layer["effective_lr"] / (line["lr"] / layer["norm"]) < 2
             assert 0 < layer["turn"] < math.pi
-    model = build(text(init_scale=3.0, scaled="attention"), 22)
+    model = text(init_scale=3.0, scaled="attention").build(22)
     rms = torch.stack([w.detach().square().mean().sqrt() for w in part(model, "attention")]).mean()
     assert lines[0]["layers"]["q, k"]["norm"] == pytest.approx(float(rms), rel=0.02)
 
 
 def test_training_beats_the_frequencies_of_characters() -> None:
     run = text(width=16, context=16, batch_size=16, length=150, warmup=15, lr=0.02, measured=64)
-    summary = train(run, lambda line: None)
+    summary = run.run(lambda line: None)
     assert summary["test_loss"] < 0.6 * load_text(NUMBERS).unigram_entropy
 
 
 def test_a_loss_that_is_not_finite_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     real = GPT.forward
     monkeypatch.setattr(GPT, "forward", lambda self, x: real(self, x) * torch.nan)
-    assert train(text(), lambda line: None)["status"] == "not finite"
+    assert text().run(lambda line: None)["status"] == "not finite"
 
 
 def test_another_text_is_noticed() -> None:
     with pytest.raises(ValueError, match="numbers is not the text of these settings"):
-        train(text(fingerprint="f" * 64), lambda line: None)
+        text(fingerprint="f" * 64).run(lambda line: None)

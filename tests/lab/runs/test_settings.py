@@ -10,8 +10,8 @@ from tests.lab.small import replaying, training
 
 import normwise as nw
 from normwise.decay.rules import RULES
-from normwise.lab.runs import settings as settings_module
-from normwise.lab.runs.settings import rule_from
+from normwise.lab.engine import run as run_module
+from normwise.lab.runs.base import rule_from
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_setting_is_part_of_the_identity(change: dict[str, Any]) -> None:
 def test_identity_depends_on_kind_versions_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     before = training().identity
     assert replaying().identity != before
-    monkeypatch.setattr(settings_module, "REVISION", settings_module.REVISION + 1)
+    monkeypatch.setattr(run_module, "REVISION", run_module.REVISION + 1)
     assert training().identity != before
 
 

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from normwise.lab.claims.statistics import mean_with_interval
 from normwise.lab.data.text import BIBLE, FINGERPRINTS, NUMBERS
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
-from normwise.lab.runs.settings import ReplaySettings, Settings, TrainSettings
-from normwise.lab.runs.text_settings import TextSettings
+from normwise.lab.runs.replay import ReplayRun
+from normwise.lab.runs.text import TextRun
+from normwise.lab.runs.train import TrainRun
 
 __all__ = ["BUDGETS", "Budget", "Claim", "Finding", "HeatMap", "Plot", "Runs", "Series", "Table", "Verdict"]
 
@@ -30,20 +32,20 @@ class Budget:
         members: Which members of the weight-normalisation family are looked at.
         seeds: Seeds of the runs; every arm has the same ones, so that differences are paired.
         tuning_seeds: Seeds of the runs by which hyper-parameters are chosen; none of ``seeds``.
-        training: Settings of a training run, but for arm and seed.
+        training: A training run, except for arm and seed.
         small: The same for sweeps over many cells: half of the images.
-        replaying: Settings of a replay, but for arm and seed.
-        text: Settings of a run of the language model, but for arm and seed.
+        replaying: A replay, except for arm and seed.
+        text: A run of the language model, except for arm and seed.
     """
 
     name: str
     members: tuple[str, ...]
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
-    training: TrainSettings
-    small: TrainSettings
-    replaying: ReplaySettings
-    text: TextSettings
+    training: TrainRun
+    small: TrainRun
+    replaying: ReplayRun
+    text: TextRun
 
     @property
     def many_seeds(self) -> tuple[int, ...]:
@@ -70,7 +72,7 @@ class Budget:
             )
         quick = name == "quick"
         digits = data == "digits"  # 1437 training images of 8×8
-        training = TrainSettings(
+        training = TrainRun(
             data=data,
             fingerprint=fingerprint,
             train_size=1100 if digits else 4000,
@@ -78,7 +80,7 @@ class Budget:
             image_size=8 if digits else 7,
             batch_size=50 if digits else 100,
         )
-        replaying = ReplaySettings(
+        replaying = ReplayRun(
             data=data, fingerprint=fingerprint, train_size=1000, image_size=training.image_size, batch_size=50
         )
         members = ("weight_norm", "centered_weight_norm", "weight_standardization", "plain")
@@ -94,9 +96,9 @@ class Budget:
         )
 
 
-def _text_settings(budget: str, text: str) -> TextSettings:
+def _text_settings(budget: str, text: str) -> TextRun:
     depth, length = (1, 160) if budget == "quick" else (2, 360)
-    return TextSettings(
+    return TextRun(
         data=text,
         fingerprint=FINGERPRINTS[text],
         depth=depth,
@@ -230,27 +232,27 @@ class Runs:
         self._summaries = summaries
         self._store = store
 
-    def __getitem__(self, settings: Settings) -> dict[str, Any]:
+    def __getitem__(self, settings: Run) -> dict[str, Any]:
         return self._summaries[settings.identity]
 
     def status(self, identity: str) -> str:
         """Return "finished", or how the run ended."""
         return str(self._summaries[identity]["status"])
 
-    def metrics(self, settings: Settings) -> list[dict[str, Any]]:
+    def metrics(self, settings: Run) -> list[dict[str, Any]]:
         """Return what a run logged."""
         return self._store.metrics(settings)
 
-    def values(self, key: str, settings: Settings, seeds: Sequence[int]) -> list[float | None]:
+    def values(self, key: str, settings: Run, seeds: Sequence[int]) -> list[float | None]:
         """Return a number of each seed's run, None where that run did not finish."""
         summaries = [self[replace(settings, seed=seed)] for seed in seeds]
         return [summary[key] if summary["status"] == "finished" else None for summary in summaries]
 
-    def points(self, key: str, settings: Settings, seeds: Sequence[int]) -> list[float | None]:
+    def points(self, key: str, settings: Run, seeds: Sequence[int]) -> list[float | None]:
         """Return :meth:`values` of a fraction, in points of a hundred."""
         return [None if value is None else 100 * value for value in self.values(key, settings, seeds)]
 
-    def endings(self, wanted: Mapping[str, Sequence[Settings]]) -> list[str]:
+    def endings(self, wanted: Mapping[str, Sequence[Run]]) -> list[str]:
         """Say of runs, by what they are, which did not finish and why: one note for each that has such."""
         notes = []
         for what, runs in wanted.items():
@@ -283,10 +285,10 @@ class Claim(ABC):
     """Whether its runs need the text of the budget, which is then fetched."""
 
     @abstractmethod
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """Return the runs that the claim needs."""
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """Return what is to be run once :meth:`runs` are done and known, as with chosen hyper-parameters."""
         return []
 

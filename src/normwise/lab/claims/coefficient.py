@@ -9,8 +9,10 @@ import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.tuning import chosen
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, L2, SPHERE, scaled, with_arm
-from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.train import TrainRun
 
 MULTIPLES = {  # five decades
     "quick": tuple(10 ** (k / 2) for k in range(-5, 6, 2)),
@@ -57,16 +59,16 @@ class Coefficient(Claim):
         "than AWS, with an interval above 0. Partly: for some. Not reproduced: for none."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """Sweeps for all members, with seeds of tuning beside; the map for the first member."""
-        sweep: list[Settings] = [
+        sweep: list[Run] = [
             replace(run, seed=seed)
             for member in budget.members
             for arm in (L2, AWS)
             for run in self._sweep(budget, member, arm).values()
             for seed in (*_seeds(budget, member), *budget.tuning_seeds)
         ]
-        mapped: list[Settings] = [
+        mapped: list[Run] = [
             replace(run, seed=seed)
             for arm in (L2, AWS, SPHERE)
             for run in self._map(budget, arm).values()
@@ -107,14 +109,14 @@ class Coefficient(Claim):
         )
         return Finding(verdict, _answer(statistics, budget), statistics, plots, tables, maps=maps)
 
-    def _sweep(self, budget: Budget, member: str, arm: str) -> dict[float, TrainSettings]:
+    def _sweep(self, budget: Budget, member: str, arm: str) -> dict[float, TrainRun]:
         base = with_arm(replace(budget.small, member=member), arm)
         return {m: times(base, m) for m in MULTIPLES[budget.name]}
 
     def _map_seeds(self, budget: Budget) -> tuple[int, ...]:
         return budget.seeds[:1]
 
-    def _map(self, budget: Budget, arm: str) -> dict[tuple[float, float], TrainSettings]:
+    def _map(self, budget: Budget, arm: str) -> dict[tuple[float, float], TrainRun]:
         """Return the settings by learning rate and multiple."""
         at_centre = with_arm(replace(budget.small, member=budget.members[0]), arm)
         cells = {}
@@ -169,7 +171,7 @@ def _seeds(budget: Budget, member: str) -> tuple[int, ...]:
     return budget.seeds if member == budget.members[0] else budget.seeds[:3]
 
 
-def times(run: TrainSettings, multiple: float) -> TrainSettings:
+def times(run: TrainRun, multiple: float) -> TrainRun:
     """Return the run with so many times the coefficient."""
     rule = rule_from(run.rule)
     assert rule is not None

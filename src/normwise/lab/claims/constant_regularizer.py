@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.runs.regularizer import SCALES, RegularizerSettings
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.regularizer import SCALES, RegularizerRun
 
 DIGITS = 64.0  # epsilons of the type
 BAR = 1e-9  # radians, as in the claim effective-learning-rate
@@ -48,7 +48,7 @@ class ConstantRegularizer(Claim):
         "some members. Not reproduced: for none."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """One run for each member and seed."""
         return [replace(run, seed=seed) for run in self._runs(budget).values() for seed in budget.seeds]
 
@@ -116,8 +116,8 @@ class ConstantRegularizer(Claim):
         ]
         return Finding(verdict, _answer(statistics), statistics, plots, tables, notes)
 
-    def _runs(self, budget: Budget) -> dict[str, RegularizerSettings]:
-        base = RegularizerSettings(
+    def _runs(self, budget: Budget) -> dict[str, RegularizerRun]:
+        base = RegularizerRun(
             data=budget.training.data,
             fingerprint=budget.training.fingerprint,
             train_size=budget.replaying.train_size,

@@ -7,7 +7,8 @@ from typing import Any
 
 import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.runs.settings import ReplaySettings, Settings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.replay import ReplayRun
 
 BAR = 1e-9  # radians
 WIDE = 1e-2  # radians: what the naive replay must exceed
@@ -51,7 +52,7 @@ class EffectiveLearningRate(Claim):
         f"or a larger angle is at most {CHAOS:g} times that of the twin. Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """All rules with all seeds."""
         return [replace(run, seed=seed) for run in self._runs(budget).values() for seed in _seeds(budget)]
 
@@ -138,7 +139,7 @@ class EffectiveLearningRate(Claim):
             ),
         ]
 
-    def _runs(self, budget: Budget) -> dict[str, ReplaySettings]:
+    def _runs(self, budget: Budget) -> dict[str, ReplayRun]:
         base = budget.replaying
         aws = nw.AdaptiveWeightShrink.for_budget(base.total_time)
         l2 = nw.theory.match(aws, nw.L2)

@@ -10,8 +10,8 @@ import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
-from normwise.lab.runs.equilibrium import EquilibriumSettings
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.equilibrium import EquilibriumRun
 
 NORM = 0.4  # where the rules have the same pull, and where all units start: near the equilibrium
 EPSILON = 0.2
@@ -74,7 +74,7 @@ class Equilibrium(Claim):
         "the settings agree, or the order holds for some member. Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """All settings with all seeds."""
         return [
             replace(_run(budget, member, arm), seed=seed)
@@ -188,7 +188,7 @@ def _cells(budget: Budget) -> list[tuple[str, Arm]]:
     return [(first, arm) for arm in ALL] + [(member, arm) for member in others for arm in FEW]
 
 
-def _run(budget: Budget, member: str, arm: Arm) -> EquilibriumSettings:
+def _run(budget: Budget, member: str, arm: Arm) -> EquilibriumRun:
     name, momentum, mode = arm
     lr, rate = RATES[momentum]
     l2 = nw.L2(rate)
@@ -203,7 +203,7 @@ def _run(budget: Budget, member: str, arm: Arm) -> EquilibriumSettings:
         else nw.theory.match(l2, to[name], norm=NORM, momentum=momentum, to_mode=mode)
     )
     base = budget.training
-    return EquilibriumSettings(
+    return EquilibriumRun(
         data=base.data,
         fingerprint=base.fingerprint,
         train_size=base.train_size,

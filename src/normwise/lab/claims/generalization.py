@@ -11,8 +11,9 @@ from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series
 from normwise.lab.claims.effective_learning_rate import CLAIM as REPLAYS
 from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval
 from normwise.lab.claims.traces import traces
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import L2, NONE, scaled, with_arm
-from normwise.lab.runs.settings import Settings, TrainSettings
+from normwise.lab.runs.train import TrainRun
 
 MARGIN = 1.0  # points of test accuracy
 START = 10.0  # where decay makes a large difference
@@ -54,9 +55,9 @@ class Generalization(Claim):
         "contains 0). Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """The replays, and L2 and no decay for all members."""
-        runs: list[Settings] = [
+        runs: list[Run] = [
             replace(self._run(budget, member, arm), seed=seed)
             for member in budget.members
             for arm in (L2, NONE)
@@ -64,7 +65,7 @@ class Generalization(Claim):
         ]
         return REPLAYS.runs(budget) + runs
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """The spheres, whose rates follow from the norms of the L2 runs."""
         return [
             replace(self._scheduled(budget, runs, member), seed=seed)
@@ -122,10 +123,10 @@ class Generalization(Claim):
             ),
         )
 
-    def _run(self, budget: Budget, member: str, arm: str) -> TrainSettings:
+    def _run(self, budget: Budget, member: str, arm: str) -> TrainRun:
         return scaled(with_arm(replace(budget.training, member=member), arm), START)
 
-    def _scheduled(self, budget: Budget, runs: Runs, member: str) -> TrainSettings:
+    def _scheduled(self, budget: Budget, runs: Runs, member: str) -> TrainRun:
         """Return the sphere whose layers have the effective learning rates of the L2 runs."""
         decayed = self._run(budget, member, L2)
         courses = [runs.metrics(replace(decayed, seed=seed)) for seed in budget.many_seeds]

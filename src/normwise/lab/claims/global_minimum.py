@@ -8,9 +8,9 @@ from typing import Any
 import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, EPSILON, L2
-from normwise.lab.runs.descent import DescentSettings
-from normwise.lab.runs.settings import Settings
+from normwise.lab.runs.descent import DescentRun
 
 EPS = 0.3
 RULES: dict[str, nw.Rule] = {
@@ -61,7 +61,7 @@ class GlobalMinimum(Claim):
         "does not say."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """Each penalty with all seeds, for all members that are invariant without batch norm."""
         return [
             replace(run, seed=seed)
@@ -118,8 +118,8 @@ class GlobalMinimum(Claim):
         table = Table("Along the ray, and under descent", columns, rows)
         return Finding(verdict, answer, statistics, self._plots(budget, runs), [table], notes)
 
-    def _runs(self, budget: Budget, member: str) -> dict[str, DescentSettings]:
-        base = DescentSettings(
+    def _runs(self, budget: Budget, member: str) -> dict[str, DescentRun]:
+        base = DescentRun(
             data=budget.training.data,
             fingerprint=budget.training.fingerprint,
             train_size=100,

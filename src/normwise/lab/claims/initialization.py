@@ -10,8 +10,9 @@ from typing import Any
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import Estimate, mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, NONE, SPHERE, scaled, with_arm
-from normwise.lab.runs.settings import Settings, TrainSettings
+from normwise.lab.runs.train import TrainRun
 
 # The ε-shift and explicit AWS are what L2 and AWS are where they go well, and a sphere forgets its start:
 # they are run at fewer norms, the sphere so in the quick budget only.
@@ -59,7 +60,7 @@ class Initialization(Claim):
         "Partly: one of the two holds for some member. Not reproduced: neither holds for any."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """All arms at all scales, and the other starts, for all members and seeds."""
         wanted = [
             run
@@ -137,7 +138,7 @@ class Initialization(Claim):
             traces=traces(runs, over_time, budget.members[0].replace("_", " ")),
         )
 
-    def _runs(self, budget: Budget, member: str, arm: str) -> dict[float, TrainSettings]:
+    def _runs(self, budget: Budget, member: str, arm: str) -> dict[float, TrainRun]:
         base = with_arm(replace(budget.training, member=member), arm)
         scales: Sequence[float] = SCALES[budget.name]
         if budget.full and member != budget.members[0]:
@@ -146,7 +147,7 @@ class Initialization(Claim):
             scales = [scale for scale in scales if scale in (scales[0], 1e-3, 1.0, 1e3, scales[-1])]
         return {scale: scaled(base, scale) for scale in scales}
 
-    def _starts(self, budget: Budget) -> dict[str, dict[str, TrainSettings]]:
+    def _starts(self, budget: Budget) -> dict[str, dict[str, TrainRun]]:
         return {
             start: {
                 arm: with_arm(replace(budget.training, initialiser=start), arm) for arm in (NONE, L2, AWS)
@@ -208,7 +209,7 @@ def _table(member: str, means: dict[str, dict[float, Estimate]], spreads: dict[s
     return Table(f"Test accuracy (%) by initial norm ({member.replace('_', ' ')})", columns, rows)
 
 
-def _starts_table(runs: Runs, starts: dict[str, dict[str, TrainSettings]], seeds: Sequence[int]) -> Table:
+def _starts_table(runs: Runs, starts: dict[str, dict[str, TrainRun]], seeds: Sequence[int]) -> Table:
     rows = []
     for start, arms in starts.items():
         values = {arm: runs.points("test_accuracy", run, seeds) for arm, run in arms.items()}

@@ -9,9 +9,10 @@ import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, L2, NONE, with_arm
-from normwise.lab.runs.dead_units import DeadSettings
-from normwise.lab.runs.settings import Settings, TrainSettings
+from normwise.lab.runs.dead_units import DeadUnitsRun
+from normwise.lab.runs.train import TrainRun
 
 DTYPES = ("float32", "float16", "bfloat16")
 DEAD: dict[str, nw.Rule] = {
@@ -68,7 +69,7 @@ class Instability(Claim):
         "reproduced: none."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """The dead units, and the three kinds of training for all seeds."""
         trained = [
             run
@@ -76,7 +77,7 @@ class Instability(Claim):
             for cells in (_large(budget, member), _tiny(budget, member))
             for run in cells.values()
         ]
-        wanted: list[Settings] = [replace(run, seed=seed) for run in trained for seed in budget.seeds]
+        wanted: list[Run] = [replace(run, seed=seed) for run in trained for seed in budget.seeds]
         half = _half(budget, budget.members[0]).values()
         wanted += [replace(run, seed=seed) for run in half for seed in _autocast_seeds(budget)]
         return [*_dead(budget).values(), *wanted]
@@ -190,15 +191,15 @@ def _autocast_seeds(budget: Budget) -> tuple[int, ...]:
     return budget.seeds if budget.full else budget.seeds[:1]
 
 
-def _dead(budget: Budget) -> dict[tuple[str, str], DeadSettings]:
+def _dead(budget: Budget) -> dict[tuple[str, str], DeadUnitsRun]:
     return {
-        (name, dtype): DeadSettings(rule=rule.settings(), dtype=dtype, seed=budget.seeds[0])
+        (name, dtype): DeadUnitsRun(rule=rule.settings(), dtype=dtype, seed=budget.seeds[0])
         for name, rule in DEAD.items()
         for dtype in DTYPES
     }
 
 
-def _large(budget: Budget, member: str) -> dict[tuple[str, str, int], TrainSettings]:
+def _large(budget: Budget, member: str) -> dict[tuple[str, str, int], TrainRun]:
     base = replace(budget.small, member=member, epochs=3)
     cells = {}
     for arm, kind in ((L2, nw.L2), (AWS, nw.AdaptiveWeightShrink)):
@@ -210,7 +211,7 @@ def _large(budget: Budget, member: str) -> dict[tuple[str, str, int], TrainSetti
     return cells
 
 
-def _half(budget: Budget, member: str) -> dict[tuple[str, str, float], TrainSettings]:
+def _half(budget: Budget, member: str) -> dict[tuple[str, str, float], TrainRun]:
     """Return the runs under autocast: of the first member only, as a CPU takes long over them."""
     if member != budget.members[0]:
         return {}
@@ -223,7 +224,7 @@ def _half(budget: Budget, member: str) -> dict[tuple[str, str, float], TrainSett
     }
 
 
-def _tiny(budget: Budget, member: str) -> dict[str, TrainSettings]:
+def _tiny(budget: Budget, member: str) -> dict[str, TrainRun]:
     base = replace(budget.small, member=member, train_size=100, batch_size=25, epochs=100, lr=0.4)
     return {arm: with_arm(base, arm) for arm in TINY}
 

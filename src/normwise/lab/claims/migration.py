@@ -11,8 +11,10 @@ import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import Equivalence, Estimate, equivalence, mean_with_interval
 from normwise.lab.claims.traces import traces
-from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
-from normwise.lab.runs.text_settings import TextSettings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.text import TextRun
+from normwise.lab.runs.train import TrainRun
 
 IMAGES, TEXT = "images", "text"
 HALVES = (IMAGES, TEXT)
@@ -73,9 +75,9 @@ class Migration(Claim):
     )
     needs_text = True
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """The recipes, also with a seed of tuning, at whose norms the twins are matched; and no decay."""
-        runs: list[Settings] = []
+        runs: list[Run] = []
         for half in HALVES:
             recipe = self._recipe(budget, half)
             seeds = (*_seeds(budget), budget.tuning_seeds[0])
@@ -83,7 +85,7 @@ class Migration(Claim):
             runs += [replace(recipe.with_rule(None), seed=seed) for seed in budget.seeds]
         return runs
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """The twins, whose coefficients follow from norms of the recipes."""
         return [
             replace(self._twin(budget, runs, half), seed=seed) for half in HALVES for seed in _seeds(budget)
@@ -133,13 +135,13 @@ class Migration(Claim):
         columns = ["recipe", "norms apart", "without decay", "effective learning rates apart"]
         columns += ["rotations apart", "result of the recipe", "of the twin", "difference, 90 % interval"]
         table = Table("The twin beside the recipe: largest relative differences, and results", columns, rows)
-        of_half: dict[str, list[Settings]] = {half: [] for half in HALVES}
+        of_half: dict[str, list[Run]] = {half: [] for half in HALVES}
         for run in [*self.runs(budget), *self.second_runs(budget, runs)]:
-            of_half[IMAGES if isinstance(run, TrainSettings) else TEXT].append(run)
+            of_half[IMAGES if isinstance(run, TrainRun) else TEXT].append(run)
         notes = runs.endings(of_half)
         return Finding(verdict, _answer(statistics), statistics, plots, [table], notes, traces=over_time)
 
-    def _recipe(self, budget: Budget, half: str) -> TrainSettings | TextSettings:
+    def _recipe(self, budget: Budget, half: str) -> TrainRun | TextRun:
         if half == IMAGES:
             base = budget.training if budget.full else budget.small
             base = replace(base, member=budget.members[0])
@@ -147,12 +149,12 @@ class Migration(Claim):
         text = replace(budget.text, decayed="matrices")
         return text.with_rule(nw.L2(PULL / text.total_time), mode="explicit")
 
-    def _twin(self, budget: Budget, runs: Runs, half: str) -> TrainSettings | TextSettings:
+    def _twin(self, budget: Budget, runs: Runs, half: str) -> TrainRun | TextRun:
         recipe = self._recipe(budget, half)
         rule = rule_from(recipe.rule)
         assert rule is not None
         norm = _half_way(runs, replace(recipe, seed=budget.tuning_seeds[0]))
-        momentum = recipe.momentum if isinstance(recipe, TrainSettings) else 0.0
+        momentum = recipe.momentum if isinstance(recipe, TrainRun) else 0.0
         twin = nw.theory.match(rule, nw.AdaptiveWeightShrink, norm, momentum, mode=recipe.mode)
         return recipe.with_rule(twin)
 
@@ -161,16 +163,14 @@ def _seeds(budget: Budget) -> tuple[int, ...]:
     return tuple(range(max(SEEDS[budget.name], len(budget.seeds))))
 
 
-def _half_way(runs: Runs, run: Settings) -> float:
+def _half_way(runs: Runs, run: Run) -> float:
     """Return the geometric mean over layers of the norms that a run had half-way, to four digits."""
     lines = runs.metrics(run)
     norms = [float(layer["norm"]) for layer in lines[(len(lines) - 1) // 2]["layers"].values()]
     return float(f"{math.exp(sum(map(math.log, norms)) / len(norms)):.4g}")
 
 
-def _apart(
-    runs: Runs, run: Settings, other: Settings, seeds: Sequence[int], quantity: str
-) -> list[float | None]:
+def _apart(runs: Runs, run: Run, other: Run, seeds: Sequence[int], quantity: str) -> list[float | None]:
     """Return each seed's largest relative difference to ``other`` after the first quarter, over layers."""
     found: list[float | None] = []
     for seed in seeds:
@@ -195,7 +195,7 @@ def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]
     return [None if value is None else factor * value for value in values]
 
 
-def _losses(runs: Runs, arms: Mapping[str, Settings], what: str) -> Plot:
+def _losses(runs: Runs, arms: Mapping[str, Run], what: str) -> Plot:
     series = []
     for k, (arm, run) in enumerate(arms.items()):
         if runs[run]["status"] == "finished":

@@ -11,8 +11,10 @@ from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Run
 from normwise.lab.claims.coefficient import times
 from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval, paired_difference
 from normwise.lab.claims.tuning import chosen
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, L2, scaled, with_arm
-from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.train import TrainRun
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coefficient: seven
 FACTORS = (0.25, 1.0, 4.0)
@@ -93,9 +95,9 @@ class NoTuning(Claim):
         "show an equivalence in one cell: the quick budget may say partly where the full says reproduced.)"
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """AWS, and L2 with all coefficients and the seeds of tuning."""
-        runs: list[Settings] = []
+        runs: list[Run] = []
         for setup in SETUPS[budget.name]:
             for cell in _cells(budget):
                 aws = self._run(budget, setup, cell, AWS)
@@ -107,7 +109,7 @@ class NoTuning(Claim):
                 ]
         return runs
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """The L2 that was chosen in each cell, and in the centre."""
         return [
             replace(arms[arm], seed=seed)
@@ -199,16 +201,16 @@ class NoTuning(Claim):
         )
         return Finding(verdict, answer, statistics, plots, tables, notes, maps=maps)
 
-    def _run(self, budget: Budget, setup: Setup, cell: Cell, arm: str) -> TrainSettings:
+    def _run(self, budget: Budget, setup: Setup, cell: Cell, arm: str) -> TrainRun:
         base = replace(budget.small, **setup.changes)
         factor, scale = cell
         return scaled(with_arm(replace(base, lr=base.lr * factor), arm), scale)
 
-    def _candidates(self, budget: Budget, setup: Setup, cell: Cell) -> dict[float, TrainSettings]:
+    def _candidates(self, budget: Budget, setup: Setup, cell: Cell) -> dict[float, TrainRun]:
         run = self._run(budget, setup, cell, L2)
         return {m: times(run, m) for m in MULTIPLES}
 
-    def _arms(self, budget: Budget, runs: Runs, setup: Setup) -> dict[Cell, dict[str, TrainSettings]]:
+    def _arms(self, budget: Budget, runs: Runs, setup: Setup) -> dict[Cell, dict[str, TrainRun]]:
         """Return AWS and the two L2 by cell."""
         tuned = {}
         for cell in _cells(budget):

@@ -9,9 +9,10 @@ import normwise as nw
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.tuning import chosen, scores
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, NONE, scaled, with_arm
-from normwise.lab.runs.image_setup import peer_is_installed
-from normwise.lab.runs.settings import Settings, TrainSettings, rule_from
+from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.train import TrainRun, peer_is_installed
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-2, 3))
 RATES = {"quick": (0.1,), "full": (0.05, 0.1, 0.2)}
@@ -62,9 +63,9 @@ class ShrinkClaim(Claim):
         f"behind coupled L2 (interval above −{NEAR:g}). Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """All candidates with the seeds of tuning, and what has nothing to tune."""
-        runs: list[Settings] = []
+        runs: list[Run] = []
         for member in budget.members:
             tuned = [run for arm in _tuned_arms() for run in self._candidates(budget, member, arm).values()]
             runs += [replace(run, seed=seed) for run in tuned for seed in budget.tuning_seeds]
@@ -72,10 +73,10 @@ class ShrinkClaim(Claim):
         readings = [run for name in READINGS for run in self._reading(budget, name).values()]
         return runs + [replace(run, seed=seed) for run in readings for seed in budget.tuning_seeds]
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """What was chosen, with the seeds of the comparison."""
         compared = [run for member in budget.members for run in self._compared(budget, runs, member).values()]
-        wanted: list[Settings] = [replace(run, seed=seed) for run in compared for seed in _seeds(budget)]
+        wanted: list[Run] = [replace(run, seed=seed) for run in compared for seed in _seeds(budget)]
         for name in READINGS:
             wanted += [
                 replace(scaled(self._chosen_reading(budget, runs, name), scale), seed=seed)
@@ -124,7 +125,7 @@ class ShrinkClaim(Claim):
         notes = [] if peer_is_installed() else [f"{PEER} was left out: pip install normwise[peers]"]
         return Finding(verdict, _answer(statistics, budget), statistics, [plot], [*tables, table], notes)
 
-    def _candidates(self, budget: Budget, member: str, arm: str) -> dict[str, TrainSettings]:
+    def _candidates(self, budget: Budget, member: str, arm: str) -> dict[str, TrainRun]:
         """Return the settings that an arm is tuned over: the same number for every arm."""
         base = replace(budget.small, member=member)
         rates = RATES[budget.name]
@@ -138,21 +139,21 @@ class ShrinkClaim(Claim):
             runs = [_arm(replace(base, lr=lr), arm, m) for lr in rates for m in MULTIPLES]
         return {_words(run): run for run in runs}
 
-    def _compared(self, budget: Budget, runs: Runs, member: str) -> dict[str, TrainSettings]:
+    def _compared(self, budget: Budget, runs: Runs, member: str) -> dict[str, TrainRun]:
         found = {}
         for arm in _tuned_arms():
             candidates = self._candidates(budget, member, arm)
             found[arm] = candidates[chosen(runs, candidates, budget.tuning_seeds)]
         return found | {FREE: self._free(budget, member)}
 
-    def _free(self, budget: Budget, member: str) -> TrainSettings:
+    def _free(self, budget: Budget, member: str) -> TrainRun:
         return with_arm(replace(budget.small, member=member), AWS)
 
-    def _reading(self, budget: Budget, name: str) -> dict[float, TrainSettings]:
+    def _reading(self, budget: Budget, name: str) -> dict[float, TrainRun]:
         base = with_arm(replace(budget.small, member=budget.members[0]), AWS)
         return {m: _read(base, name, m) for m in MULTIPLES}
 
-    def _chosen_reading(self, budget: Budget, runs: Runs, name: str) -> TrainSettings:
+    def _chosen_reading(self, budget: Budget, runs: Runs, name: str) -> TrainRun:
         candidates = self._reading(budget, name)
         return candidates[chosen(runs, candidates, budget.tuning_seeds)]
 
@@ -161,7 +162,7 @@ class ShrinkClaim(Claim):
         budget: Budget,
         runs: Runs,
         member: str,
-        compared: dict[str, TrainSettings],
+        compared: dict[str, TrainRun],
         accuracy: dict[str, list[float | None]],
     ) -> Table:
         rows = []
@@ -208,7 +209,7 @@ def _tuned_arms() -> tuple[str, ...]:
     return (NONE, COUPLED, DECOUPLED, CORRECTED, PUBLISHED, SPHERE, *peers, AWS)
 
 
-def _arm(base: TrainSettings, arm: str, multiple: float) -> TrainSettings:
+def _arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
     """Return the run under an arm, with so many times the pull that AWS has by ``for_budget`` at norm 1."""
     pull = 3.0 / base.total_time * multiple
     coupled = pull * (1 - base.momentum)
@@ -230,7 +231,7 @@ def _arm(base: TrainSettings, arm: str, multiple: float) -> TrainSettings:
     raise ValueError(f"arm {arm!r} is not known: choose from {', '.join(_tuned_arms())}")
 
 
-def _read(base: TrainSettings, name: str, multiple: float) -> TrainSettings:
+def _read(base: TrainRun, name: str, multiple: float) -> TrainRun:
     """Return AWS in another reading, with the same pull at the start of a run from norm 1."""
     rule = rule_from(base.rule)
     assert isinstance(rule, nw.AdaptiveWeightShrink)
@@ -246,7 +247,7 @@ def _read(base: TrainSettings, name: str, multiple: float) -> TrainSettings:
     return base.with_rule(nw.AdaptiveWeightShrink(pull))
 
 
-def _words(run: TrainSettings) -> str:
+def _words(run: TrainRun) -> str:
     """Say what was tuned."""
     words = f"lr {run.lr:.3g}"
     if run.rule is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normwise.lab.claims.claim import Plot, Runs, Series
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
 
 __all__ = ["traces"]
 
@@ -23,12 +23,12 @@ _QUANTITIES = {
 }
 
 
-def traces(runs: Runs, arms: Mapping[str, Settings], what: str = "", degree: int = 2) -> list[Plot]:
+def traces(runs: Runs, arms: Mapping[str, Run], what: str = "", degree: int = 2) -> list[Plot]:
     """Return a plot for each quantity, with a curve for each arm and layer.
 
     Args:
         runs: Where the runs are found.
-        arms: Settings, with their seed, by label. Those that did not finish are left out.
+        arms: Runs, with their seed, by label. Those that did not finish are left out.
         what: Goes into the titles, in brackets.
         degree: 2 for runs under SGD, 1 for those under Adam that log RMS values.
     """

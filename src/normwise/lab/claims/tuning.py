@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from normwise.lab.claims.claim import Runs
 from normwise.lab.claims.statistics import mean_with_interval
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
 
 __all__ = ["chosen", "scores"]
 
@@ -16,7 +16,7 @@ K = TypeVar("K")
 
 
 def scores(
-    runs: Runs, candidates: Mapping[K, Settings], seeds: Sequence[int], key: str = "validation_accuracy"
+    runs: Runs, candidates: Mapping[K, Run], seeds: Sequence[int], key: str = "validation_accuracy"
 ) -> dict[K, float | None]:
     """Return the mean of each candidate over the seeds, None where a seed did not finish."""
     found: dict[K, float | None] = {}
@@ -28,7 +28,7 @@ def scores(
 
 def chosen(
     runs: Runs,
-    candidates: Mapping[K, Settings],
+    candidates: Mapping[K, Run],
     seeds: Sequence[int],
     key: str = "validation_accuracy",
     smallest: bool = False,
@@ -37,7 +37,7 @@ def chosen(
 
     Args:
         runs: Where the candidates' runs are found.
-        candidates: Settings by name.
+        candidates: Runs by name.
         seeds: Seeds of tuning, none of which is one of the final comparison.
         key: What counts.
         smallest: Whether smaller is better, as with a loss.

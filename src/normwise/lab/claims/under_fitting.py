@@ -8,8 +8,9 @@ from typing import Any
 from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.claims.traces import traces
+from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, L2, NONE, scaled, with_arm
-from normwise.lab.runs.settings import Settings, TrainSettings
+from normwise.lab.runs.train import TrainRun
 
 SCALES = (1e-2, 1.0, 1e1)
 RATES = (0.025, 0.1, 0.4)
@@ -47,9 +48,9 @@ class UnderFitting(Claim):
         "interval above 0. Reproduced: all cells of all members do. Partly: some do. Not reproduced: none."
     )
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """The arms in nine cells, for all members and seeds, and the lengths."""
-        lengths: list[Settings] = [
+        lengths: list[Run] = [
             replace(self._length(budget, arm, scale, epochs), seed=seed)
             for arm in (NONE, L2)
             for scale in LENGTH_SCALES
@@ -173,11 +174,11 @@ class UnderFitting(Claim):
         title = f"Training accuracy, L2 minus no decay (points), by length of training ({family})"
         return plot, Table(title, columns, rows), found
 
-    def _length(self, budget: Budget, arm: str, scale: float, epochs: int) -> TrainSettings:
+    def _length(self, budget: Budget, arm: str, scale: float, epochs: int) -> TrainRun:
         base = replace(budget.training, member=budget.members[0], epochs=epochs)
         return scaled(with_arm(base, arm), scale)
 
-    def _run(self, budget: Budget, member: str, arm: str, scale: float, lr: float) -> TrainSettings:
+    def _run(self, budget: Budget, member: str, arm: str, scale: float, lr: float) -> TrainRun:
         return scaled(with_arm(replace(budget.training, member=member, lr=lr), arm), scale)
 
 

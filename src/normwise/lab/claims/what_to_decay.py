@@ -23,8 +23,8 @@ from normwise.lab.claims.what_to_decay_shown import (
     Arm,
     ByScale,
 )
-from normwise.lab.runs.settings import Settings
-from normwise.lab.runs.text_settings import TextSettings
+from normwise.lab.engine.run import Run
+from normwise.lab.runs.text import TextRun
 
 MULTIPLES = {"quick": (0.3, 1.0, 3.0), "full": (0.1, 0.3, 1.0, 3.0)}
 RATES = {"quick": (0.01,), "full": (0.004, 0.01, 0.025)}
@@ -82,9 +82,9 @@ class WhatToDecay(Claim):
     )
     needs_text = True
 
-    def runs(self, budget: Budget) -> list[Settings]:
+    def runs(self, budget: Budget) -> list[Run]:
         """All candidates with the seeds of tuning; no decay and frozen weights with those of the claim."""
-        runs: list[Settings] = []
+        runs: list[Run] = []
         for lr in RATES[budget.name]:
             tuned = [run for arm in ARMS[1:] for run in self._candidates(budget, arm, lr).values()]
             runs += [replace(run, seed=seed) for run in tuned for seed in budget.tuning_seeds]
@@ -97,7 +97,7 @@ class WhatToDecay(Claim):
         ]
         return runs + [replace(run, seed=seed) for run in others for seed in budget.seeds]
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Settings]:
+    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
         """What was chosen, with the seeds of the claim; at the central learning rate from all scales."""
         wanted = [self._tuned(budget, runs, arm, lr) for lr in RATES[budget.name] for arm in ARMS[1:]]
         for rule in RULES:
@@ -168,13 +168,13 @@ class WhatToDecay(Claim):
             traces=traces(runs, over_time, f"seed {first}, lr {CENTRE:g}", degree=1),
         )
 
-    def _base(self, budget: Budget, lr: float) -> TextSettings:
+    def _base(self, budget: Budget, lr: float) -> TextRun:
         return replace(budget.text, lr=lr)
 
-    def _frozen(self, budget: Budget, part: str) -> TextSettings:
+    def _frozen(self, budget: Budget, part: str) -> TextRun:
         return replace(self._base(budget, CENTRE), frozen=part)
 
-    def _candidates(self, budget: Budget, arm: Arm, lr: float) -> dict[float, TextSettings]:
+    def _candidates(self, budget: Budget, arm: Arm, lr: float) -> dict[float, TextRun]:
         what, rule = arm
         base = replace(self._base(budget, lr), decayed=what)
         if rule is None:
@@ -187,7 +187,7 @@ class WhatToDecay(Claim):
             return next(iter(candidates))
         return chosen(runs, candidates, budget.tuning_seeds, "validation_loss", smallest=True)
 
-    def _tuned(self, budget: Budget, runs: Runs, arm: Arm, lr: float) -> TextSettings:
+    def _tuned(self, budget: Budget, runs: Runs, arm: Arm, lr: float) -> TextRun:
         return self._candidates(budget, arm, lr)[self._multiple(budget, runs, arm, lr)]
 
     def _from_scales(self, budget: Budget, runs: Runs, part: str) -> dict[str, ByScale]:
@@ -202,9 +202,9 @@ class WhatToDecay(Claim):
         }
 
     def _endings(self, budget: Budget, runs: Runs) -> list[str]:
-        wanted: dict[str, list[Settings]] = {}
+        wanted: dict[str, list[Run]] = {}
         for run in [*self.runs(budget), *self.second_runs(budget, runs)]:
-            assert isinstance(run, TextSettings)
+            assert isinstance(run, TextRun)
             wanted.setdefault(f"{run.decayed}, lr {run.lr:g}, scale {run.init_scale:g}", []).append(run)
         return runs.endings(wanted)
 
@@ -218,7 +218,7 @@ def _costs(by_scale: dict[str, ByScale]) -> dict[str, Estimate]:
     }
 
 
-def with_rule(base: TextSettings, rule: str, multiple: float) -> TextSettings:
+def with_rule(base: TextRun, rule: str, multiple: float) -> TextRun:
     """Return the run under L2 or AWS with so many times the pull of ``for_budget`` at the RMS √Σlr²."""
     reference = base.total_squares**0.5
     aws = nw.AdaptiveWeightShrink(
@@ -229,7 +229,7 @@ def with_rule(base: TextSettings, rule: str, multiple: float) -> TextSettings:
     return base.with_rule(nw.theory.match(aws, nw.L2, norm=reference))
 
 
-def _from_scale(run: TextSettings, part: str, scale: float) -> TextSettings:
+def _from_scale(run: TextRun, part: str, scale: float) -> TextRun:
     return run if scale == 1.0 else replace(run, scaled=part, init_scale=scale)
 
 

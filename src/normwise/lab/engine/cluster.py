@@ -22,7 +22,7 @@ import normwise as nw
 from normwise.lab.data.datasets import load
 from normwise.lab.data.text import TEXTS, load_text
 from normwise.lab.engine.execution import Outcome, RunError, attempt
-from normwise.lab.runs.settings import REVISION, Settings
+from normwise.lab.engine.run import REVISION, Run
 
 __all__ = ["Cluster", "ClusterError", "check_address", "connected"]
 
@@ -98,7 +98,7 @@ class Cluster:
         self._address = address
         self._client = client
         # what a task does on its worker; with the data set once it is known
-        self.task: Callable[[Settings, str], Outcome] = attempt
+        self.task: Callable[[Run, str], Outcome] = attempt
 
     def check_workers(self, patience: float) -> None:
         """Wait for a first worker; refuse those that would not give this process's numbers.
@@ -206,7 +206,7 @@ def _backend(client: Any) -> Any:
 
         def submit(self, func: Any, callback: Any = None) -> Any:
             future = super().submit(func, callback)
-            settings: Settings = func.items[0][1][0]
+            settings: Run = func.items[0][1][0]
 
             def given_up(future: Future[Any]) -> None:
                 error = future.exception()
@@ -227,7 +227,7 @@ def _backend(client: Any) -> Any:
     return Backend(client=client)
 
 
-def _attempt_with_data(needed: tuple[str, ...], offline: bool, settings: Settings, identity: str) -> Outcome:
+def _attempt_with_data(needed: tuple[str, ...], offline: bool, settings: Run, identity: str) -> Outcome:
     """Carry out a run on a worker that may have joined after all others were asked for the data."""
     try:
         for name in needed:

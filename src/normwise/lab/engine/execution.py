@@ -13,8 +13,8 @@ import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
-from normwise.lab.runs.settings import Settings
 
 if TYPE_CHECKING:
     from normwise.lab.engine.cluster import Cluster
@@ -49,7 +49,7 @@ class Outcome:
         details: The error's traceback.
     """
 
-    settings: Settings
+    settings: Run
     metrics: list[dict[str, Any]]
     summary: Summary | None
     error: str = ""
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def carry_out(
-    wanted: Iterable[Settings],
+    wanted: Iterable[Run],
     store: Store,
     jobs: int | None = 1,
     progress: Progress = lambda done, total, share: None,
@@ -120,7 +120,7 @@ def carry_out(
     return {identity: summary for identity, summary in summaries.items() if summary is not None}
 
 
-def attempt(settings: Settings, identity: str) -> Outcome:
+def attempt(settings: Run, identity: str) -> Outcome:
     """Carry out one run on one thread; an error becomes part of the outcome.
 
     Args:
@@ -137,7 +137,7 @@ def attempt(settings: Settings, identity: str) -> Outcome:
         torch.set_num_threads(1)
         begin = time.perf_counter()
         try:
-            summary = settings.carry_out(metrics.append)
+            summary = settings.run(metrics.append)
         except Exception as error:  # whatever it is, the other runs must not be lost for it
             line = traceback.format_exception_only(error)[-1].strip()
             return Outcome(settings, metrics, None, line, traceback.format_exc())
@@ -147,7 +147,7 @@ def attempt(settings: Settings, identity: str) -> Outcome:
     return Outcome(settings, metrics, summary)
 
 
-def describe(settings: Settings) -> str:
+def describe(settings: Run) -> str:
     """Return a run's identity and what is not at its default, in a line."""
     changed = [
         f"{field.name}={getattr(settings, field.name)}"
@@ -155,7 +155,9 @@ def describe(settings: Settings) -> str:
         if field.name not in ("fingerprint", "seed")
         and (field.default is MISSING or getattr(settings, field.name) != field.default)
     ]
-    return f"{settings.identity} ({settings.kind}: {', '.join([*changed, f'seed={settings.seed}'])})"
+    return (
+        f"{settings.identity} ({type(settings).__name__}: {', '.join([*changed, f'seed={settings.seed}'])})"
+    )
 
 
 def _error(failures: list[Outcome], done: int, store: Store) -> RunError:

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from normwise.lab.runs.settings import Settings
+from normwise.lab.engine.run import Run
 
 __all__ = ["Store", "write_atomically"]
 
@@ -57,11 +57,11 @@ class Store:
             raise ValueError(f"{folder} is not a folder of results: give the --out of a normwise reproduce")
         return cls(folder)
 
-    def run_folder(self, settings: Settings) -> Path:
+    def run_folder(self, settings: Run) -> Path:
         """Where the files of a run are."""
         return self.folder / "runs" / settings.identity
 
-    def summary(self, settings: Settings) -> dict[str, Any] | None:
+    def summary(self, settings: Run) -> dict[str, Any] | None:
         """Return what came out of a run, or None where it is not finished or its files are damaged."""
         folder = self.run_folder(settings)
         try:
@@ -73,12 +73,12 @@ class Store:
         same = config == json.loads(json.dumps(settings.as_dict()))
         return summary if same and isinstance(summary, dict) and "status" in summary else None
 
-    def metrics(self, settings: Settings) -> list[dict[str, Any]]:
+    def metrics(self, settings: Run) -> list[dict[str, Any]]:
         """Return the metrics of a finished run, a dict for each epoch."""
         text = (self.run_folder(settings) / "metrics.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def write_run(self, settings: Settings, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    def write_run(self, settings: Run, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Keep a finished run; the summary is written last."""
         folder = self.run_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Store:
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         (folder / "failure.txt").unlink(missing_ok=True)
 
-    def write_failure(self, settings: Settings, text: str) -> None:
+    def write_failure(self, settings: Run, text: str) -> None:
         """Keep the error in which a run ended; the run is not finished by that."""
         folder = self.run_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)

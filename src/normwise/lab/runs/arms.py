@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import normwise as nw
-from normwise.lab.runs.settings import ImageSettings
+from normwise.lab.runs.base import ImageRun
 
 __all__ = [
     "ARMS",
@@ -25,7 +25,7 @@ __all__ = [
     "with_arm",
 ]
 
-S = TypeVar("S", bound=ImageSettings)
+S = TypeVar("S", bound=ImageRun)
 
 NONE = "no decay"
 L2 = "L2"
@@ -40,8 +40,8 @@ def with_arm(settings: S, arm: str) -> S:
     """Return the same run under the rule of this arm.
 
     Example:
-        >>> from normwise.lab.runs.settings import TrainSettings
-        >>> run = TrainSettings(data="digits", fingerprint="", train_size=1400, image_size=8)
+        >>> from normwise.lab.runs.train import TrainRun
+        >>> run = TrainRun(data="digits", fingerprint="", train_size=1400, image_size=8)
         >>> with_arm(run, "AWS").rule["coefficient"] * run.total_time
         3.0
     """
@@ -62,7 +62,7 @@ def with_arm(settings: S, arm: str) -> S:
     raise ValueError(f"arm {arm!r} is not known: choose from {', '.join(ARMS)}")
 
 
-def reference_norm(settings: ImageSettings) -> float:
+def reference_norm(settings: ImageRun) -> float:
     """Return the norm at which the arms have the same pull.
 
     Under SGD 1, the norm of a unit. Under Adam, which moves every element by about the learning rate, the RMS

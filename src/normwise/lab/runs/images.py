@@ -1,4 +1,4 @@
-"""The images of a run: what it trains on, in which order, and how it is measured."""
+"""The images of a run: its training, validation and test images, the order of its batches, its evaluation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.nn.functional import cross_entropy
 
 from normwise.lab.data.datasets import Dataset, downsample, load, split
 from normwise.lab.models.convnet import ConvNet
-from normwise.lab.runs.settings import ImageSettings
+from normwise.lab.runs.base import ImageRun
 
 __all__ = ["Images", "batches", "evaluate"]
 
 
 class Images:
-    """Training, validation and test images of a run, normalised by the training images' mean and deviation.
+    """Training, validation and test images of a run, standardised by mean and deviation of training images.
 
-    The data set must be on this machine already: a run fetches nothing. With the same seed the training
-    images are the same whatever the size of the validation part.
+    The data set must be on this machine already: a run never downloads. For a given seed, the training images
+        do
+    not depend on the size of the validation set.
     """
 
-    def __init__(self, settings: ImageSettings, validation_size: int = 0) -> None:
-        dataset = _small_images(settings.data, settings.image_size, settings.fingerprint)
-        part = split(dataset, settings.train_size, validation_size, settings.seed)
+    def __init__(self, run: ImageRun, validation_size: int = 0) -> None:
+        dataset = _small_images(run.data, run.image_size, run.fingerprint)
+        part = split(dataset, run.train_size, validation_size, run.seed)
         mean, deviation = part.train_images.mean(), part.train_images.std()
         self.train, self.train_labels = (part.train_images - mean) / deviation, part.train_labels
         self.validation, self.validation_labels = (
@@ -39,7 +40,7 @@ class Images:
 
 @lru_cache(maxsize=1)
 def _small_images(name: str, size: int, fingerprint: str) -> Dataset:
-    """Return the data set at the size of the runs; kept, as the next run wants the same."""
+    """Return the downsampled data set. It is cached, as successive runs use the same one."""
     dataset = load(name, offline=True)
     if dataset.fingerprint != fingerprint:
         raise ValueError(
@@ -54,15 +55,15 @@ def _small_images(name: str, size: int, fingerprint: str) -> Dataset:
 
 
 def batches(
-    settings: ImageSettings, images: Images, dtype: torch.dtype = torch.float32
+    run: ImageRun, images: Images, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of all steps, in an order that depends on the seed alone."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    """Yield the batches of all steps. Their order depends on the seed alone."""
+    generator = torch.Generator().manual_seed(run.seed)
     step = 0
-    while step < settings.steps:
-        order = torch.randperm(settings.train_size, generator=generator)
-        for chosen in order.split(settings.batch_size)[: settings.steps_per_epoch]:
-            if step == settings.steps:
+    while step < run.steps:
+        order = torch.randperm(run.train_size, generator=generator)
+        for chosen in order.split(run.batch_size)[: run.steps_per_epoch]:
+            if step == run.steps:
                 return
             yield images.train[chosen].to(dtype), images.train_labels[chosen]
             step += 1
@@ -70,7 +71,7 @@ def batches(
 
 @torch.no_grad()
 def evaluate(model: ConvNet, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return mean loss and accuracy, with the running statistics of batch norm."""
+    """Return mean loss and accuracy, computed with the running statistics of batch norm."""
     training = model.training
     model.eval()
     losses, hits = 0.0, 0
