@@ -23,9 +23,9 @@ def test_the_example_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(compile(block, "README.md", "exec"), names)
-        assert names["weights"]
+        assert [unit.dim for unit in names["decay"].units] == [0]
 
 
 def test_the_links_lead_somewhere() -> None:
