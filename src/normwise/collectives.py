@@ -1,4 +1,4 @@
-"""What the ranks of a mesh say to each other: sums with the same bits everywhere, errors, settings.
+"""Communication between the ranks of a mesh: bit-equal sums, shared errors, a check of equal settings.
 
 Importing this module does not import torch.distributed.
 """
@@ -20,40 +20,41 @@ __all__ = ["check_same", "sum_over", "together"]
 
 
 def _groups(mesh: DeviceMesh) -> list[ProcessGroup]:
-    """Return the groups to communicate in, one after the other: the fewest that make up the mesh."""
+    """Return the process groups to reduce over in sequence: the fewest that cover the mesh."""
     import torch.distributed as dist
 
-    if mesh.get_coordinate() is None:  # this rank has no part in it
+    if mesh.get_coordinate() is None:  # this rank is not in the mesh
         return []
     if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
         world = dist.group.WORLD
-        assert world is not None  # or there would be no mesh
+        assert world is not None  # a mesh exists, so torch.distributed is initialised
         return [world]
     return mesh.get_all_groups()
 
 
 def sum_over(mesh: DeviceMesh, values: Tensor) -> Tensor:
-    """Return the sum over the ranks of a mesh, with the same bits on all of them."""
+    """Return the sum of ``values`` over the ranks of a mesh, with the same bits on every rank."""
     import torch.distributed as dist
 
     groups = _groups(mesh)
-    sums = values.to(mesh.device_type)  # parameters may be offloaded to a CPU that NCCL does not reach
+    sums = values.to(mesh.device_type)  # NCCL does not reach parameters that are offloaded to a CPU
     for group in groups:
         dist.all_reduce(sums, group=group)
-    for group in groups[:-1]:  # the last reductions ran beside each other, perhaps in different orders
+    # The last reductions ran in parallel, possibly in different orders, so their bits may differ.
+    for group in groups[:-1]:
         dist.broadcast(sums, group=group, group_src=0)
     return sums.to(values.device)
 
 
-def _gathered(mesh: DeviceMesh, mine: Any) -> list[Any]:
-    """Return what the ranks of a mesh have, in the same order on all of them."""
+def _gather(mesh: DeviceMesh, value: Any) -> list[Any]:
+    """Return the values of all ranks of a mesh, in the same order on every rank."""
     import torch.distributed as dist
 
-    collected = [mine]
+    collected = [value]
     for group in _groups(mesh):
         lists: list[Any] = [None] * group.size()
         dist.all_gather_object(lists, collected, group=group)
-        collected = [one for some in lists for one in some]
+        collected = [item for items in lists for item in items]
     return collected
 
 
@@ -62,39 +63,40 @@ _ERRORS = {error.__name__: error for error in (TypeError, ValueError, RuntimeErr
 
 @contextmanager
 def together(meshes: Sequence[DeviceMesh]) -> Iterator[None]:
-    """Raise on every rank what a block of code raises on any: none goes on alone and waits for ever.
+    """Raise an error on every rank if a block of code raises it on any rank.
 
-    Costs one reduction of one number for each mesh.
+    Otherwise the ranks without an error would go on alone and wait for ever. Costs one reduction of one
+    number per mesh.
     """
     problem: Exception | None = None
     try:
         yield
-    except Exception as error:  # carried to the other ranks, and raised below
+    except Exception as error:  # sent to the other ranks and raised below
         problem = error
     for mesh in meshes:
         failed = torch.tensor([float(problem is not None)])
         if not sum_over(mesh, failed).item():
             continue
-        mine = None if problem is None else (type(problem).__name__, str(problem))
-        name, text = next(one for one in _gathered(mesh, mine) if one is not None)
+        description = None if problem is None else (type(problem).__name__, str(problem))
+        name, text = next(found for found in _gather(mesh, description) if found is not None)
         problem = problem or _ERRORS.get(name, RuntimeError)(f"on another rank: {text}")
     if problem is not None:
         raise problem
 
 
 def check_same(meshes: Sequence[DeviceMesh], what: str, settings: str) -> None:
-    """Raise a ValueError on every rank if the ranks do not all have the same settings.
+    """Raise a ValueError on every rank if the settings differ between ranks.
 
     Args:
-        meshes: Over whose ranks to compare.
-        what: What is being set, for the message.
-        settings: The settings in words.
+        meshes: The meshes whose ranks are compared.
+        what: The name of the settings in the error message.
+        settings: The settings of this rank as text.
     """
     for mesh in meshes:
-        every = _gathered(mesh, settings)
-        other = next((k for k, one in enumerate(every) if one != every[0]), None)
+        by_rank = _gather(mesh, settings)
+        other = next((k for k, theirs in enumerate(by_rank) if theirs != by_rank[0]), None)
         if other is not None:
             raise ValueError(
-                f"{what} differs between ranks: rank 0 of the mesh has {every[0]}, rank {other} has "
-                f"{every[other]}: construct the same on every rank, in the same order"
+                f"{what} differs between ranks: rank 0 of the mesh has {by_rank[0]}, rank {other} has "
+                f"{by_rank[other]}: construct the same on every rank, in the same order"
             )
