@@ -22,9 +22,8 @@ import torch
 from torch import nn
 
 import normwise as nw
-from normwise.planning.patterns import pattern
-from normwise.planning.symmetries import is_group
-from normwise.planning.treatment import Treatment
+from normwise.planning.tables import pattern
+from normwise.planning.treatment import Treatment, is_group
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 EFFECTS = {

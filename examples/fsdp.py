@@ -138,7 +138,7 @@ def main() -> None:
     plan = plan.apply_to(model)  # the same names, now sharded
     optimizer = torch.optim.AdamW(plan.param_groups(weight_decay=0.1), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    decay = plan.attach(optimizer, scheduler=schedule, total_steps=options.steps, announce=announce)
+    decay = plan.attach(optimizer, scheduler=schedule, total_steps=options.steps)
 
     done = 0
     if (options.checkpoint / "latest").exists():

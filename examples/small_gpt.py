@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -62,4 +63,5 @@ def train(steps: int = 300, lr: float = 3e-3) -> tuple[nw.Audit, float]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # shows what attach chose
     print(train()[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -54,4 +56,5 @@ def train(epochs: int = 10, lr: float = 0.1) -> tuple[nw.Audit, float]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # shows what attach chose
     print(train()[0])

@@ -139,7 +139,7 @@ def inspect(
 
     found = look_into(factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers)
     if html is not None:
-        from normwise.inspection.page import write_page
+        from normwise.inspection.html_page import write_page
 
         _say(f"page: {write_page(found, html)}")
     if as_json:

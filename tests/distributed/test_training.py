@@ -94,7 +94,7 @@ def from_meta() -> None:
     for net in (model, other):
         applied = plan.apply_to(net)
         optimizer = SGD(applied.param_groups(), lr=0.1, momentum=0.9)
-        applied.attach(optimizer, total_steps=5, announce=None)
+        applied.attach(optimizer, total_steps=5)
         train(net, optimizer, BATCHES)
         results.append([whole(param) for param in net.parameters()])
     torch.testing.assert_close(results[0], results[1], rtol=2e-5, atol=2e-5)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import normwise as nw
 from normwise import cli
 from normwise.inspection.inspect import Inspection, inspect
-from normwise.inspection.target import load
+from normwise.inspection.models import load
 from normwise.inspection.terminal import text
 
 HERE = "tests.inspection.factories"

@@ -8,9 +8,9 @@ from tests.inspection import factories
 from tests.pages.checker import Page
 
 import normwise as nw
+from normwise.inspection.html_page import write_page
 from normwise.inspection.inspect import Inspection
-from normwise.inspection.page import write_page
-from normwise.inspection.view import layers, links, symmetry_lines
+from normwise.inspection.summary import layers, links, symmetry_lines
 
 NASTY = '<script>alert(1)</script> & "quotes"'
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from torch.optim.lr_scheduler import (
 )
 
 import normwise as nw
-from normwise.planning.schedule import simulated_budgets
+from normwise.planning.budget import simulated_budgets
 
 SCHEDULES: dict[str, Callable[[Optimizer], LRScheduler]] = {
     "cosine": lambda o: CosineAnnealingLR(o, 40),
@@ -92,7 +93,7 @@ def test_the_coefficient_is_that_of_the_design(lr: float, steps: int, adam: bool
     _, plan = shared("resnet")
     groups = plan.param_groups()
     optimizer: Optimizer = torch.optim.AdamW(groups, lr=lr) if adam else torch.optim.SGD(groups, lr=lr)
-    decay = plan.attach(optimizer, total_steps=steps, strength=strength, announce=None)
+    decay = plan.attach(optimizer, total_steps=steps, strength=strength)
     reference = math.sqrt(steps * lr**2) if adam else 1.0
     assert isinstance(decay.rule, nw.AdaptiveWeightShrink)
     assert decay.rule.strength == pytest.approx(strength / (steps * lr * reference))
@@ -101,15 +102,17 @@ def test_the_coefficient_is_that_of_the_design(lr: float, steps: int, adam: bool
     decay.remove()
 
 
-def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else() -> None:
+def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model, plan = planned("qk_norm_glu")
     with torch.no_grad():
         for unit in plan.units:
             for p in unit.params:
                 p.mul_(1e4)
     optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)
-    lines: list[str] = []
-    plan.attach(optimizer, total_steps=100, announce=lines.append)
+    with caplog.at_level(logging.INFO, "normwise"):
+        plan.attach(optimizer, total_steps=100)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     others = {n: p.clone() for n, p in model.named_parameters() if plan.verdicts[n] != "shrink"}
@@ -118,19 +121,24 @@ def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else()
     for unit in plan.units:  # at most reference/strength, the reference being rows of norm 1
         assert float(unit.norms().max()) < 2 * math.sqrt(11) / 3
     assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
-    assert "on 10 of 22 parameters" in lines[0]
-    assert any("whole tensors whose rows have about unit norm" in line for line in lines)
+    assert "learning rate of 10 scale-invariant parameters" in caplog.text
+    assert "whole tensors whose rows have about unit norm" in caplog.text
 
 
-def test_it_prints_what_it_chose_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_logs_what_it_chose_and_why_and_prints_nothing(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, plan = shared("resnet")
     optimizer = torch.optim.Adam(plan.param_groups(), lr=0.01)
     scheduler = CosineAnnealingLR(optimizer, 100)
-    decay = plan.attach(optimizer, scheduler=scheduler, total_steps=100)
-    text = capsys.readouterr().out
+    with caplog.at_level(logging.INFO, "normwise"):
+        decay = plan.attach(optimizer, scheduler=scheduler, total_steps=100)
+    assert capsys.readouterr() == ("", "")
+    text = caplog.text
     assert "Σlr = 0.505 over 100 steps of CosineAnnealingLR, simulated on a copy" in text
     assert '"rms", as the steps of Adam do not grow with the gradient' in text
     assert f"{decay.rule.settings()['coefficient']:.4g}" in text
+    assert vars(decay)["_notes"] == caplog.messages
     decay.remove()
 
 
@@ -138,22 +146,22 @@ def test_total_time_alone_takes_the_initial_rate() -> None:
     _, plan = shared("resnet")
     optimizer = torch.optim.AdamW(plan.param_groups(), lr=0.01)
     LambdaLR(optimizer, lambda step: step / 10)  # a warm-up from zero
-    decay = plan.attach(optimizer, total_time=1.0, announce=None)
+    decay = plan.attach(optimizer, total_time=1.0)
     assert decay.rule.settings()["coefficient"] == pytest.approx(3 / math.sqrt(0.01))
     decay.remove()
 
 
-def test_groups_with_different_rates_get_the_mean_and_it_says_so() -> None:
+def test_groups_with_different_rates_get_the_mean_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
     _, plan = shared("resnet")
     names = [t.name for t in plan.treatments if t.verdict == "shrink"]
     units = {n: u.params[0] for n, u in zip(names, plan.units, strict=True)}
     slow, fast = list(units.values())[:3], list(units.values())[3:]
     optimizer = torch.optim.SGD([{"params": slow, "lr": 0.01}, {"params": fast, "lr": 0.1}], lr=1.0)
-    lines: list[str] = []
-    decay = plan.attach(optimizer, total_steps=10, announce=lines.append)
+    with caplog.at_level(logging.INFO, "normwise"):
+        decay = plan.attach(optimizer, total_steps=10)
     share = sum(p.numel() for p in slow) / sum(p.numel() for p in units.values())
     assert decay.rule.settings()["coefficient"] == pytest.approx(3 / (10 * 0.01**share * 0.1 ** (1 - share)))
-    assert any("differ by a factor of 10" in line for line in lines)
+    assert "differ by a factor of 10" in caplog.text
     decay.remove()
 
 
@@ -161,13 +169,13 @@ def test_half_precision_is_compensated() -> None:
     model, _ = planned("resnet")
     model.to(torch.bfloat16)
     plan = shared("resnet")[1].apply_to(model)
-    decay = plan.attach(torch.optim.SGD(plan.param_groups(), lr=0.1), total_steps=10, announce=None)
+    decay = plan.attach(torch.optim.SGD(plan.param_groups(), lr=0.1), total_steps=10)
     assert decay.compensated
 
 
 def _attach(plan: nw.Plan, optimizer: Any = None, **options: Any) -> Any:
     optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1) if optimizer is None else optimizer
-    return plan.attach(optimizer, announce=None, **options)
+    return plan.attach(optimizer, **options)
 
 
 def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
@@ -192,8 +200,8 @@ def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
         _attach(plan, torch.optim.SGD(_all_but(model, "two.conv1.weight"), lr=0.1), total_steps=10)
     with pytest.raises(ValueError, match="sum to 0"):
         _attach(plan, torch.optim.SGD(plan.param_groups(), lr=0.0), total_steps=10)
-    with pytest.raises(ValueError, match="kind='adamw' is not known"):
-        _attach(plan, total_steps=10, kind="adamw")
+    with pytest.raises(ValueError, match="degree=3 is not allowed: give 2 for SGD"):
+        _attach(plan, total_steps=10, degree=3)
 
 
 def _all_but(model: nn.Module, name: str) -> list[nn.Parameter]:
@@ -227,7 +235,7 @@ class _Sign(Optimizer):
 def test_an_optimizer_that_cannot_be_measured_needs_a_word() -> None:
     _, plan = shared("resnet")
     optimizer = _Sign(plan.param_groups(), needed=3)
-    with pytest.raises(ValueError, match="say kind='sgd'"):
+    with pytest.raises(ValueError, match="give degree=2 if they grow"):
         _attach(plan, optimizer, total_steps=10)
-    decay = _attach(plan, optimizer, total_steps=10, kind="adam")
+    decay = _attach(plan, optimizer, total_steps=10, degree=1)
     assert decay.measure == "rms"

@@ -63,12 +63,12 @@ def test_grouping_by_name_of_a_layer_norm_transformer_is_clean_but_what_it_does_
     assert found(audit)["effective learning rate only"] == stream
     # gains are not decayed and what balances them alone is: the first matrix of each mlp, the head
     assert found(audit)["one side of a pair"] == {"mlp.0.0.weight", "mlp.1.0.weight", "head.weight"}
-    rows = {row.name: row for row in audit.rows}
+    by_name = {p.name: p for p in audit.parameters}
     angle = math.sqrt(2 * 1e-3 * 0.1 * (1 - 0.9) / (1 + 0.9))  # κ of AdamW
-    assert rows["emb.weight"].pulls[0].rotation == pytest.approx(angle)
-    assert rows["emb.weight"].pulls[0].settling == pytest.approx(1e4)
-    assert f"{math.degrees(angle):.2g}° a step" in rows["emb.weight"].effect
-    assert "balances" in rows["attn.0.v.weight"].effect
+    assert by_name["emb.weight"].pulls[0].rotation == pytest.approx(angle)
+    assert by_name["emb.weight"].pulls[0].settling == pytest.approx(1e4)
+    assert f"{math.degrees(angle):.2g}° a step" in by_name["emb.weight"].effect
+    assert "balances" in by_name["attn.0.v.weight"].effect
 
 
 def test_grouping_by_name_decays_batch_norms_that_are_not_called_norm() -> None:
@@ -101,11 +101,11 @@ def test_decay_on_everything_says_which_part_of_it_regularises() -> None:
     assert {n for n in plan.verdicts if "bn" in n} < kinds["decayed vectors"]
     assert "stem.bias" not in kinds["decayed vectors"]
     assert kinds["no effect"] == {"stem.bias"}
-    rows = {row.name: row for row in audit.rows}
+    by_name = {p.name: p for p in audit.parameters}
     angle = math.sqrt(2 * 0.1 * 5e-4 / (1 + 0.9))  # κ of coupled SGD
-    assert rows["stem.weight"].pulls[0].rotation == pytest.approx(angle)
-    assert rows["stem.weight"].pulls[0].coupling == "coupled"
-    assert rows["stem.weight"].pulls[0].settling == pytest.approx((1 - 0.9) / (0.1 * 5e-4))
+    assert by_name["stem.weight"].pulls[0].rotation == pytest.approx(angle)
+    assert by_name["stem.weight"].pulls[0].coupling == "coupled"
+    assert by_name["stem.weight"].pulls[0].settling == pytest.approx((1 - 0.9) / (0.1 * 5e-4))
 
 
 def test_the_plan_with_its_decay_leaves_nothing_serious() -> None:
@@ -115,13 +115,13 @@ def test_the_plan_with_its_decay_leaves_nothing_serious() -> None:
     optimizer = torch.optim.AdamW(plan.param_groups(0.1), lr=1e-3)
     before = nw.audit(model, optimizer, plan=plan)
     assert found(before)["falling learning rate"] == {n for n, v in plan.verdicts.items() if v == "shrink"}
-    plan.attach(optimizer, total_steps=100, announce=None)
+    plan.attach(optimizer, total_steps=100)
     audit = nw.audit(model, optimizer, batches)
     assert not any(finding.serious for finding in audit.findings)
-    row = next(row for row in audit.rows if row.name == "emb.weight")
-    assert row.decayed_by.startswith("AdaptiveWeightShrink ")
+    embedding = next(p for p in audit.parameters if p.name == "emb.weight")
+    assert embedding.decayed_by.startswith("AdaptiveWeightShrink ")
     assert set(found(audit)) == {"one side of a pair"}
-    assert row.pulls[0].rotation is None  # it depends on the gradient
+    assert embedding.pulls[0].rotation is None  # it depends on the gradient
 
 
 def test_missing_duplicate_strange_and_double() -> None:
@@ -150,14 +150,14 @@ def test_a_frozen_parameter_is_not_missing() -> None:
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     audit = nw.audit(model, optimizer)
     assert found(audit) == {"undecayed weights": {"1.weight"}}
-    assert audit.rows[0].decayed_by == "frozen"
+    assert audit.parameters[0].decayed_by == "frozen"
 
 
 def test_decay_through_the_gradient_of_adam_is_divided() -> None:
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
     audit = nw.audit(model, torch.optim.Adam(model.parameters(), weight_decay=0.1))
     assert found(audit) == {"divided decay": {"0.weight"}}
-    assert audit.rows[0].pulls[0].rotation is None
+    assert audit.parameters[0].pulls[0].rotation is None
 
 
 def test_what_cannot_be_measured_is_said_to_be_unknown() -> None:
@@ -177,7 +177,7 @@ def test_tables_group_layers_and_fit_their_width() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "attn.{0-1}.q.weight" in text.replace("\n", "")
     assert len(audit.table(grouped=False).splitlines()) > len(text.splitlines()) / 2
-    assert repr(audit).startswith(f"Audit({len(audit.rows)} parameters; ")
+    assert repr(audit).startswith(f"Audit({len(audit.parameters)} parameters; ")
 
 
 def test_wrong_arguments_are_named() -> None:

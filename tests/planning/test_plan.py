@@ -8,7 +8,7 @@ from torch import nn
 
 import normwise as nw
 from normwise.invariance import Evidence, parameter_of
-from normwise.planning.decide import parameter_aliases
+from normwise.planning.parameters import parameter_aliases
 from normwise.planning.plan import Plan
 from normwise.planning.storage import from_json
 
@@ -98,7 +98,7 @@ def test_the_readable_symmetries_span_the_space_that_was_derived(name: str) -> N
             if (owner := parameter_of(key)) != key and key not in parts.setdefault(owner, []):
                 parts[owner].append(key)
     names = [n for n, _ in model.named_parameters()]
-    assert_same_space(plan.symmetries, CASES[name].joint, names, parts)
+    assert_same_space([dict(s) for s in plan.symmetries], CASES[name].joint, names, parts)
 
 
 def test_a_packed_tensor_is_balanced_as_a_whole_and_its_parts_are_shown() -> None:
@@ -107,13 +107,13 @@ def test_a_packed_tensor_is_balanced_as_a_whole_and_its_parts_are_shown() -> Non
     assert (qkv.verdict, qkv.mask) == ("balance", None)
     assert set(qkv.against) == {"n1.0.weight", "n1.0.bias", "attn.0.o.weight", "attn.0.qkv.bias"}
     assert "pair with n1.0.weight and n1.0.bias" in qkv.reason
-    assert "its parts are in pairs" in qkv.reason
+    assert "its parts are in further pairs" in qkv.reason
     assert o.verdict == "balance"
     assert "attn.0.qkv.weight[16:24]" in o.reason
     assert set(o.against) == {"norm.weight", "norm.bias", "attn.0.qkv.weight", "attn.0.qkv.bias"}
     pair = {"attn.0.qkv.weight[0:8]": 1, "attn.0.qkv.weight[8:16]": -1, "attn.0.qkv.bias[0:8]": 1}
     assert pair in plan.symmetries
-    again = Plan(model, *from_json(plan.to_json()))
+    again = Plan(model, *from_json(plan.to_json(), model))
     assert again.symmetries == plan.symmetries
     assert again.treatments == plan.treatments
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import normwise as nw
 from normwise.planning.storage import from_json, to_json
-from normwise.planning.treatment import Treatment
+from normwise.planning.treatment import Cause, Treatment, Verdict
 
 
 @pytest.mark.parametrize("name", ["resnet", "qk_norm_packed", "prenorm_packed_tied", "unet"])
@@ -30,11 +30,33 @@ def test_a_saved_plan_is_the_same_on_another_copy(name: str, tmp_path: Path) -> 
     assert [u.describe() for u in loaded.units] == [u.describe() for u in plan.units]
 
 
+class _Model(nn.Module):
+    """Parameters of these shapes, called w, v, …."""
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, shape in zip("wvu", shapes, strict=False):
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+def _shrunk(mask: list[bool]) -> Treatment:
+    return Treatment("w", (len(mask), 3), Verdict.SHRINK, Cause.ALONE, dim=0, mask=tuple(mask))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12).filter(any))
 def test_masks_survive_json(mask: list[bool]) -> None:
-    treatment = Treatment("w", (len(mask), 3), "shrink", "why", dim=0, mask=tuple(mask))
-    assert from_json(to_json([treatment], [{"w": 1, "v": -2}])) == ([treatment], [{"w": 1, "v": -2}])
+    treatments = [_shrunk(mask), Treatment("v", (2,))]
+    model = _Model((len(mask), 3), (2,))
+    text = to_json(treatments, [{"w": 1, "v": -2}])
+    assert from_json(text, model) == (treatments, [{"w": 1, "v": -2}])
+
+
+def test_an_override_survives_json() -> None:
+    model, batches = made("qk_norm_packed")
+    plan = nw.plan(model, batches, overrides={"*.qkv.weight": "L2", "head.*": "shrink"})
+    assert any(t.overridden is not None and t.overridden.mask is not None for t in plan.treatments)
+    assert from_json(plan.to_json(), model) == (plan.treatments, plan.symmetries)
 
 
 class _Wrapped(nn.Module):
@@ -85,36 +107,71 @@ def test_ties_are_part_of_the_fit() -> None:
         other_plan.apply_to(tied)
 
 
-def _changed(**changes: Any) -> str:
-    whole = json.loads(to_json([Treatment("w", (2, 3), "shrink", "why", dim=0, mask=(True, False))], []))
-    for key, value in changes.items():
-        if key in whole:
-            whole[key] = value
-        else:
-            whole["parameters"][0][key] = value
+def _changed(*path: Any, to: Any = None, drop: bool = False) -> str:
+    """Return a valid plan for :class:`_Model` with one value replaced, or dropped."""
+    symmetry = {"w": 1, "v": -1}
+    pair = Treatment("v", (2,), Verdict.BALANCE, Cause.PAIR, symmetry=symmetry, against=("w",))
+    whole = json.loads(to_json([_shrunk([True, False]), pair], [symmetry]))
+    *parents, last = path
+    place = whole
+    for key in parents:
+        place = place[key]
+    if drop:
+        del place[last]
+    else:
+        place[last] = to
     return json.dumps(whole)
+
+
+_W, _V = ("parameters", 0), ("parameters", 1)
+
+
+def test_the_plan_that_is_changed_below_is_valid() -> None:
+    from_json(_changed("format", to=2), _Model((2, 3), (2,)))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
         ("[]", "no plan"),
-        (_changed(what="x"), "no plan"),
-        (_changed(format=9), "format 9"),
-        (_changed(parameters=3), "lacks its parameters"),
-        (_changed(symmetries=[3]), "a symmetry that is none"),
-        (_changed(parameters=[3]), "an entry that is none"),
-        (_changed(verdict="decay"), "an entry that is none"),
-        (_changed(dim=2), "an entry that is none"),
-        (_changed(mask=[[0, 9]]), "an entry that is none"),
-        (_changed(shape="x"), "an entry that is none"),
+        (_changed("what", to="x"), "no plan"),
+        (_changed("format", to=9), "format 9"),
+        (_changed("parameters", to=3), "lacks its parameters"),
+        (_changed("symmetries", 0, to=3), r"damaged entry \(a symmetry is"),
+        (_changed("symmetries", 0, "v", to=0), r"damaged entry \(a symmetry is"),
+        (_changed("symmetries", 0, "x", to=1), "unknown member 'x'"),
+        (_changed(*_W, to=3), "damaged entry"),
+        (_changed(*_W, "name", to="v"), "'v' has shape"),
+        (_changed(*_V, to=json.loads(_changed("format", to=2))["parameters"][0]), "'w' is in the plan twice"),
+        (_changed(*_W, "name", to=1), "name 1"),
+        (_changed(*_W, "role", to="rôle"), "role 'rôle'"),
+        (_changed(*_W, "verdict", to="decay"), "'decay' is not a valid Verdict"),
+        (_changed(*_W, "cause", drop=True), "no 'cause'"),
+        (_changed(*_W, "cause", to="overridden"), "overridden None"),
+        (_changed(*_W, "dim", to=2), "dim 2 of shape"),
+        (_changed(*_W, "dim", drop=True), "no 'dim'"),
+        (_changed(*_W, "dim", to=None), "2 units with dim None"),
+        (_changed(*_W, "dim", to=1), "2 units with dim 1"),
+        (_changed(*_W, "mask", to=[[0, 9]]), "mask"),
+        (_changed(*_W, "mask", to=[[1, 2], [0, 1]]), "mask"),
+        (_changed(*_W, "mask", to=[]), "empty mask"),
+        (_changed(*_W, "shape", to="x"), "shape 'x'"),
+        (_changed(*_W, "shape", to=[2.0, 3]), r"shape \[2.0, 3\]"),
+        (_changed(*_W, "shape", to=["2", 3]), r"shape \['2', 3\]"),
+        (_changed(*_W, "shape", to=[10**9, 10**9]), "has shape .* in the plan and"),
+        (_changed(*_W, "aliases", to="x"), "aliases 'x'"),
+        (_changed(*_V, "symmetry", drop=True), "lacks the parameter"),
+        (_changed(*_V, "symmetry", to={"w": 1}), "lacks the parameter"),
+        (_changed(*_V, "symmetry", "x", to=1), "unknown member 'x'"),
+        (_changed(*_V, "against", to=["x"]), "the unknown 'x'"),
     ],
 )
 def test_a_damaged_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        nw.Plan.load(tmp_path / "p.json", nn.Linear(3, 2))
+        nw.Plan.load(tmp_path / "p.json", _Model((2, 3), (2,)))
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from normwise.inspection import inputs, target
+from normwise.inspection import batches as batch_sources
+from normwise.inspection import models
 from normwise.planning.plan import Plan, plan
 
 __all__ = ["Inspection", "inspect"]
@@ -19,12 +20,12 @@ __all__ = ["Inspection", "inspect"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """A plan, and what it was made for.
+    """A plan and its model.
 
     Attributes:
-        title: What was named on the command line.
+        title: The model's name on the command line.
         plan: The plan.
-        seconds: How long finding it took.
+        seconds: The time that planning took.
     """
 
     title: str
@@ -32,11 +33,11 @@ class Inspection:
     seconds: float
 
     def to_json(self) -> str:
-        """Return the plan as JSON that ``Plan.load`` reads, with counts beside it."""
+        """Return the plan as JSON that ``Plan.load`` reads, with counts of parameters and values added."""
         whole = json.loads(self.plan.to_json())
         counts: dict[str, dict[str, int]] = {}
         for t in self.plan.treatments:
-            entry = counts.setdefault(t.verdict, {"parameters": 0, "values": 0})
+            entry = counts.setdefault(t.verdict.value, {"parameters": 0, "values": 0})
             entry["parameters"] += 1
             entry["values"] += t.numel
         whole |= {"model": self.title, "seconds": round(self.seconds, 1), "counts": counts}
@@ -57,13 +58,13 @@ def inspect(
     Args:
         factory: ``package.module:factory``; None with ``transformers``.
         shapes: Random inputs, as "8x3x32x32" or "4x16:int64".
-        batch: A safetensors file with one batch, instead.
-        batches: ``package.module:function`` that returns batches, instead.
-        transformers: A configuration of transformers, instead of a factory; it needs no inputs.
+        batch: Instead of ``shapes``: a safetensors file with one batch.
+        batches: Instead of ``shapes``: ``package.module:function``, which returns batches.
+        transformers: Instead of a factory: a configuration of transformers, which needs no inputs.
         overrides: As for :func:`normwise.plan`.
 
     Raises:
-        ValueError: Something that was given is not possible; one line says what.
+        ValueError: Something cannot be done; the message is one line and says what.
     """
     if (factory is None) == (transformers is None):
         raise ValueError("give either a factory as package.module:factory or --transformers CONFIG")
@@ -73,31 +74,31 @@ def inspect(
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are given: give one of them")
     if transformers is not None:
-        model, own = target.from_transformers(transformers)
+        model, default = models.from_transformers(transformers)
     else:
         assert factory is not None
-        model, own = target.made_by(factory), None
+        model, default = models.made_by(factory), None
     start = time.monotonic()
     try:
-        found = plan(model, _batches(model, shapes, batch, batches, own), overrides=overrides)
+        result = plan(model, _batches(model, shapes, batch, batches, default), overrides=overrides)
     except (TypeError, RuntimeError) as error:
         raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
-    return Inspection(factory or f"transformers {transformers}", found, time.monotonic() - start)
+    return Inspection(factory or f"transformers {transformers}", result, time.monotonic() - start)
 
 
 def _batches(
-    model: nn.Module, shapes: Sequence[str], batch: Path | None, batches: str | None, own: Any
+    model: nn.Module, shapes: Sequence[str], batch: Path | None, batches: str | None, default: Any
 ) -> Any:
     if shapes:
-        random = inputs.random_inputs(list(shapes), model)
-        if own is None:
+        random = batch_sources.random_inputs(list(shapes), model)
+        if default is None:
             return random
-        name = next(iter(own))  # the main input of a transformers model goes by name
-        return [{**own, name: drawn[0]} for drawn in random]
+        name = next(iter(default))  # the main input of a transformers model goes by name
+        return [{**default, name: drawn[0]} for drawn in random]
     if batch is not None:
-        return inputs.read_safetensors(batch)
+        return batch_sources.read_safetensors(batch)
     if batches is not None:
-        return inputs.returned_batches(batches)
-    if own is None:
+        return batch_sources.returned_batches(batches)
+    if default is None:
         raise ValueError("the model needs inputs: give --input SHAPE[:dtype], --batch FILE or --batches NAME")
-    return [own]
+    return [default]

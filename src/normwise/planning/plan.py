@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from normwise.decay.decay import Decay
+from normwise.decay.rule import checked
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
-from normwise.planning.decide import check_overrides, decide
-from normwise.planning.patterns import label, starred, together
-from normwise.planning.symmetries import Symmetry
-from normwise.planning.text import table
-from normwise.planning.treatment import BALANCE, NONE, PLAIN_L2, SHRINK, Treatment
+from normwise.planning.attach import attach
+from normwise.planning.budget import budgets_of
+from normwise.planning.decisions import check_overrides, decide
+from normwise.planning.tables import by_pattern, label, starred, table
+from normwise.planning.treatment import Symmetry, Treatment, Verdict
 from normwise.units import Unit
-
-if TYPE_CHECKING:
-    from normwise.decay.decay import Decay
-    from normwise.planning.schedule import Scheduler
 
 __all__ = ["Plan", "plan"]
 
@@ -41,21 +40,21 @@ def plan(
 ) -> Plan:
     """Say for every parameter what decay to give it, and why.
 
-    - ``"shrink"``: scale-invariant, alone or jointly with others. Decay only sets its effective learning
-      rate, so it gets a rule (``plan.attach``), unit by unit: a row, a column or the whole tensor. The
-      members of a joint group are taken one by one, each as a whole tensor (docs/planning.md says why).
-    - ``"balance"``: in a symmetry that scales some weights up and others down, so that ‖w_a‖² − ‖w_b‖² is
-      conserved by gradient flow. Decay balances the two sides and regularises their product.
+    - ``"shrink"``: scale-invariant, alone or jointly with others. Decay only sets the effective learning
+      rate, so ``plan.attach`` gives the parameter a rule, unit by unit: a row, a column or the whole tensor.
+      Each member of a joint group is a whole-tensor unit of its own (docs/planning.md says why).
+    - ``"balance"``: in a symmetry that scales some weights up and others down, so that gradient flow
+      conserves ‖w_a‖² − ‖w_b‖². Decay balances the two sides and regularises their product.
     - ``"L2"``: in no symmetry. Plain L2 regularises.
-    - ``"none"``: gains, biases and other vectors; what has no effect; what is undetermined.
+    - ``"none"``: gains, biases and other vectors; parameters without effect; undetermined parameters.
 
     Args:
-        model: Any module with a trainable parameter; it is left as it was.
+        model: Any module with a trainable parameter; it is not changed.
         batches: As for :func:`normwise.find_invariances`.
         forward: As for :func:`normwise.find_invariances`.
         overrides: {name pattern: verdict}, with ``*``, ``?`` and ``[abc]`` as in file names; the last pattern
-            that matches a name decides. "shrink" takes the whole tensor where no unit was found.
-        invariances: Those of this model, if they were found already; then ``batches`` is not needed.
+            that matches a name decides. "shrink" takes the whole tensor where no unit is known.
+        invariances: The model's invariances, if they are known; then ``batches`` is not needed.
         tolerance: As for :func:`normwise.find_invariances`.
         progress: Whether to show a bar on a terminal after two seconds.
 
@@ -68,10 +67,10 @@ def plan(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
-        >>> found = plan(net, [torch.randn(16, 3, 4, 4)])
-        >>> found.verdicts["0.weight"], found.verdicts["0.bias"], found.verdicts["3.weight"]
+        >>> result = plan(net, [torch.randn(16, 3, 4, 4)])
+        >>> result.verdicts["0.weight"], result.verdicts["0.bias"], result.verdicts["3.weight"]
         ('shrink', 'none', 'balance')
-        >>> found.units
+        >>> result.units
         [Unit((8, 3, 3, 3), dim=0)]
     """
     check_overrides(overrides)
@@ -86,52 +85,58 @@ def plan(
 
 
 class Plan:
-    """What :func:`plan` returns: a treatment for every parameter of a model.
+    """The result of :func:`plan`: a treatment for every parameter of a model.
 
     Attributes:
         treatments: One :class:`~normwise.planning.treatment.Treatment` for each parameter, in the order of
             the model; shared (tied) parameters once.
         symmetries: The joint rescaling symmetries as {name: exponent}, jointly scale-invariant groups first;
-            a part of a packed parameter is written as in :class:`normwise.invariance.Invariances`.
+            a part of a packed parameter is written as in :class:`normwise.Invariances`.
     """
 
-    def __init__(self, model: nn.Module, treatments: list[Treatment], symmetries: list[Symmetry]) -> None:
+    def __init__(
+        self, model: nn.Module, treatments: Sequence[Treatment], symmetries: Sequence[Symmetry]
+    ) -> None:
         self.treatments = list(treatments)
         self.symmetries = list(symmetries)
-        self._bound = storage.bind(self.treatments, model)
+        self._named = storage.bind(self.treatments, model)
 
     @property
     def verdicts(self) -> dict[str, str]:
         """{parameter name: verdict}."""
-        return {t.name: t.verdict for t in self.treatments}
+        return {t.name: t.verdict.value for t in self.treatments}
 
     @property
     def units(self) -> list[Unit]:
         """The units of all parameters with the verdict "shrink", for :class:`normwise.Decay`."""
-        return [Unit(self._bound[t.name][1], t.dim, t.mask) for t in self.treatments if t.verdict == SHRINK]
+        return [
+            Unit(self._named[t.name][1], t.dim, t.mask)
+            for t in self.treatments
+            if t.verdict == Verdict.SHRINK
+        ]
 
     def param_groups(
         self, weight_decay: float = 0.0, *, shrink_weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
         """Return groups for an optimizer: every parameter once, with its name, decayed at most once.
 
-        - "shrink": weight_decay ``shrink_weight_decay``, 0 unless you attach no rule.
-        - "balance" and "L2": ``weight_decay``. On the scale it has in the optimizer: coupled in SGD and
+        - "shrink": weight_decay ``shrink_weight_decay``; leave it at 0 if you attach a rule.
+        - "balance" and "L2": ``weight_decay``, on the scale that it has in the optimizer: coupled in SGD and
           Adam, decoupled in AdamW.
         - "none": 0.
 
-        Groups without a parameter are left out. The weight_decay of each group is given, so that the default
-        of an optimizer (0.01 in AdamW) acts on none.
+        Groups without a parameter are left out. Every group names its weight_decay, so the default of the
+        optimizer (0.01 in AdamW) acts on no group.
 
         Args:
             weight_decay: Zero or positive.
             shrink_weight_decay: Zero or positive: the optimizer's own decay of scale-invariant weights, for
-                those who do without ``attach``. It cannot tell rows apart, so a parameter of which only some
-                are invariant is left out of it.
+                use without ``attach``. It cannot tell rows apart, so it is 0 for parameters of which only
+                some rows or columns are invariant.
 
         Raises:
-            TypeError: It is not a number.
-            ValueError: It is negative or not finite.
+            TypeError: An argument is not a number.
+            ValueError: An argument is negative or not finite.
 
         Example:
             >>> import torch
@@ -141,17 +146,15 @@ class Plan:
             [('shrink', 0.0, ['0.weight']), ('none', 0.0, ['1.weight', '1.bias'])]
             >>> optimizer = torch.optim.AdamW(groups)
         """
-        from normwise.decay.rule import checked
-
         decayed = checked("weight_decay", weight_decay)
         shrunk = checked("shrink_weight_decay", shrink_weight_decay)
-        decays = {SHRINK: shrunk, BALANCE: decayed, PLAIN_L2: decayed, NONE: 0.0, _IN_PART: 0.0}
+        decays = {"shrink": shrunk, "balance": decayed, "L2": decayed, "none": 0.0, _IN_PART: 0.0}
         groups: dict[str, dict[str, Any]] = {
             name: {"name": name, "weight_decay": decay, "params": []} for name, decay in decays.items()
         }
         for t in self.treatments:
-            name = _IN_PART if shrunk and t.mask is not None else t.verdict
-            groups[name]["params"].append(self._bound[t.name])
+            name = _IN_PART if shrunk and t.mask is not None else t.verdict.value
+            groups[name]["params"].append(self._named[t.name])
         return [group for group in groups.values() if group["params"]]
 
     def attach(
@@ -159,32 +162,32 @@ class Plan:
         optimizer: Optimizer,
         total_time: float | None = None,
         *,
-        scheduler: Scheduler | None = None,
+        scheduler: LRScheduler | None = None,
         total_steps: int | None = None,
         scheduler_interval: int = 1,
-        kind: str | None = None,
+        degree: int | None = None,
         strength: float = 3.0,
-        announce: Callable[[str], None] | None = print,
     ) -> Decay:
-        """Decay the units by Adaptive Weight Shrink, with nothing to tune; say what was chosen, and why.
+        """Decay the units by Adaptive Weight Shrink, with nothing to tune.
 
-        λ is that of ``AdaptiveWeightShrink.for_budget``: for optimizers whose step grows with the gradient
-        (SGD), on norms, with the norm of units whose rows have norm 1 as reference; for those whose step does
-        not (Adam, Lion, Muon, …), on RMS values, with √Σlr² as reference (design: λ = 3/(Σlr·√Σlr²)).
-        Which of the two an optimizer is, is measured on a copy with a matrix of its own.
+        λ is that of ``AdaptiveWeightShrink.for_budget``. For optimizers whose step grows with the gradient
+        (SGD), the rule acts on norms, and the reference is the norm of a unit whose rows have norm 1. For
+        others (Adam, Lion, Muon, …) it acts on RMS values, and the reference is √Σlr². A second optimizer of
+        the same class measures which of the two it is. The choice and the reasons go to the logger "normwise"
+        at level INFO, and ``decay.explain()`` repeats them.
 
         Args:
             optimizer: It must hold the parameters of the units, in groups without weight_decay, as
                 ``param_groups`` makes them.
             total_time: Σ lr over all steps to come. Σ lr² is then that of a constant rate (the present or
-                initial one): give a schedule where it matters, under Adam.
-            scheduler: The learning-rate schedule, instead. It is simulated on a copy; neither it nor the
-                optimizer is touched.
-            total_steps: How many steps are to come; without a ``scheduler``, at the present rate.
-            scheduler_interval: How many optimizer steps there are to one ``scheduler.step()``.
-            kind: "sgd" or "adam", for an optimizer that cannot be measured.
+                initial one): under Adam, give a schedule where that differs.
+            scheduler: The learning-rate schedule, instead. A copy is simulated; neither the scheduler nor the
+                optimizer changes.
+            total_steps: The number of steps to come; without a ``scheduler``, at the present rate.
+            scheduler_interval: The number of optimizer steps per ``scheduler.step()``.
+            degree: 2 for an optimizer whose step grows with the gradient, 1 for others; only for an optimizer
+                that cannot be measured.
             strength: See ``for_budget``.
-            announce: Called with each line of what was chosen; None for silence.
 
         Returns:
             The :class:`normwise.Decay`, at work from now on; ``optimizer`` keeps it alive.
@@ -197,68 +200,60 @@ class Plan:
         Example:
             >>> import torch
             >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm1d(4))
-            >>> found = plan(net, [torch.randn(8, 3)])
-            >>> optimizer = torch.optim.SGD(found.param_groups(), lr=0.1)
-            >>> decay = found.attach(optimizer, total_steps=600, announce=None)
+            >>> result = plan(net, [torch.randn(8, 3)])
+            >>> optimizer = torch.optim.SGD(result.param_groups(), lr=0.1)
+            >>> decay = result.attach(optimizer, total_steps=600)
             >>> decay.rule
             AdaptiveWeightShrink(coefficient=0.05)
         """
-        from normwise.planning.attach import attach  # the one place that knows units and decay
-
-        return attach(
-            self.treatments,
-            {name: parameter for name, (_, parameter) in self._bound.items()},
-            optimizer,
-            total_time=total_time,
-            scheduler=scheduler,
-            total_steps=total_steps,
-            scheduler_interval=scheduler_interval,
-            kind=kind,
-            strength=strength,
-            announce=announce,
-        )
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        weights = [(t, self._named[t.name][1]) for t in self.treatments if t.verdict == Verdict.SHRINK]
+        budgets, source = budgets_of(optimizer, total_time, scheduler, total_steps, scheduler_interval)
+        return attach(weights, optimizer, budgets, source, degree, strength)
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
         """Return a table: parameter, verdict, rule, reason.
 
         Args:
-            grouped: Whether to take layers of one pattern and verdict together, as in ``h.{0-11}.fc.weight``.
+            grouped: Whether layers of one pattern and verdict share a line, as ``h.{0-11}.fc.weight``.
             width: The longest line, in characters.
         """
-        if not grouped:
-            rows = [[_names(t), t.verdict, t.rule, t.reason] for t in self.treatments]
-            return table(_HEADER, rows, width, narrow={0: width // 3, 2: 16})
-        rows = []
-        for members in self.grouped():
-            first = members[0]
-            one = len(members) == 1
-            name = _names(first) if one else f"{label([t.name for t in members])} ×{len(members)}"
-            rows.append([name, first.verdict, first.rule, first.reason if one else starred(first.reason)])
-        return table(_HEADER, rows, width, narrow={0: width // 3, 2: 16})
+        lines = []
+        for members in self.grouped() if grouped else [[t] for t in self.treatments]:
+            first, reason = members[0], members[0].reason
+            name = " = ".join((first.name, *first.aliases))
+            if len(members) > 1:
+                name, reason = f"{label([t.name for t in members])} ×{len(members)}", starred(reason)
+            lines.append([name, first.verdict, first.rule, reason])
+        return table(_HEADER, lines, width, narrow={0: width // 3, 2: 16})
 
     def grouped(self) -> list[list[Treatment]]:
-        """Return the treatments with layers of one pattern, treated alike for like reasons, together."""
-        return together((t.name, (t.verdict, t.rule, t.role, starred(t.reason)), t) for t in self.treatments)
+        """Return the treatments, layers of one pattern together where they are treated alike and why."""
+        return by_pattern(
+            (t.name, (t.verdict, t.rule, t.role, starred(t.reason)), t) for t in self.treatments
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """Return the plan as JSON text: names, shapes, verdicts, reasons, symmetries; no values."""
+        """Return the plan as JSON: names, shapes, verdicts, reasons and symmetries, but no weights."""
         return storage.to_json(self.treatments, self.symmetries)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Plan:
         """Read a plan that :meth:`save` wrote, for ``model``.
 
-        The model may be another copy, wrapped (DDP, FSDP, torch.compile) or sharded: parameters are found by
-        name, and their names, shapes and ties must be those of the plan.
+        The model may be another copy, wrapped (DDP, FSDP, torch.compile) or sharded. Parameters are matched
+        by name, and their names, shapes and ties must equal those of the plan.
 
         Raises:
+            TypeError: ``model`` is not a module.
             ValueError: The file is no plan, or does not fit the model; the message names the difference.
         """
-        treatments, symmetries = storage.from_json(storage.read(path))
+        treatments, symmetries = storage.from_json(storage.read(path), model)
         return cls(model, treatments, symmetries)
 
     def apply_to(self, model: nn.Module) -> Plan:
@@ -269,9 +264,5 @@ class Plan:
         return self.explain(grouped=True)
 
     def __repr__(self) -> str:
-        counts = Counter(t.verdict for t in self.treatments)
+        counts = Counter(t.verdict.value for t in self.treatments)
         return f"Plan({', '.join(f'{verdict}: {count}' for verdict, count in counts.items())})"
-
-
-def _names(treatment: Treatment) -> str:
-    return " = ".join((treatment.name, *treatment.aliases))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.inspection.target import called, load
+from normwise.inspection.models import called, load
 
 __all__ = ["random_inputs", "read_safetensors", "returned_batches"]
 
@@ -31,8 +31,8 @@ def random_inputs(specifications: list[str], model: nn.Module, batches: int = 2)
 
     Args:
         specifications: As "8x3x32x32" or "4,16:int64". The first number is the size of the batch.
-        model: Whole numbers are drawn below the size of its smallest embedding, or are 0 and 1.
-        batches: How many to return.
+        model: Integers are drawn below the size of the model's smallest embedding, or are 0 and 1.
+        batches: The number of batches.
 
     Raises:
         ValueError: A shape or dtype is not one.
@@ -46,7 +46,7 @@ def random_inputs(specifications: list[str], model: nn.Module, batches: int = 2)
     sizes = [m.num_embeddings for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
     below = min(sizes, default=2)
     generator = torch.Generator().manual_seed(0)
-    found = []
+    drawn = []
     for _ in range(batches):
         batch = []
         for shape, dtype in wanted:
@@ -54,8 +54,8 @@ def random_inputs(specifications: list[str], model: nn.Module, batches: int = 2)
                 batch.append(torch.randn(shape, generator=generator).to(dtype))
             else:
                 batch.append(torch.randint(0, below, shape, generator=generator).to(dtype))
-        found.append(tuple(batch))
-    return found
+        drawn.append(tuple(batch))
+    return drawn
 
 
 def _parsed(text: str) -> tuple[tuple[int, ...], torch.dtype]:

@@ -23,7 +23,7 @@ _HEADS = (
 
 
 def load(target: str) -> Any:
-    """Return what ``package.module:name`` names; modules in the working directory are found too.
+    """Return the object that ``package.module:name`` names; the working directory is searched too.
 
     Raises:
         ValueError: It cannot be imported, or there is no such name.
@@ -34,14 +34,14 @@ def load(target: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
         for part in name.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except AttributeError as error:
         raise ValueError(f"{target}: {_line(error)}; give a name that the module has") from error
     except (Exception, SystemExit) as error:
         raise ValueError(f"{module_name!r} cannot be imported: {_line(error)}") from error
-    return found
+    return value
 
 
 def made_by(target: str) -> nn.Module:

@@ -1,11 +1,11 @@
-"""A readable choice among the symmetries that were found.
+"""A readable basis of a model's joint symmetries.
 
 The jointly scale-invariant groups of a network are not unique. In a transformer the residual stream scales
-with its writers (the output projections), and as v against the output projection is a symmetry too, v could
-stand in place of the projection. Decaying both would pull twice on one product. So each group is reduced to
-the one with the most weights (a writer and not the gain of its layer scale), of these the one with the fewest
-members (no further bias), of these one without parts of packed parameters, of these the latest in the model
-(a writer and not what it reads).
+with the layers that write to it (the output projections). The value projection against the output projection
+is a symmetry too, so the former could replace the latter in the group. Decaying both would pull twice on one
+product. So each group is reduced to the best of its equivalents: the one with the most weights (a layer that
+writes, rather than the gain of its layer scale), then with the fewest members (no further bias), then without
+parts of packed parameters, then the latest in the model (a layer that writes, rather than one that it reads).
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from normwise.invariance import Invariances, expand_parts, merge_parts, parameter_of
+from normwise.planning.treatment import Symmetry, is_group
 
-__all__ = ["Symmetry", "is_group", "readable_symmetries"]
+__all__ = ["readable_symmetries"]
 
-Symmetry = dict[str, int]
-
-
-def is_group(symmetry: Symmetry) -> bool:
-    """Return whether all exponents are positive: its members are scale-invariant jointly."""
-    return all(exponent > 0 for exponent in symmetry.values())
+Cost = tuple[int, int, int, int]
 
 
 def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> list[Symmetry]:
-    """Return a basis of the joint symmetries: groups first, as the module says, then the others.
+    """Return a basis of the joint symmetries: groups first, reduced as the module says, then the others.
 
     Args:
-        inv: What was found.
+        inv: The invariances.
         is_weight: Whether the parameter of this name is a weight (no gain, bias or other vector).
     """
     place: dict[str, int] = {}
@@ -40,7 +36,7 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
     joint = [expand_parts(s, inv.parts) for s in inv.joint]
     mixed = [s for s in joint if not is_group(s)]
 
-    def cost(symmetry: Symmetry) -> tuple[int, int, int, int]:
+    def cost(symmetry: Symmetry) -> Cost:
         written = merge_parts(symmetry, inv.parts)
         weights = sum(is_weight(parameter_of(key)) for key in written)
         in_part = sum(parameter_of(key) != key for key in written)
@@ -53,21 +49,20 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
 
 
 def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
-    """Return it in the order of the model, its first member with a positive exponent."""
+    """Return the symmetry in the order of the model, with a positive exponent for the first member."""
     members = sorted(symmetry, key=lambda key: place[key])
     sign = 1 if symmetry[members[0]] > 0 else -1
     return {key: sign * symmetry[key] for key in members}
 
 
-def _reduced(group: Symmetry, mixed: Sequence[Symmetry], cost: Callable[[Symmetry], object]) -> Symmetry:
-    """Return the cheapest group that adding and subtracting symmetries, one at a time, leads to."""
-    best: tuple[object, Symmetry] | None = (cost(group), group)
-    while best is not None:
-        price, group = best
-        options = [_sum(group, s, sign) for s in mixed for sign in (1, -1)]
-        better = [(cost(s), s) for s in options if s and is_group(s) and cost(s) < price]  # type: ignore[operator]
-        best = min(better, key=lambda option: option[0], default=None)  # type: ignore[arg-type,return-value]
-    return group
+def _reduced(group: Symmetry, mixed: Sequence[Symmetry], cost: Callable[[Symmetry], Cost]) -> Symmetry:
+    """Return the cheapest group that is reached by adding or subtracting one symmetry at a time."""
+    while True:
+        sums = [_sum(group, s, sign) for s in mixed for sign in (1, -1)]
+        best = min((s for s in sums if s and is_group(s)), key=cost, default=group)
+        if cost(best) >= cost(group):
+            return group
+        group = best
 
 
 def _sum(a: Symmetry, b: Symmetry, sign: int) -> Symmetry:
@@ -76,7 +71,7 @@ def _sum(a: Symmetry, b: Symmetry, sign: int) -> Symmetry:
 
 
 def _independent(symmetries: list[Symmetry], place: dict[str, int]) -> list[Symmetry]:
-    """Return those that are not a combination of the ones before them, in their order."""
+    """Return the symmetries that are no linear combination of those before them."""
     chosen: list[Symmetry] = []
     rows = np.zeros((0, len(place)))
     for symmetry in symmetries:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from normwise.inspection.inspect import Inspection
-from normwise.inspection.terminal import amount
-from normwise.inspection.view import MEANINGS, Layer, layers, lines, links, symmetry_lines
+from normwise.inspection.summary import (
+    MEANINGS,
+    Layer,
+    amount,
+    layers,
+    links,
+    parameter_lines,
+    symmetry_lines,
+)
 from normwise.planning.plan import Plan
-from normwise.planning.treatment import VERDICTS
+from normwise.planning.treatment import Verdict
 
 __all__ = ["write_page"]
 
@@ -17,11 +25,11 @@ _LETTER, _ROW, _LANE, _LONGEST = 7.3, 30, 16, 30  # pixels, and letters of a lab
 
 
 def write_page(inspection: Inspection, path: Path) -> Path:
-    """Write the page; return its path.
+    """Write the page, and return its path.
 
     Args:
-        inspection: What was found.
-        path: Of the page; it is written over.
+        inspection: The plan to show.
+        path: The file; it is overwritten.
 
     Raises:
         ValueError: jinja2 is not installed, or the file cannot be written.
@@ -41,7 +49,7 @@ def write_page(inspection: Inspection, path: Path) -> Path:
             seconds=inspection.seconds,
             tiles=list(_tiles(plan, total)),
             drawing=_drawing(plan),
-            lines=lines(plan),
+            lines=parameter_lines(plan),
             symmetries=symmetry_lines(plan),
         )
     )
@@ -52,39 +60,25 @@ def write_page(inspection: Inspection, path: Path) -> Path:
     return path
 
 
-def _tiles(plan: Plan, total: int) -> Any:
-    for verdict in VERDICTS:
-        mine = [t for t in plan.treatments if t.verdict == verdict]
-        if mine:
-            share = sum(t.numel for t in mine) / max(1, total)
-            yield {
-                "verdict": verdict,
-                "count": len(mine),
-                "share": f"{share:.0%}",
-                "meaning": MEANINGS[verdict],
-            }
+def _tiles(plan: Plan, total: int) -> Iterator[dict[str, Any]]:
+    for verdict in Verdict:
+        treatments = [t for t in plan.treatments if t.verdict == verdict]
+        if treatments:
+            share = f"{sum(t.numel for t in treatments) / max(1, total):.0%}"
+            meaning = MEANINGS[verdict]
+            yield {"verdict": verdict, "count": len(treatments), "share": share, "meaning": meaning}
 
 
 def _drawing(plan: Plan) -> dict[str, Any]:
     """Return where everything is drawn: layers downwards, then a lane for each symmetry to the right."""
-    stack = layers(plan)
+    stack, drawn = layers(plan), links(plan)
     labels = [_label(layer) for layer in stack]
     start = 18 + _LETTER * max(map(len, labels), default=0)
-    rows, card = [], 0.0
-    for k, (layer, label) in enumerate(zip(stack, labels, strict=True)):
-        chips, x = [], start
-        for line in layer.lines:
-            leaf = line.label.split(" = ")[0].rpartition(".")[2]
-            width = 16 + _LETTER * len(leaf)
-            title = f"{line.label} {line.times} ({line.shape}): {line.first.verdict}, {line.reason}"
-            chips.append(
-                {"x": x, "width": width, "text": leaf, "title": title, "verdict": line.first.verdict}
-            )
-            x += width + 5
-        card = max(card, x + 3)
-        full = f"{layer.label} {layer.times}".rstrip()
-        rows.append({"y": _y(k), "label": label, "full": full, "chips": chips})
-    found = links(plan)
+    rows: list[dict[str, Any]] = [
+        {"y": _y(k), "label": label, "full": layer.title, "chips": _chips(layer, start)}
+        for k, (layer, label) in enumerate(zip(stack, labels, strict=True))
+    ]
+    card = 8 + max((chip["x"] + chip["width"] for row in rows for chip in row["chips"]), default=0.0)
     lanes = [
         {
             "x": card + 14 + _LANE * link.lane,
@@ -94,17 +88,28 @@ def _drawing(plan: Plan) -> dict[str, Any]:
             "title": f"{link.line.words}{f' (×{link.line.count})' if link.line.count > 1 else ''}",
             "dots": [{"y": _y(k), "sign": sign} for k, sign in sorted(link.dots.items())],
         }
-        for link in found
+        for link in drawn
     ]
-    width = card + 20 + _LANE * max((link.lane + 1 for link in found), default=0)
     return {
         "rows": rows,
         "lanes": lanes,
         "card": round(card, 1),
-        "width": round(width),
+        "width": round(card + 20 + _LANE * max((link.lane + 1 for link in drawn), default=0)),
         "height": _y(len(stack)) - 6,
-        "left_out": len(symmetry_lines(plan)) - len(found),
+        "left_out": len(symmetry_lines(plan)) - len(drawn),
     }
+
+
+def _chips(layer: Layer, x: float) -> list[dict[str, Any]]:
+    """Return a layer's parameters as labels side by side, from ``x`` on."""
+    chips = []
+    for line in layer.lines:
+        leaf = line.label.split(" = ")[0].rpartition(".")[2]
+        width = 16 + _LETTER * len(leaf)
+        title = f"{line.label} {line.times} ({line.shape}): {line.first.verdict}, {line.explain()}"
+        chips.append({"x": x, "width": width, "text": leaf, "title": title, "verdict": line.first.verdict})
+        x += width + 5
+    return chips
 
 
 def _y(row: int) -> int:
@@ -112,5 +117,5 @@ def _y(row: int) -> int:
 
 
 def _label(layer: Layer) -> str:
-    whole = f"{layer.label} {layer.times}".rstrip()
-    return whole if len(whole) <= _LONGEST else f"…{whole[1 - _LONGEST :]}"
+    title = layer.title
+    return title if len(title) <= _LONGEST else f"…{title[1 - _LONGEST :]}"

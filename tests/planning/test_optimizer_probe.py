@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import optim
 
-from normwise.planning.twin import decay_coupling, step_grows_with_gradient
+from normwise.planning.optimizer_probe import decay_coupling, step_grows_with_gradient
 
 # optimizer, its settings, whether its steps grow with the gradient, how it decays
 KINDS: list[tuple[Any, dict[str, Any], bool | None, str | None]] = [

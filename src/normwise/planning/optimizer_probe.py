@@ -1,6 +1,7 @@
-"""What kind of optimizer this is: measured on one of its own kind, with a small matrix for parameters.
+"""How an optimizer steps and decays, measured on a second one of the same class and settings.
 
-Names do not tell (AdamW is Adam with a flag, other libraries have their own), one constructed anew does.
+The class alone does not tell: AdamW is Adam with a flag, and other libraries have optimizers of their own.
+The second optimizer, the probe, trains one small matrix with a constant gradient.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ def step_grows_with_gradient(optimizer: Optimizer, group: int = 0) -> bool | Non
     """Return whether a gradient 1000 times as large makes larger steps: True for SGD, False for Adam.
 
     Args:
-        optimizer: Left alone.
-        group: The index of the param_group whose settings are meant.
+        optimizer: The optimizer; it is not changed.
+        group: The index of the param_group whose settings are used.
 
     Returns:
-        None if it cannot be measured: the optimizer cannot be constructed from its settings, or its steps
-        grow in some other way.
+        None if it cannot be measured: the optimizer cannot be constructed from the group's settings, or the
+        steps grow in some other way.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
@@ -50,7 +51,11 @@ def step_grows_with_gradient(optimizer: Optimizer, group: int = 0) -> bool | Non
 def decay_coupling(optimizer: Optimizer, group: int = 0) -> str | None:
     """Return how ``weight_decay`` acts: "decoupled" (w ← (1 − lr·λ)·w), "coupled" (added to the gradient).
 
-    For SGD without momentum the two are the same, and it is called "decoupled".
+    For SGD without momentum the two are the same, and the result is "decoupled".
+
+    Args:
+        optimizer: The optimizer; it is not changed.
+        group: The index of the param_group whose settings are used.
 
     Returns:
         None if it is neither, or cannot be measured.
@@ -79,7 +84,7 @@ def _start() -> Tensor:
 
 
 def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float) -> list[Tensor] | None:
-    """Return how a twin of the optimizer moves a matrix in a few steps with a constant gradient."""
+    """Return the path of a matrix that a second optimizer steps with a constant gradient."""
     settings: dict[str, Any] = {
         **{k: v for k, v in optimizer.param_groups[group].items() if k not in ("params", "param_names")},
         **_PLAIN,
@@ -95,12 +100,12 @@ def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float
         weight = torch.nn.Parameter(_start())
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            twin = type(optimizer)([weight], **kept)
+            probe = type(optimizer)([weight], **kept)
             path = [_start()]
             for _ in range(_STEPS):
                 weight.grad = gradient * torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4).sin()
-                twin.step()
+                probe.step()
                 path.append(weight.detach().clone())
-    except Exception:  # an optimizer of any make: whatever it raises, it cannot be measured
+    except Exception:  # any class, any error: it cannot be measured
         return None
     return path

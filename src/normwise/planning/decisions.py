@@ -1,0 +1,129 @@
+"""From invariances to treatments: the verdict on each parameter."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from normwise.invariance import Invariances, parameter_of
+from normwise.planning.parameters import parameter_aliases, role_of
+from normwise.planning.symmetry_basis import readable_symmetries
+from normwise.planning.treatment import Cause, Symmetry, Treatment, Verdict, is_group, keys_of
+
+__all__ = ["check_overrides", "decide"]
+
+
+def decide(
+    model: nn.Module, inv: Invariances, overrides: Mapping[str, str] | None
+) -> tuple[list[Treatment], list[Symmetry]]:
+    """Return a treatment for every parameter, and the joint symmetries in a readable basis.
+
+    Args:
+        model: The model that ``inv`` belongs to.
+        inv: The model's invariances.
+        overrides: {pattern: verdict}; the last pattern that matches a name decides.
+    """
+    parameters = dict(model.named_parameters())
+    if list(parameters) != inv.names:
+        stray = sorted(set(parameters) ^ set(inv.names))
+        raise ValueError(
+            "invariances are those of another model (different parameters: "
+            f"{', '.join(stray[:3]) or 'the order'}): find them for this one"
+        )
+    aliases = parameter_aliases(model)
+    roles = {name: role_of(model, name, parameter) for name, parameter in parameters.items()}
+    symmetries = readable_symmetries(inv, lambda name: roles[name] == "weight")
+    treatments = []
+    for name, parameter in parameters.items():
+        blank = Treatment(name, tuple(parameter.shape), role=roles[name], aliases=aliases[name])
+        marked = getattr(parameter, "_no_weight_decay", False)
+        treatments.append(replace(blank, cause=Cause.MARKED) if marked else _decided(blank, inv, symmetries))
+    return _overridden(treatments, inv, overrides or {}), symmetries
+
+
+def _decided(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> Treatment:
+    name = blank.name
+    if name in inv.no_effect:
+        return replace(blank, cause=Cause.NO_EFFECT)
+    if name in inv.undetermined:
+        return replace(blank, cause=Cause.UNDETERMINED, note=inv.undetermined[name])
+    containing = [s for s in symmetries if keys_of(name, s)]  # the parameter or a part of it
+    groups = [s for s in containing if is_group(s)]
+    whole_groups = [s for s in groups if name in s]
+    if blank.role != "weight":
+        if name in inv.scale_invariant:
+            return replace(blank, cause=Cause.SIGNS_ONLY)
+        return replace(blank, cause=Cause.NOT_A_WEIGHT, symmetry=next(iter(whole_groups), {}))
+    if name in inv.scale_invariant:
+        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, dim=inv.scale_invariant[name])
+    if name in inv.partial:
+        dim, mask = inv.partial[name]
+        rest = min((s for s in containing if name in s), key=len, default={})
+        shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, symmetry=rest)
+        return replace(shrunk, dim=dim, mask=tuple(mask.tolist()))
+    if whole_groups:
+        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.JOINT, symmetry=whole_groups[0])
+    if pairs := [s for s in containing if not is_group(s)]:
+        return _balanced(blank, pairs)
+    if groups:  # a rule would pull on the rest of the tensor too
+        return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.JOINT, symmetry=groups[0])
+    return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.NO_SYMMETRY)
+
+
+def _balanced(blank: Treatment, pairs: list[Symmetry]) -> Treatment:
+    name = blank.name
+    simplest = min(pairs, key=lambda s: (name not in s, len(s)))
+    opposite = [
+        parameter_of(key)
+        for s in pairs
+        for mine in keys_of(name, s)
+        for key, exponent in s.items()
+        if exponent * s[mine] < 0
+    ]
+    return replace(
+        blank,
+        verdict=Verdict.BALANCE,
+        cause=Cause.PAIR,
+        symmetry=simplest,
+        against=tuple(other for other in dict.fromkeys(opposite) if other != name),
+        parts_paired=name in simplest and not all(name in s for s in pairs),
+    )
+
+
+def check_overrides(overrides: Mapping[str, str] | None) -> None:
+    """Raise an error that names the first override that is not a pattern with a verdict."""
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f"overrides must be a mapping of name pattern to verdict, not {overrides!r}")
+    for pattern, verdict in (overrides or {}).items():
+        if verdict not in list(Verdict):
+            allowed = ", ".join(repr(known.value) for known in Verdict)
+            raise ValueError(f"overrides[{pattern!r}]={verdict!r} is not a verdict: choose from {allowed}")
+
+
+def _overridden(
+    treatments: list[Treatment], inv: Invariances, overrides: Mapping[str, str]
+) -> list[Treatment]:
+    for pattern in overrides:
+        if not any(_matches(t, pattern) for t in treatments):
+            raise ValueError(
+                f"overrides: {pattern!r} matches no parameter: the first are "
+                f"{', '.join(t.name for t in treatments[:3])} (patterns as for file names: *, ?, [abc])"
+            )
+    return [_override(treatment, inv, overrides) for treatment in treatments]
+
+
+def _matches(treatment: Treatment, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (treatment.name, *treatment.aliases))
+
+
+def _override(before: Treatment, inv: Invariances, overrides: Mapping[str, str]) -> Treatment:
+    matching = [pattern for pattern in overrides if _matches(before, pattern)]
+    if not matching or overrides[matching[-1]] == before.verdict:
+        return before
+    verdict = Verdict(overrides[matching[-1]])
+    dim = inv.scale_invariant.get(before.name) if verdict == Verdict.SHRINK else None
+    changed = replace(before, verdict=verdict, cause=Cause.OVERRIDDEN, dim=dim, mask=None)
+    return replace(changed, note=matching[-1], overridden=before)
