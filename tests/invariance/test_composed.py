@@ -130,7 +130,7 @@ def test_groups_agree_with_a_linear_program() -> None:
     import numpy as np
     from scipy.optimize import linprog
 
-    from normwise.invariance.groups import jointly_invariant_groups
+    from normwise.invariance.symmetries import jointly_invariant_groups
 
     rng = np.random.default_rng(0)
     for _ in range(30):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.invariance.narrow import CHUNK
 from normwise.invariance.probe import Probe
+from normwise.invariance.stand_ins import CHUNK
 
 
 class Everything(nn.Module):
@@ -51,7 +51,7 @@ def test_outputs_and_gradients_are_those_of_a_float64_copy() -> None:
 
     with probe:
         probe.move_to(0)
-        probe.reads.receive = receive
+        probe.narrow.on_gradient = receive
         stored = {n: p.dtype for n, p in zip(probe.names, probe.parameters, strict=True)}
         # a list holds an LSTM's weights, which no read can be seen of
         assert {n for n, d in stored.items() if d == torch.float64} == {n for n in stored if "lstm" in n}

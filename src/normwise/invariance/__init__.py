@@ -1,4 +1,7 @@
-"""Which weights of a network are scale-invariant, alone and jointly: everything public is imported here."""
+"""Which weights of a network are scale-invariant, alone and jointly.
+
+The public names stand here; the modules of this package are private.
+"""
 
 from normwise.invariance.find import find_invariances
 from normwise.invariance.parts import expand_parts, merge_parts, parameter_of

@@ -1,104 +1,114 @@
-"""All joint rescaling symmetries: gather rows until the rank stands still, solve, confirm."""
+"""All joint rescaling symmetries: add backward passes until the rank stops growing, solve, confirm."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normwise.invariance.confirm import Judge
-from normwise.invariance.elasticity import Array, Row, gather
-from normwise.invariance.groups import jointly_invariant_groups
 from normwise.invariance.parts import Part, merge_parts
 from normwise.invariance.probe import Probe
-from normwise.invariance.progress import Progress
+from normwise.invariance.rescale_check import RescaleCheck
 from normwise.invariance.result import Invariances
-from normwise.invariance.symmetries import Integers, integer_basis, null_space, numerical_rank
-from normwise.invariance.thresholds import Thresholds
+from normwise.invariance.scale_gradients import Array, ScaleGradients, scale_gradients
+from normwise.invariance.symmetries import (
+    Integers,
+    integer_basis,
+    jointly_invariant_groups,
+    null_space,
+    numerical_rank,
+)
+from normwise.invariance.verdicts import Thresholds
 
 __all__ = ["find_joint"]
 
-_STILL = 8  # rows without a new rank
-_AT_ONCE = 8  # cotangents that share a forward pass
-_FIRST_SEED = 16  # the verdicts use lower ones
+_WITHOUT_GROWTH = 8  # backward passes without a higher rank, after which the rank is final
+_COTANGENTS = 8  # backward passes that share a forward pass
+_FIRST_SEED = 16  # the verdicts use lower seeds
 
 
 @dataclass(frozen=True)
 class _Column:
-    """What is rescaled with one exponent: a parameter, or a part of it."""
+    """A parameter, or a part of one, that is rescaled with one exponent."""
 
     index: int
     part: Part | None = None
 
-    def of(self, row: Row) -> float:
-        """Return its elasticity."""
+    def sum_of(self, row: ScaleGradients) -> float:
+        """Return Σwg in one backward pass."""
         if self.part is None:
-            return float(row.elasticity[self.index])
-        sums = row.units.get((self.index, self.part.dim))
-        return 0.0 if sums is None else float(self._folded(sums.scale).sum())
+            return float(row.sums[self.index])
+        units = row.units.get((self.index, self.part.dim))
+        return 0.0 if units is None else float(self._of_part(units.scale).sum())
 
-    def speaks(self, rows: Sequence[Row], at: Thresholds) -> bool:
+    def has_own_scale(self, rows: Sequence[ScaleGradients], thresholds: Thresholds) -> bool:
         """Return whether a part has an effect and is not invariant alone."""
         assert self.part is not None
         units = [sums for row in rows if (sums := row.units.get((self.index, self.part.dim))) is not None]
         total = sum(float(sums.scale_squares.sum()) for sums in units)
-        own = sum(float(self._folded(sums.scale_squares).sum()) for sums in units)
-        return own > at.silent**2 * total and sum(self.of(row) ** 2 for row in rows) > at.invariant**2 * own
+        of_part = sum(float(self._of_part(sums.scale_squares).sum()) for sums in units)
+        has_effect = of_part > thresholds.silent**2 * total
+        return has_effect and sum(self.sum_of(row) ** 2 for row in rows) > thresholds.invariant**2 * of_part
 
     def tensor(self, probe: Probe) -> Tensor:
         """Return the stand-in, or the view of its part."""
         whole = probe.parameters[self.index]
         return whole if self.part is None else self.part.of(whole.detach())
 
-    def _folded(self, sums: Array) -> Array:
+    def key(self, names: Sequence[str]) -> str:
+        """Return the key of a symmetry that refers to this column."""
+        name = names[self.index]
+        return name if self.part is None else self.part.key(name)
+
+    def _of_part(self, sums: Array) -> Array:
         assert self.part is not None
         return sums.reshape(-1, self.part.period)[:, self.part.start : self.part.stop]
 
 
 def find_joint(
     probe: Probe,
-    rows: list[Row],
-    splits: list[list[Part]],
+    rows: list[ScaleGradients],
+    divided: list[list[Part]],
     result: Invariances,
-    at: Thresholds,
-    judge: Judge,
-    bar: Progress,
+    thresholds: Thresholds,
+    check: RescaleCheck,
+    report: Callable[[str, int, int], None],
 ) -> None:
-    """Enter the joint symmetries of the parameters that have an effect and are not invariant alone.
+    """Record the joint symmetries of the parameters that have an effect and are not invariant alone.
 
     Args:
         probe: The probe.
-        rows: The rows of the verdicts, with the sums over units of the parameters in ``splits``.
-        splits: Parameters that may divide into parts.
-        result: Has the verdicts; receives the symmetries.
-        at: The thresholds.
-        judge: Confirms by rescaling.
-        bar: Shows the progress.
+        rows: The backward passes of the verdicts, with the sums over units of the parameters in ``divided``.
+        divided: Parameters that may divide into parts.
+        result: Contains the verdicts; receives the symmetries.
+        thresholds: The thresholds.
+        check: Confirms by rescaling.
+        report: Receives the progress: (stage, passes done, passes expected).
     """
-    taken = [
+    members = [
         k for k, name in enumerate(probe.names) if name in result.not_invariant or name in result.partial
     ]
-    if not taken:
+    if not members:
         return
-    columns = _columns(taken, splits, rows, at)
-    # The gradients of the others are not needed: for convolutions that is half of the backward pass.
-    others = [p for k, p in enumerate(probe.parameters) if k not in set(taken)]
+    columns = _columns(members, divided, rows, thresholds)
+    # Without the gradients of all other weights, a convolution saves half of its backward pass.
+    others = [p for k, p in enumerate(probe.parameters) if k not in set(members)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        matrix = _gather_until_still(probe, rows, columns, taken, at, bar)
+        matrix = _matrix_of_full_rank(probe, rows, columns, members, thresholds, report)
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-    result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, at.null)
-    parts = np.array([column.part is not None for column in columns])
-    null = null_space(matrix, at.null)
-    basis = integer_basis(matrix, null, at.null, parts)
+    result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, thresholds.null)
+    is_part = np.array([column.part is not None for column in columns])
+    null = null_space(matrix, thresholds.null)
+    basis = integer_basis(matrix, null, thresholds.null, is_part)
     result.unnamed_joint = null.shape[1] - len(basis)
     if result.unnamed_joint:
         warnings.warn(
@@ -107,85 +117,90 @@ def find_joint(
             "weights, as in the first layers of a deep network whose gradients vanish",
             stacklevel=4,
         )
-    confirmed, rejected = _confirmed(probe, basis, columns, judge, at)
-    result.parts = _parts(confirmed, columns, probe)
-    for kind, found in (
+    confirmed, rejected = _confirmed(probe, basis, columns, check, thresholds)
+    result.parts = _divided_parts(confirmed, columns, probe.names)
+    for symmetries, exponent_vectors in (
         (result.joint, confirmed),
         (result.unconfirmed_joint, rejected),
         (result.groups, jointly_invariant_groups(confirmed)),
     ):
-        kind += [_named(exponents, columns, result.parts, probe) for exponents in found]
+        symmetries += [_by_name(e, columns, result.parts, probe.names) for e in exponent_vectors]
 
 
 def _columns(
-    taken: Sequence[int], splits: list[list[Part]], rows: Sequence[Row], at: Thresholds
+    members: Sequence[int],
+    divided: list[list[Part]],
+    rows: Sequence[ScaleGradients],
+    thresholds: Thresholds,
 ) -> list[_Column]:
-    """Return a column for each parameter or part; none for parts without effect or invariant alone."""
-    parts = {own[0].index: own for own in splits}
+    """Return a column for each parameter or part, except for parts without effect or invariant alone."""
+    parts_of = {parts[0].index: parts for parts in divided}
     columns = []
-    for k in taken:
-        speaking = [c for part in parts.get(k, ()) if (c := _Column(k, part)).speaks(rows, at)]
-        columns += speaking if len(speaking) > 1 else [_Column(k)]
+    for k in members:
+        parts = [c for part in parts_of.get(k, ()) if (c := _Column(k, part)).has_own_scale(rows, thresholds)]
+        columns += parts if len(parts) > 1 else [_Column(k)]
     return columns
 
 
-def _gather_until_still(
+def _matrix_of_full_rank(
     probe: Probe,
-    rows: Sequence[Row],
+    rows: Sequence[ScaleGradients],
     columns: Sequence[_Column],
-    taken: Sequence[int],
-    at: Thresholds,
-    bar: Progress,
+    members: Sequence[int],
+    thresholds: Thresholds,
+    report: Callable[[str, int, int], None],
 ) -> Array:
-    """Return rows × columns, with rows added until the rank has not grown for eight of them."""
-    matrix = np.array([[column.of(row) for column in columns] for row in rows])
-    detailed = {column.index for column in columns if column.part is not None}
+    """Return Σwg, passes × columns, with passes added until the last eight did not increase the rank."""
+    matrix = np.array([[column.sum_of(row) for column in columns] for row in rows])
+    per_unit = {column.index for column in columns if column.part is not None}
     seed = _FIRST_SEED
     while True:
-        earlier = matrix[:-_STILL] if len(matrix) > _STILL else matrix[:0]
-        rank = numerical_rank(matrix, at.null)
-        if len(earlier) and numerical_rank(earlier, at.null) == rank:
+        earlier = matrix[:-_WITHOUT_GROWTH]
+        rank = numerical_rank(matrix, thresholds.null)
+        if len(earlier) and numerical_rank(earlier, thresholds.null) == rank:
             return matrix
-        found = gather(probe, seed, _AT_ONCE, detailed, moved=taken)
-        fresh = np.array([[column.of(row) for column in columns] for row in found])
-        matrix = np.concatenate([matrix, fresh])
-        bar.update("joint symmetries", len(matrix), len(columns) + _STILL)
+        new_rows = scale_gradients(probe, seed, _COTANGENTS, per_unit, moved=members)
+        matrix = np.concatenate(
+            [matrix, np.array([[column.sum_of(row) for column in columns] for row in new_rows])]
+        )
+        report("joint symmetries", len(matrix), len(columns) + _WITHOUT_GROWTH)
         seed += 1
 
 
-def _key(column: _Column, probe: Probe) -> str:
-    name = probe.names[column.index]
-    return name if column.part is None else column.part.key(name)
-
-
-def _parts(basis: list[Integers], columns: Sequence[_Column], probe: Probe) -> dict[str, list[str]]:
-    """Return {parameter: its parts} of those whose parts have different exponents in some symmetry."""
-    found: dict[str, list[str]] = {}
-    for k in {column.index for column in columns if column.part is not None}:
+def _divided_parts(
+    basis: list[Integers], columns: Sequence[_Column], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return {parameter: its parts} if the parts have different exponents in some symmetry."""
+    divided: dict[str, list[str]] = {}
+    for k in sorted({column.index for column in columns if column.part is not None}):
         places = [i for i, column in enumerate(columns) if column.index == k]
         if any(len({int(e[i]) for i in places}) > 1 for e in basis):
-            found[probe.names[k]] = [_key(columns[i], probe) for i in places]
-    return {name: found[name] for name in probe.names if name in found}
+            divided[names[k]] = [columns[i].key(names) for i in places]
+    return divided
 
 
-def _named(
-    exponents: Integers, columns: Sequence[_Column], parts: dict[str, list[str]], probe: Probe
+def _by_name(
+    exponents: Integers, columns: Sequence[_Column], parts: dict[str, list[str]], names: Sequence[str]
 ) -> dict[str, int]:
     named: dict[str, int] = {}
     for column, e in zip(columns, exponents, strict=True):
         if e:
-            name = probe.names[column.index]
-            named[_key(column, probe) if name in parts else name] = int(e)
+            name = names[column.index]
+            named[column.key(names) if name in parts else name] = int(e)
     return merge_parts(named, parts)
 
 
 def _confirmed(
-    probe: Probe, basis: list[Integers], columns: Sequence[_Column], judge: Judge, at: Thresholds
+    probe: Probe,
+    basis: list[Integers],
+    columns: Sequence[_Column],
+    check: RescaleCheck,
+    thresholds: Thresholds,
 ) -> tuple[list[Integers], list[Integers]]:
     """Return the symmetries that rescaling confirms, and the others."""
 
     def rescale(exponents: Integers, generator: torch.Generator, sign: float) -> None:
-        # Far enough, both ways, to leave the part of a ReLU6 or a clamp that happens to be linear here;
+        # Far enough, both ways, to leave the range in which a ReLU6 or a clamp happens to be linear here;
         # by powers of two, which are exact in any precision.
         largest = int(np.abs(exponents).max())
         size = sign * (int(torch.randint(1, 4, (), generator=generator)) if largest == 1 else 1)
@@ -196,8 +211,12 @@ def _confirmed(
     def touched(exponents: Integers) -> list[int]:
         return [column.index for column, e in zip(columns, exponents, strict=True) if e]
 
-    up = judge.offenders(basis, functools.partial(rescale, sign=1.0), touched, at.unchanged)
-    failed = up | judge.offenders(basis, functools.partial(rescale, sign=-1.0), touched, at.unchanged)
-    return [e for i, e in enumerate(basis) if i not in failed], [
-        e for i, e in enumerate(basis) if i in failed
-    ]
+    failed = {
+        position
+        for sign in (1.0, -1.0)
+        for position in check.failures(
+            basis, functools.partial(rescale, sign=sign), touched, thresholds.unchanged
+        )
+    }
+    confirmed = [e for i, e in enumerate(basis) if i not in failed]
+    return confirmed, [e for i, e in enumerate(basis) if i in failed]

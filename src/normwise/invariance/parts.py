@@ -1,16 +1,37 @@
-"""Parts of a packed parameter (q, k and v of one projection): which units, and what they are called."""
+"""Parts of packed parameters (q, k and v in one projection): how to name them, and how to detect them.
+
+A symmetry is a sum of scale gradients that vanishes in every backward pass. The cumulative sums C of the
+units of one parameter (plus those of its bias) reveal two kinds of symmetries between parts of a tensor:
+
+- Two adjacent ranges against each other, as queries against keys: 2·C(b) = C(c). If heads are interleaved
+  (q₁k₁v₁ q₂k₂v₂ …), the equation holds in every period.
+- A range against another parameter, as values against the output projection, or the linear half of a gated
+  unit against the layer that reads it: C(b) − C(a) = ±e.
+
+Both equations are between vectors with one entry per backward pass, so eight passes exclude coincidences.
+These divisions are proposals: the null space of all passes, and rescaling, decide.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Part", "expand_parts", "merge_parts", "parameter_of"]
+from normwise.invariance.scale_gradients import Array, ScaleGradients
+from normwise.invariance.verdicts import Thresholds
+
+__all__ = ["Part", "expand_parts", "merge_parts", "parameter_of", "propose_parts"]
 
 _KEY = re.compile(r"(?P<name>.+?)(\.unflatten\(\d+, \(-1, \d+\)\))?\[(:, )*\d+:\d+\]")
+_RESOLVED = 100.0  # a sum must be this many tolerances large for its equality to be evidence
+_NEIGHBOURS = 4  # how many values on a sorted line are compared, on each side
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -19,11 +40,11 @@ class Part:
 
     Attributes:
         index: The number of the parameter.
-        dim: The dimension that counts the units: 0 rows, 1 columns.
-        start: See above.
-        stop: See above.
-        period: See above; ``size`` where the part is one range.
-        size: How many units there are in all.
+        dim: The dimension that counts the units: 0 for rows, 1 for columns.
+        start: The first unit within a period.
+        stop: The unit after the last within a period.
+        period: The length of a period; equal to ``size`` if the part is a single range.
+        size: The number of units of the whole parameter.
     """
 
     index: int
@@ -42,7 +63,7 @@ class Part:
         return part
 
     def key(self, name: str) -> str:
-        """Return the part as an expression of torch.
+        """Return the part of the parameter ``name`` as a torch expression.
 
         Example:
             >>> Part(0, 1, 0, 768, 2304, 2304).key("h.0.attn.c_attn.weight")
@@ -57,7 +78,7 @@ class Part:
 
 
 def parameter_of(key: str) -> str:
-    """Return the name of the parameter that a key of a symmetry is, or is a part of.
+    """Return the name of the parameter that a key of a symmetry refers to, as a whole or in part.
 
     Example:
         >>> parameter_of("h.0.attn.c_attn.weight[:, 0:768]"), parameter_of("fc.weight")
@@ -65,16 +86,16 @@ def parameter_of(key: str) -> str:
         >>> parameter_of("query_key_value.bias.unflatten(0, (-1, 24))[:, 8:16]")
         'query_key_value.bias'
     """
-    found = _KEY.fullmatch(key)
-    return found["name"] if found else key
+    match = _KEY.fullmatch(key)
+    return match["name"] if match else key
 
 
 def expand_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return a symmetry with every split parameter written as its parts.
+    """Return a symmetry with every divided parameter written as its parts.
 
     Args:
         symmetry: {parameter or part: exponent}.
-        parts: {parameter: its parts}.
+        parts: {parameter: its parts}, as in ``Invariances.parts``.
 
     Example:
         >>> expand_parts({"w": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
@@ -84,7 +105,11 @@ def expand_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]
 
 
 def merge_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return a symmetry in which a parameter whose parts all have one exponent is written as one.
+    """Return a symmetry with a parameter written as a whole if all its parts have one exponent.
+
+    Args:
+        symmetry: {parameter or part: exponent}.
+        parts: {parameter: its parts}, as in ``Invariances.parts``.
 
     Example:
         >>> merge_parts({"w[0:2]": -1, "w[2:4]": -1, "b": 1}, {"w": ["w[0:2]", "w[2:4]"]})
@@ -94,8 +119,162 @@ def merge_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]])
     """
     whole = {
         part: name
-        for name, own in parts.items()
-        for part in own
-        if own[0] in symmetry and all(symmetry.get(other) == symmetry[own[0]] for other in own)
+        for name, keys in parts.items()
+        for part in keys
+        if keys[0] in symmetry and all(symmetry.get(key) == symmetry[keys[0]] for key in keys)
     }
     return {whole.get(key, key): e for key, e in symmetry.items()}
+
+
+def propose_parts(
+    gradients: Sequence[ScaleGradients],
+    names: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    candidates: Sequence[int],
+    thresholds: Thresholds,
+) -> list[list[Part]]:
+    """Return the parameters that may divide into parts, each as its parts in order.
+
+    Args:
+        gradients: The backward passes of the verdicts, with the sums over units.
+        names: The name of each parameter.
+        shapes: The shape of each parameter.
+        candidates: The parameters that have an effect and are not invariant, not even partly.
+        thresholds: The thresholds.
+    """
+    gradients = [row for row in gradients if row.reached[candidates].all()]
+    if not candidates or len(gradients) < 4:  # random draws left out too much for a comparison
+        return []
+    balances = _Balances(gradients, names, candidates)
+    divided: list[list[Part]] = []
+    done: set[int] = set()
+    for k in candidates:
+        if len(shapes[k]) < 2 or k in done:
+            continue
+        for dim in (0, 1):
+            size = shapes[k][dim]
+            module = names[k].rpartition(".")[0]
+            biases = [
+                j
+                for j in candidates
+                if names[j].rpartition(".")[0] == module and tuple(shapes[j]) == (size,) and j not in done
+            ]
+            sums = _CumulativeSums(gradients, [(k, dim), *((j, 0) for j in biases)], thresholds)
+            ends, period = _division(sums, balances.without([k, *biases]))
+            if len(ends) > 2:
+                for j, d in [(k, dim), *((j, 0) for j in biases)]:
+                    divided.append([Part(j, d, a, b, period, size) for a, b in itertools.pairwise(ends)])
+                    done.add(j)
+                break
+    return divided
+
+
+def _division(sums: _CumulativeSums, balances: tuple[Array, Array]) -> tuple[list[int], int]:
+    """Return the ends of the parts within a period, and the period."""
+    size = sums.size
+    ends, period = {0, size}, size
+    pair = sums.equal_neighbours()
+    if pair is not None:
+        period = sums.period(*pair)
+        ends = {0, *pair, period}
+    if period == size:
+        ends |= set(sums.balanced_ends(sorted(ends), *balances))
+    return sorted(ends), period
+
+
+class _Balances:
+    """The sums that may balance a range of units: those of a parameter, or of a weight with its bias."""
+
+    def __init__(
+        self, gradients: Sequence[ScaleGradients], names: Sequence[str], candidates: Sequence[int]
+    ) -> None:
+        sums, squares = np.stack([r.sums for r in gradients]), np.stack([r.squares for r in gradients])
+        modules: dict[str, list[int]] = {}
+        for k in candidates:
+            modules.setdefault(names[k].rpartition(".")[0], []).append(k)
+        self._members = [[k] for k in candidates] + [pair for pair in modules.values() if len(pair) == 2]
+        self._sums = np.stack([sums[:, members].sum(1) for members in self._members])
+        self._squares = np.array([squares[:, members].sum() for members in self._members])
+
+    def without(self, indices: Sequence[int]) -> tuple[Array, Array]:
+        """Return Σwg (balances × passes) and Σ(wg)² of those that do not contain these parameters."""
+        kept = [not set(members) & set(indices) for members in self._members]
+        return self._sums[kept], self._squares[kept]
+
+
+class _CumulativeSums:
+    """Cumulative sums over the units of one dimension of a weight, plus those of its bias."""
+
+    def __init__(
+        self,
+        gradients: Sequence[ScaleGradients],
+        members: Sequence[tuple[int, int]],
+        thresholds: Thresholds,
+    ) -> None:
+        scale = sum(np.stack([row.units[m].scale for row in gradients]) for m in members)
+        squares = sum(np.stack([row.units[m].scale_squares for row in gradients]).sum(0) for m in members)
+        assert isinstance(scale, np.ndarray)
+        assert isinstance(squares, np.ndarray)
+        self.size = int(scale.shape[1])
+        self._sums: Array = np.concatenate([np.zeros((1, len(gradients))), np.cumsum(scale.T, axis=0)])
+        self._squares: Array = np.concatenate([[0.0], np.cumsum(squares)])
+        self._thresholds = thresholds
+        self._direction = np.random.default_rng(0).normal(size=len(gradients))
+        self._line = self._sums @ self._direction
+        self._order = np.argsort(self._line, kind="stable")
+
+    def equal_neighbours(self) -> tuple[int, int] | None:
+        """Return the first (b, c) such that the units before b balance those from b to c."""
+        whole = np.arange(2, self.size + 1)
+        hits: list[tuple[int, int]] = []
+        for b in self._nearest(self._line[whole] / 2):
+            gap = np.linalg.norm(2 * self._sums[b] - self._sums[whole], axis=1)
+            tolerance = self._thresholds.invariant * np.sqrt(self._squares[whole])
+            good = (b > 0) & (b < whole) & (gap <= tolerance)
+            for end, middle in zip(whole[good].tolist(), b[good].tolist(), strict=True):
+                if self._is_nonzero(0, middle) and self._is_nonzero(middle, end):
+                    hits.append((end, middle))
+        return (min(hits)[1], min(hits)[0]) if hits else None
+
+    def period(self, b: int, c: int) -> int:
+        """Return the smallest period in which the units before b balance those from b to c."""
+        for period in range(c, self.size):
+            if self.size % period:
+                continue
+            first = np.arange(0, self.size, period)
+            gap = np.linalg.norm(
+                2 * self._sums[first + b] - self._sums[first] - self._sums[first + c], axis=1
+            )
+            squares = self._squares[first + c] - self._squares[first]
+            if (gap <= self._thresholds.invariant * np.sqrt(squares)).all():
+                return period
+        return self.size
+
+    def balanced_ends(self, anchors: Sequence[int], sums: Array, squares: Array) -> Iterator[int]:
+        """Yield places b such that one of ``sums`` balances the units between b and an anchor."""
+        for a in anchors:
+            for sign in (1, -1):
+                targets = self._sums[a] + sign * sums
+                for b in self._nearest(targets @ self._direction):
+                    gap = np.linalg.norm(self._sums[b] - targets, axis=1)
+                    of_range = np.abs(self._squares[b] - self._squares[a])
+                    tolerance = self._thresholds.invariant * np.sqrt(of_range + squares)
+                    # a balance of much larger terms equals any small sum to within its rounding error
+                    seen = np.linalg.norm(self._sums[b] - self._sums[a], axis=1) > _RESOLVED * tolerance
+                    for place in np.unique(b[(gap <= tolerance) & seen]).tolist():
+                        low, high = min(a, place), max(a, place)
+                        rest = self._squares[-1] - (self._squares[high] - self._squares[low])
+                        rest_matters = rest > self._thresholds.nonzero**2 * self._squares[-1]
+                        if place not in anchors and rest_matters and self._is_nonzero(low, high):
+                            yield place
+
+    def _is_nonzero(self, low: int, high: int) -> bool:
+        """Return whether the sum over these units is nonzero."""
+        size = np.linalg.norm(self._sums[high] - self._sums[low])
+        return bool(size > self._thresholds.nonzero * np.sqrt(self._squares[high] - self._squares[low]))
+
+    def _nearest(self, values: Array) -> Iterator[Places]:
+        """Yield places whose cumulative sum, on the line, is nearest to each value."""
+        at = np.searchsorted(self._line[self._order], values)
+        for offset in range(-_NEIGHBOURS, _NEIGHBOURS):
+            yield self._order[np.clip(at + offset, 0, self.size)]

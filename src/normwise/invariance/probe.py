@@ -1,28 +1,29 @@
-"""The generic-point probe: run a model at random values near its own, and leave it as it was."""
+"""The probe: runs a model at random values near those of its parameters, and leaves the model unchanged."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from normwise.invariance.interception import Interception
-from normwise.invariance.narrow import CHUNK
-from normwise.invariance.swap import Swap, eager, preserved_random_state
-from normwise.invariance.trees import Forward, describe, differentiable_outputs, map_tensors
+from normwise.invariance.inputs_outputs import Forward, describe, differentiable_outputs, map_tensors
+from normwise.invariance.stand_ins import CHUNK, StandIns
+from normwise.invariance.torch_overrides import TorchOverrides
 
-__all__ = ["NonFiniteOutputsError", "Probe", "generic_values"]
+__all__ = ["JITTER", "NonFiniteOutputsError", "Probe", "check_model", "preserved_random_state"]
 
-# How far the values move: weights by up to this part of their size and of their tensor's RMS.
+# Weights move by up to this fraction of their size, plus this fraction of their tensor's RMS.
 JITTER = 0.3
-# Constants below this (zero biases, zero gains, layer scales) are replaced by values of order one half.
+# Tensors of one constant below this (zero biases, zero gains, layer scales) get values of order one half.
 SMALL_CONSTANT = 0.05
 
 
@@ -30,70 +31,24 @@ class NonFiniteOutputsError(ValueError):
     """The outputs at the probed point contain NaN, or nothing finite."""
 
 
-def generic_values(out: Tensor, own: Tensor, generator: torch.Generator, jitter: float = JITTER) -> None:
-    """Write into ``out`` random values near ``own``, with its signs, at which nothing is special.
-
-    Each value moves away from zero by up to ``jitter`` × (its size + the tensor's RMS); zeros take random
-    signs. A tensor of one constant below 0.05 in size (as initialised: zero biases, layer scales) gets
-    values of 0.25 to 0.75, divided by √fan_in where it is a matrix, so that its branch is not negligible.
-
-    Args:
-        out: Where to write, contiguous, any floating-point type.
-        own: The model's values, of the same shape.
-        generator: On the device of ``own``.
-        jitter: The fraction; 0 keeps all values but small constants.
-    """
-    if not own.numel():
-        return
-    low, high = own.aminmax()
-    size = abs(float(low))
-    if bool(low == high) and size < SMALL_CONSTANT and jitter > 0:
-        fan_in = own[0].numel() if own.ndim > 1 else 1
-        base, spread = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
-    else:
-        wide = torch.float64 if own.device.type != "mps" else None
-        norms = [float(torch.linalg.vector_norm(part, dtype=wide)) for part in _pieces(own)]
-        norm = math.sqrt(sum(n * n for n in norms))
-        base, spread = 0.0, jitter * norm / own.numel() ** 0.5
-    for target, source in zip(_pieces(out), _pieces(own), strict=True):
-        values = source.to(out.dtype)
-        noise = torch.rand(values.shape, generator=generator, device=own.device, dtype=torch.float32).to(
-            out.dtype
-        )
-        signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
-        moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
-        target.copy_(moved.add(signs * (base + spread * noise)))
-
-
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Return a few values at a time: views where ``tensor`` is contiguous, else copies."""
-    pieces: Sequence[Tensor] = tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
-    return pieces
-
-
-def _remixed(noise: Tensor) -> Tensor:
-    """Return uniform numbers that look independent of the uniform ``noise`` (its low digits)."""
-    return torch.remainder(noise * 4096.0, 1.0)
-
-
 class Probe:
-    """A model at generic points: everything it owns is swapped for stand-ins until the context ends.
+    """A model at generic points. Stand-ins replace its parameters and buffers until the context ends.
 
     Args:
         model: The model.
-        batches: Its batches.
+        batches: The batches.
         forward: A function (model, batch) → outputs.
-        dtype: The floating-point type that the probe computes in.
+        dtype: The floating-point type of the computation.
         jitter: See :func:`generic_values`.
-        eps_factor: What "shrunk eps" means: every eps times this.
+        eps_factor: The factor by which every eps is shrunk.
         narrow: Whether weights may be stored in float32 and widened at each read.
 
     Attributes:
         names: The name of each parameter.
-        parameters: The stand-ins, which may be changed freely.
-        reads: Those of them that are stored narrow, whose gradients go to ``reads.receive``.
-        originals: The model's own, never changed.
-        whole: Whether layers and branches that are dropped at random are all kept.
+        originals: The model's parameters, which never change.
+        parameters: Their stand-ins, which the caller may change freely.
+        narrow: The stand-ins that are stored narrow; their gradients go to ``narrow.on_gradient``.
+        keep_branches: Whether layers and branches that the model drops at random are all kept.
     """
 
     def __init__(
@@ -108,95 +63,95 @@ class Probe:
         narrow: bool = True,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
-        self._swap = Swap(model, dtype, narrow=narrow)
+        self._stand_ins = StandIns(model, dtype, narrow=narrow)
         self._stack = contextlib.ExitStack()
-        self.names, self.parameters = self._swap.names, self._swap.parameters
-        self.originals, self.reads = self._swap.originals, self._swap.reads
+        self.names, self.parameters = self._stand_ins.names, self._stand_ins.parameters
+        self.originals, self.narrow = self._stand_ins.originals, self._stand_ins.narrow
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
-        self.whole = True
+        self.keep_branches = True
 
     def __enter__(self) -> Probe:
         devices = {p.device for p in self.parameters}
         try:
-            self._stack.callback(self._swap.restore)
+            self._stack.callback(self._stand_ins.restore)
             self._stack.enter_context(preserved_random_state(devices))
-            self._stack.enter_context(eager(self._model))
+            self._stack.enter_context(_without_compilation(self._model))
             default = torch.get_default_dtype()
             self._stack.callback(torch.set_default_dtype, default)
             torch.set_default_dtype(self.dtype)
             if not self._model.training:
-                self._swap.train(self._model)
+                self._stand_ins.train(self._model)
         except BaseException:
             self._stack.close()
             raise
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
 
     def move_to(self, seed: int, moved: Sequence[int] | None = None) -> None:
-        """Move all parameters, or those in ``moved``, to the generic point number ``seed``."""
+        """Move all parameters, or those in ``moved``, to the generic point with the number ``seed``."""
         self.seed = seed
         for index in range(len(self.parameters)) if moved is None else moved:
             self.reset(index)
 
     def reset(self, index: int) -> None:
         """Move parameter ``index`` back to the current generic point."""
-        own = self.originals[index].detach()
-        generator = torch.Generator(own.device).manual_seed(1_000_003 * (self.seed + 1) + index)
+        original = self.originals[index].detach()
+        generator = torch.Generator(original.device).manual_seed(1_000_003 * (self.seed + 1) + index)
         with torch.no_grad():
-            generic_values(self.parameters[index], own, generator, self.jitter)
+            generic_values(self.parameters[index], original, generator, self.jitter)
 
     def outputs(self, *, real_eps: bool = False, gradients: bool = True) -> list[Tensor]:
-        """Run the model at the current point on the batch of the current seed.
+        """Run the model at the current point, on the batch that belongs to the current seed.
 
         Args:
-            real_eps: Leave the eps of norm layers as they are.
-            gradients: Record a graph.
+            real_eps: Whether norm layers use the model's eps instead of the shrunk one.
+            gradients: Whether to record a graph.
 
         Returns:
-            The outputs that carry a gradient; without ``gradients``, detached.
+            The outputs that depend on a parameter; detached copies without ``gradients``.
 
         Raises:
-            ValueError: If nothing in the outputs depends on a parameter.
-            NonFiniteOutputsError: If an output is NaN.
+            ValueError: If no output depends on a parameter.
+            NonFiniteOutputsError: If an output contains NaN.
         """
-        which = self.seed % len(self._batches)
-        batch = map_tensors(self._batches[which], self._own_copy)
-        self._swap.install()
+        number = self.seed % len(self._batches)
+        batch = map_tensors(self._batches[number], self._converted_copy)
+        self._stand_ins.install()
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
-        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
-            result = _in_one_line(
-                lambda: self._forward(self._model, batch), f"batch {which} {describe(batch)}"
+        with torch.enable_grad(), self.narrow.not_saved_for_backward(), self._overrides(real_eps):
+            result = _with_short_errors(
+                lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}"
             )
-        found = differentiable_outputs(result)
-        if not found:
+        outputs = differentiable_outputs(result)
+        if not outputs:
             raise ValueError(
                 "no output depends on a parameter with a gradient: return floating-point tensors (in tuples, "
                 "lists, mappings or dataclasses) computed outside torch.no_grad, or give forward="
             )
-        for tensor in found:
+        for tensor in outputs:
             if bool(tensor.detach().isnan().any()) or not bool(tensor.detach().isfinite().any()):
                 raise NonFiniteOutputsError(
-                    f"the outputs contain NaN on batch {which} {describe(batch)}: check the inputs and the "
+                    f"the outputs contain NaN on batch {number} {describe(batch)}: check the inputs and the "
                     "model's values (the probe moves them by up to 60 %)"
                 )
-        return found if gradients else [tensor.detach().clone() for tensor in found]
+        return outputs if gradients else [tensor.detach().clone() for tensor in outputs]
 
     def backward(
         self, outputs: list[Tensor], cotangents: list[Tensor], *, real_eps: bool, keep: bool
     ) -> None:
-        """Run the backward pass of :meth:`outputs`; ``keep`` the graph for another one.
+        """Run the backward pass of :meth:`outputs`, and keep the graph for another one if ``keep``.
 
-        Checkpointed parts run forward again in it, so it needs what the forward pass had.
-        torch.autograd.backward would switch the interception off meanwhile; the engine itself does not.
+        Checkpointed modules run forward again in the backward pass, so it uses the same overrides.
+        torch.autograd.backward would disable them; the engine does not.
         """
-        with torch.enable_grad(), self.reads.unheld(), self._interception(real_eps):
+        with torch.enable_grad(), self.narrow.not_saved_for_backward(), self._overrides(real_eps):
             torch.autograd.Variable._execution_engine.run_backward(
                 tuple(outputs),
                 tuple(cotangents),
@@ -207,20 +162,66 @@ class Probe:
                 accumulate_grad=True,
             )
 
-    def _interception(self, real_eps: bool) -> Interception:
-        return Interception(1.0 if real_eps else self.eps_factor, self.dtype, self.whole)
+    def _overrides(self, real_eps: bool) -> TorchOverrides:
+        return TorchOverrides(1.0 if real_eps else self.eps_factor, self.dtype, self.keep_branches)
 
     def release(self) -> None:
         """Drop the graph that the modules may still hold, and the clones of buffers."""
-        self._swap.restore()
+        self._stand_ins.restore()
 
-    def _own_copy(self, tensor: Tensor) -> Tensor:
-        kept = tensor.detach().clone()
-        return kept.to(self.dtype) if kept.is_floating_point() else kept
+    def _converted_copy(self, tensor: Tensor) -> Tensor:
+        copy = tensor.detach().clone()
+        return copy.to(self.dtype) if copy.is_floating_point() else copy
 
 
-def _in_one_line(run: Callable[[], Any], what: str) -> Any:
-    """Return ``run()``; an error of torch becomes one line that names ``what`` and the remedy."""
+def generic_values(out: Tensor, original: Tensor, generator: torch.Generator, jitter: float = JITTER) -> None:
+    """Write random values near ``original``, with the same signs, into ``out``.
+
+    Each value moves away from zero by up to ``jitter`` × (its size + the tensor's RMS); zeros get random
+    signs. A tensor that holds one constant below 0.05 (zero biases, layer scales) gets values from 0.25 to
+    0.75, divided by √fan_in if it is a matrix, so that its branch contributes.
+
+    Args:
+        out: The destination, contiguous, of any floating-point type.
+        original: The model's values, of the same shape.
+        generator: A generator on the device of ``original``.
+        jitter: The fraction; 0 leaves all values unchanged.
+    """
+    if not original.numel():
+        return
+    low, high = original.aminmax()
+    size = abs(float(low))
+    if bool(low == high) and size < SMALL_CONSTANT and jitter > 0:
+        fan_in = original[0].numel() if original.ndim > 1 else 1
+        base, spread = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
+    else:
+        wide = torch.float64 if original.device.type != "mps" else None
+        norms = [float(torch.linalg.vector_norm(chunk, dtype=wide)) for chunk in _chunks(original)]
+        norm = math.sqrt(sum(n * n for n in norms))
+        base, spread = 0.0, jitter * norm / original.numel() ** 0.5
+    for target, source in zip(_chunks(out), _chunks(original), strict=True):
+        values = source.to(out.dtype)
+        noise = torch.rand(values.shape, generator=generator, device=original.device, dtype=torch.float32).to(
+            out.dtype
+        )
+        signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
+        moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
+        target.copy_(moved.add(signs * (base + spread * noise)))
+
+
+def _chunks(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the values of ``tensor`` in chunks: views if it is contiguous, else copies."""
+    chunks: Sequence[Tensor] = tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
+    return chunks
+
+
+def _remixed(noise: Tensor) -> Tensor:
+    """Return the low digits of the uniform ``noise``: uniform numbers that look independent of it."""
+    return torch.remainder(noise * 4096.0, 1.0)
+
+
+def _with_short_errors(run: Callable[[], Any], what: str) -> Any:
+    """Return ``run()``; turn an error of torch into one line that names ``what`` and the remedy."""
     try:
         return run()
     except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
@@ -229,5 +230,56 @@ def _in_one_line(run: Callable[[], Any], what: str) -> Any:
             raise RuntimeError(
                 f"out of memory in the probe of {what}: give smaller batches ({text})"
             ) from error
-        kind = type(error) if type(error) in (ValueError, TypeError) else RuntimeError
-        raise kind(f"the model failed on {what}: give batches it can run, or forward=: {text}") from error
+        raised = type(error) if type(error) in (ValueError, TypeError) else RuntimeError
+        raise raised(f"the model failed on {what}: give batches it can run, or forward=: {text}") from error
+
+
+def check_model(model: Any) -> None:
+    """Raise a one-line error if ``model`` cannot be probed."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise TypeError(
+            "model contains a scripted module, whose parameters cannot be swapped: give the eager model"
+        )
+    trainable = False
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(
+                f"parameter {name!r} of a lazy module has no shape yet: run the model on one batch first"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"parameter {name!r} is on the meta device: move the model to a real device first"
+            )
+        if hasattr(parameter, "device_mesh"):
+            raise TypeError(
+                f"parameter {name!r} is a DTensor: find the invariances before sharding the model"
+            )
+        trainable = trainable or parameter.requires_grad
+    if not trainable:
+        raise ValueError(
+            "model has no trainable parameter (none with requires_grad=True): unfreeze what will be trained"
+        )
+
+
+@contextlib.contextmanager
+def preserved_random_state(devices: set[torch.device]) -> Iterator[None]:
+    """Restore the random state of torch (on the CPU and on ``devices``), Python and numpy at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that models use
+    cuda = [d for d in devices if d.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002 - see above
+
+
+def _without_compilation(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which the compiled modules of ``model`` run uncompiled."""
+    compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
+    if compiled or "torch._dynamo" in sys.modules:
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""What :func:`normwise.find_invariances` returns."""
+"""The result of :func:`normwise.find_invariances`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Evidence", "Invariances", "SearchStats"]
 
 @dataclass
 class SearchStats:
-    """What a search cost, and the precision that it used.
+    """The cost and the precision of a search.
 
     Attributes:
         rows: Backward passes behind the joint symmetries.
-        rank: The rank that these rows reached.
+        rank: The rank that these passes reached.
         passes: Backward passes behind the verdicts.
         trials: Forward passes that confirmed verdicts and symmetries by rescaling.
-        dtype: The floating-point type of the probe, as "float64".
+        dtype: The floating-point type of the probe, such as "float64".
     """
 
     rows: int = 0
@@ -32,22 +32,25 @@ class SearchStats:
 
 @dataclass
 class Evidence:
-    """What was measured about one parameter.
+    """The measurements behind the verdict on one parameter.
 
     Attributes:
         verdict: "scale-invariant", "scale-invariant up to eps", "partly scale-invariant", "no effect",
             "not invariant" or "undetermined".
-        dim: The dimension that counts the units that the verdict speaks of: 0, 1, or None (whole tensor).
-        residual: |Σwg|/√Σ(wg)², pooled over the rows, the largest over the invariant units (or of the
-            whole tensor), every eps shrunk. About 1 where nothing is invariant; NaN without any gradient.
-        residual_real_eps: The same with the eps of the model.
-        shift_dim: The units to which a constant can be added, if any.
-        shift_residual: |Σg|/√Σg², the smallest of rows, columns and whole tensor (of each, the largest unit).
-        units: How many units of ``dim``; invariant_units: how many are invariant; unseen_units: how many
-            got no gradient, so that nothing is known about them.
-        blocks: Ranges of units that are invariant together and not one by one: the groups of a group
-            norm, the heads of a packed projection.
-        reason: Why, in words, where there is more to say.
+        dim: The dimension that counts the units of the verdict: 0, 1, or None (the whole tensor).
+        residual: |Σwg|/√Σ(wg)² with shrunk eps, pooled over the backward passes: the largest of all invariant
+            units, or that of the whole tensor. It is about 1 where nothing is invariant, and NaN without a
+            gradient.
+        residual_real_eps: The same at the model's eps.
+        shift_dim: The dimension that counts the units to which a constant can be added, if any.
+        shift_residual: |Σg|/√Σg²: the smallest of rows, columns and whole tensor, where rows and columns
+            count with their largest residual.
+        units: The number of units of ``dim``.
+        invariant_units: The number of invariant units.
+        unseen_units: The number of units that got no gradient, so that nothing is known about them.
+        blocks: Ranges of units that are invariant together but not one by one: the groups of a group norm,
+            the heads of a packed projection.
+        reason: An explanation, if the verdict needs one.
     """
 
     verdict: str
@@ -68,33 +71,33 @@ class Invariances:
     """The invariances of a model: a verdict for each parameter, and all joint rescaling symmetries.
 
     Attributes:
-        scale_invariant: {name: dim}: α·unit changes nothing, α > 0, for each row (0), each column (1) or
-            only the whole tensor (None).
-        partial: {name: (dim, mask)}: only the rows or columns in the boolean mask are scale-invariant,
-            one by one or in the blocks that the evidence lists.
-        up_to_eps: {name: residual}: those of the two above whose residual at the model's own eps is above
-            the tolerance: invariant but for the eps of a norm layer.
-        shift_invariant: Names: adding a constant to each row, each column or the whole tensor changes
-            nothing (``evidence[name].shift_dim`` says which).
-        no_effect: Names: any values change nothing.
-        not_invariant: Names: none of the above, but maybe in ``joint``.
+        scale_invariant: {name: dim}: multiplying a unit by any α > 0 changes no output. The units are the
+            rows (0), the columns (1), or only the whole tensor (None).
+        partial: {name: (dim, mask)}: only the rows or columns in the boolean mask are scale-invariant, one by
+            one or in the blocks that the evidence lists.
+        up_to_eps: {name: residual}: parameters from ``scale_invariant`` and ``partial`` whose residual at the
+            model's eps is above the tolerance. They are invariant except for the eps of a norm layer.
+        shift_invariant: Names: adding a constant to each row, each column or the whole tensor changes no
+            output (``evidence[name].shift_dim`` says which).
+        no_effect: Names: no values change the outputs.
+        not_invariant: Names of all other parameters that could be determined; they may be in ``joint``.
         undetermined: {name: reason}.
-        joint: [{name: exponent}]: w_k → α^e_k·w_k for all k changes nothing: a sparse basis, in small
-            integers, of the symmetries beyond the parameters that are invariant alone. Where only a part of
-            a packed parameter takes part, the key is an expression: ``"qkv.weight[0:64]"`` (rows),
-            ``"c_attn.weight[:, 0:64]"`` (columns),
-            ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the first 8 of every 24 rows: heads that are
-            interleaved). ``normwise.invariance.parameter_of`` gives the parameter's name.
-        groups: [{name: exponent > 0}]: jointly scale-invariant groups, each the smallest around its
-            members; every parameter that is in any such group is in at least one.
-        parts: {name: keys of its parts}: the parameters of which parts scale differently. Parts without
-            effect, such as the biases of keys, are left out: they may scale with any other.
-        unconfirmed_joint: Symmetries of the null space that rescaling did not confirm: they hold nearby
-            only, as below the clamp of a ReLU6 that no sample reaches.
-        unnamed_joint: How many further symmetries there are whose exponents are no small integers. They are
-            in no list; finding some warns.
-        evidence: {name: what was measured}.
-        frozen: Names of parameters with ``requires_grad=False``: they have verdicts like all others.
+        joint: [{name: exponent}]: w_k → α^e_k·w_k for all k together changes no output. This is a sparse
+            basis, in small integers, of the symmetries beyond the parameters that are invariant alone. If
+            only a part of a packed parameter is involved, the key is an expression: ``"qkv.weight[0:64]"``
+            (rows), ``"c_attn.weight[:, 0:64]"`` (columns),
+            ``"qkv.weight.unflatten(0, (-1, 24))[:, 0:8]"`` (the first 8 of every 24 rows: interleaved heads).
+            ``normwise.invariance.parameter_of`` gives the parameter's name.
+        groups: [{name: exponent > 0}]: jointly scale-invariant groups, each of them minimal. Every parameter
+            of any such group is in at least one of them.
+        parts: {name: keys of its parts}: packed parameters whose parts scale differently. Parts without an
+            effect, such as the biases of keys, are not listed: they may scale with any other part.
+        unconfirmed_joint: Symmetries of the null space that rescaling refuted. They hold only nearby, as
+            below the clamp of a ReLU6 that no sample reaches.
+        unnamed_joint: The number of further symmetries, whose exponents are not small integers. No list
+            contains them, and a warning reports them.
+        evidence: {name: the measurements behind the verdict}.
+        frozen: Names of parameters with ``requires_grad=False``. They have verdicts like all others.
         stats: The cost of the search (``rows``, ``rank``, ``passes``, ``trials``) and its ``dtype``.
 
     Example:
@@ -131,7 +134,7 @@ class Invariances:
         return list(self.evidence)
 
     def __str__(self) -> str:
-        """Return one line per kind of verdict."""
+        """Return the number of parameters with each verdict, and of symmetries, one per line."""
         counts = Counter(e.verdict for e in self.evidence.values())
         lines = [f"{number:5d} {verdict}" for verdict, number in counts.most_common()]
         lines.append(f"{len(self.shift_invariant):5d} shift-invariant")

@@ -1,4 +1,4 @@
-"""The null space of elasticities, and its basis of small, sparse integer exponents."""
+"""Linear algebra of the symmetries: null space, readable integer basis, jointly scale-invariant groups."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from normwise.invariance.elasticity import Array
+from normwise.invariance.scale_gradients import Array
 
-__all__ = ["Integers", "integer_basis", "null_space", "numerical_rank"]
+__all__ = ["Integers", "integer_basis", "jointly_invariant_groups", "null_space", "numerical_rank"]
 
 Integers = NDArray[np.int64]
 
 _TRIALS = 24  # random choices of pivots
 _DENOMINATORS = (1, 2, 3, 4, 6)
-_ROUNDING = 1e-3
+_ROUNDING = 1e-3  # how far an exponent may be from an integer
+_ZERO = 1e-9
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
-    """Return ``matrix`` with unit rows and columns of equal RMS, and what columns were divided by."""
+    """Return ``matrix`` with unit rows and columns of equal RMS, and the divisors of the columns."""
     columns = np.ones(matrix.shape[1])
     for _ in range(3):
         rows = np.linalg.norm(matrix, axis=1, keepdims=True)
@@ -44,33 +45,34 @@ def numerical_rank(matrix: Array, threshold: float) -> int:
 
 
 def null_space(matrix: Array, threshold: float) -> Array:
-    """Return a basis (columns) of the vectors e with matrix·e = 0; columns × dimension.
+    """Return a basis of the vectors e with matrix·e = 0, as the columns of columns × dimension.
 
     Args:
-        matrix: Elasticities, rows × columns; no column is zero.
+        matrix: Scale gradients, passes × columns; no column is zero.
         threshold: See :func:`numerical_rank`.
     """
     scaled, columns = _scaled(matrix)
-    # The full decomposition: a thin one drops null vectors where there are fewer rows than columns.
+    # A thin decomposition would drop null vectors if there are fewer rows than columns.
     _, _, vectors = np.linalg.svd(scaled, full_matrices=True)
     rank = numerical_rank(matrix, threshold)
     return np.asarray(vectors[rank:].T / columns[:, None])
 
 
 def integer_basis(
-    matrix: Array, null: Array, threshold: float, parts: NDArray[np.bool_] | None = None
+    matrix: Array, null: Array, threshold: float, is_part: NDArray[np.bool_] | None = None
 ) -> list[Integers]:
-    """Return a sparse basis of the null space in small integers, each vector checked against the rows.
+    """Return a sparse basis of the null space in small integers, each vector checked against the matrix.
 
-    Reduction with random pivots gives bases that are the identity on their pivots; the sparsest
-    independent vectors of many such bases (a greedy choice, which for independence is the best one) are
-    then shortened by adding and subtracting one another.
+    Row reduction with random pivots gives bases that are the identity on their pivots. The simplest
+    independent vectors of many such bases (a greedy choice is optimal here) are then simplified by adding and
+    subtracting each other. Many choices of pivots also keep symmetries with irrational exponents from hiding
+    those with integer exponents, which one reduction followed by LLL does not.
 
     Args:
-        matrix: Elasticities, rows × columns.
+        matrix: Scale gradients, passes × columns.
         null: Basis vectors, columns × dimension.
-        threshold: As for the rank: of a checked vector, ten times this.
-        parts: Which columns are parts of a parameter: of vectors as short, those with fewer parts.
+        threshold: The threshold of the rank; the check of a vector allows ten times as much.
+        is_part: Which columns are parts of a parameter: among equally short vectors, few parts are simpler.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(9, 2))
@@ -81,25 +83,21 @@ def integer_basis(
     dimension = null.shape[1]
     if not dimension:
         return []
-    parts = np.zeros(matrix.shape[1], dtype=bool) if parts is None else parts
+    is_part = np.zeros(matrix.shape[1], dtype=bool) if is_part is None else is_part
     scaled, columns = _scaled(matrix)
     rng = np.random.default_rng(0)
     pool: dict[bytes, Integers] = {}
     for trial in range(_TRIALS):
         for vector in _reduced(null * columns[:, None], columns, rng, trial).T:
-            found = _integers(vector)
-            if (
-                found is not None
-                and found.tobytes() not in pool
-                and _holds(scaled, columns, found, threshold)
-            ):
-                pool[found.tobytes()] = found
-    chosen = _independent(sorted(pool.values(), key=lambda v: _weight(v, parts)), dimension)
-    return [_oriented(v) for v in sorted(_shortened(chosen, parts), key=_order)]
+            exponents = _integers(vector)
+            if exponents is not None and _holds(scaled, columns, exponents, threshold):
+                pool.setdefault(exponents.tobytes(), exponents)
+    chosen = _independent(sorted(pool.values(), key=lambda v: _complexity(v, is_part)), dimension)
+    return [_oriented(v) for v in sorted(_simplified(chosen, is_part), key=_order)]
 
 
 def _reduced(scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int) -> Array:
-    """Return the basis that is the identity on pivots chosen at random among the larger entries."""
+    """Return the basis that is the identity on pivots, chosen at random among the larger entries."""
     work = scaled_null.copy()
     pivots: list[int] = []
     for column in range(work.shape[1]):
@@ -128,19 +126,19 @@ def _integers(vector: Array) -> Integers | None:
 
 
 def _holds(scaled: Array, columns: Array, exponents: Integers, threshold: float) -> bool:
-    """Return whether the rows vanish on ``exponents``, beside the terms that cancel."""
+    """Return whether the matrix maps ``exponents`` to zero, compared with the terms that cancel."""
     terms = columns * exponents
     sums = scaled @ terms
     return bool(np.sqrt(np.mean(sums**2)) <= 10 * threshold * np.linalg.norm(terms))
 
 
 def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
-    """Return the first ``dimension`` vectors that are independent of those before them."""
+    """Return the first ``dimension`` vectors that are independent of the vectors before them."""
     chosen: list[Integers] = []
     directions: list[Array] = []
     for candidate in candidates:
         rest = candidate / np.linalg.norm(candidate)
-        for _ in range(2):  # twice is enough for orthogonality to machine precision
+        for _ in range(2):  # twice gives orthogonality to machine precision
             for direction in directions:
                 rest = rest - direction * (direction @ rest)
         if np.linalg.norm(rest) > 1e-6:
@@ -151,15 +149,15 @@ def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
     return chosen
 
 
-def _weight(vector: Integers, parts: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return what makes a vector hard to read: large and many exponents, then mixed signs, then parts."""
+def _complexity(vector: Integers, is_part: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return how hard a vector is to read: by size and number of exponents, mixed signs, parts, distance."""
     negative = min(int((vector < 0).sum()), int((vector > 0).sum()))
     places = np.flatnonzero(vector)
-    return int((vector**2).sum()), negative, int(parts[places].sum()), int(places[-1] - places[0])
+    return int((vector**2).sum()), negative, int(is_part[places].sum()), int(places[-1] - places[0])
 
 
-def _shortened(basis: list[Integers], parts: NDArray[np.bool_]) -> list[Integers]:
-    """Return the basis after adding or subtracting vectors while that makes one of them shorter."""
+def _simplified(basis: list[Integers], is_part: NDArray[np.bool_]) -> list[Integers]:
+    """Return the basis after adding or subtracting vectors for as long as that makes one of them simpler."""
     basis = list(basis)
     improved = True
     while improved:
@@ -169,13 +167,13 @@ def _shortened(basis: list[Integers], parts: NDArray[np.bool_]) -> list[Integers
                 if i == j or not (basis[i].astype(bool) & basis[j].astype(bool)).any():
                     continue
                 for other in (basis[i] + basis[j], basis[i] - basis[j]):
-                    if _weight(other, parts) < _weight(basis[i], parts):
+                    if _complexity(other, is_part) < _complexity(basis[i], is_part):
                         basis[i], improved = other // np.gcd.reduce(other), True
     return basis
 
 
 def _oriented(vector: Integers) -> Integers:
-    """Return ``vector`` or its negative: mostly positive, else positive first."""
+    """Return ``vector`` or its negative, whichever has more positive exponents, or a positive first one."""
     balance = int((vector > 0).sum()) - int((vector < 0).sum())
     first = vector[np.flatnonzero(vector)[0]]
     return -vector if balance < 0 or (balance == 0 and first < 0) else vector
@@ -184,3 +182,113 @@ def _oriented(vector: Integers) -> Integers:
 def _order(vector: Integers) -> tuple[int, int]:
     places = np.flatnonzero(vector)
     return int(places[0]), len(places)
+
+
+def jointly_invariant_groups(basis: list[Integers]) -> list[Integers]:
+    """Return symmetries with non-negative exponents, each of them the only one on its members.
+
+    Every parameter of any such symmetry is in at least one of the returned symmetries.
+
+    Args:
+        basis: Integer exponents of independent symmetries.
+
+    Example:
+        >>> basis = [np.array([1, -1, 0, 0]), np.array([0, 1, 1, 0]), np.array([0, 0, 0, 2])]
+        >>> [g.tolist() for g in jointly_invariant_groups(basis)]
+        [[0, 0, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]
+    """
+    groups: list[Integers] = []
+    for component in _components(basis):
+        groups += _groups_of(component)
+    return groups
+
+
+def _components(basis: list[Integers]) -> list[list[Integers]]:
+    """Return the basis divided into components that share no parameter."""
+    components: list[tuple[set[int], list[Integers]]] = []
+    for vector in basis:
+        members, vectors = set(np.flatnonzero(vector).tolist()), [vector]
+        kept = []
+        for other_members, other_vectors in components:
+            if members & other_members:
+                members |= other_members
+                vectors = other_vectors + vectors
+            else:
+                kept.append((other_members, other_vectors))
+        components = [*kept, (members, vectors)]
+    return sorted((vectors for _, vectors in components), key=len)
+
+
+def _groups_of(basis: list[Integers]) -> list[Integers]:
+    members = np.flatnonzero(np.any(np.stack(basis), axis=0))
+    span = np.stack([v[members] for v in basis]).astype(np.float64)
+    _, _, vectors = np.linalg.svd(span, full_matrices=True)
+    conditions = vectors[len(basis) :]  # e is a symmetry where these vanish
+    uncovered = np.ones(len(members), dtype=bool)
+    groups = []
+    while uncovered.any():
+        a = np.concatenate([conditions, uncovered[None].astype(np.float64)])
+        b = np.concatenate([np.zeros(len(conditions)), [1.0]])
+        solution, error = nonnegative_least_squares(a, b)
+        if error > 1e-6:
+            break  # no non-negative symmetry has an uncovered member
+        exponents = _smallest_integers(solution)
+        if np.abs(conditions @ exponents).max(initial=0.0) > 1e-6 * np.linalg.norm(exponents):
+            break
+        uncovered &= exponents == 0
+        group = np.zeros_like(basis[0])
+        group[members] = exponents
+        groups.append(group)
+    return groups
+
+
+def _smallest_integers(solution: Array) -> Integers:
+    positive = solution[solution > _ZERO]
+    shares = np.where(solution > _ZERO, solution / positive.min(), 0.0)
+    for denominator in range(1, 13):
+        if np.abs(shares * denominator - np.rint(shares * denominator)).max() < 1e-4:
+            break
+    exponents = np.rint(shares * denominator).astype(np.int64)
+    return np.asarray(exponents // np.gcd.reduce(exponents))
+
+
+def nonnegative_least_squares(a: Array, b: Array) -> tuple[Array, float]:
+    """Return x ≥ 0 that minimises ‖a·x − b‖, and the minimum.
+
+    This is the active-set method of Lawson & Hanson, "Solving Least Squares Problems" (1974), chapter 23.
+    The columns of the positive entries are independent, so few entries are positive.
+
+    Example:
+        >>> nonnegative_least_squares(np.array([[1.0, -1.0], [0.0, 1.0]]), np.array([1.0, -2.0]))
+        (array([1., 0.]), 2.0)
+    """
+    x = np.zeros(a.shape[1])
+    passive = np.zeros(a.shape[1], dtype=bool)
+    barred = np.zeros(a.shape[1], dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(a).max())) * max(1.0, float(np.abs(b).max()))
+    for _ in range(10 * a.shape[1] + 10):
+        slope = a.T @ (b - a @ x)
+        slope[passive | barred] = -np.inf
+        entering = int(np.argmax(slope))
+        if slope[entering] <= tolerance:
+            break
+        passive[entering] = True
+        while passive.any():
+            solution = np.zeros_like(x)
+            solution[passive] = np.linalg.lstsq(a[:, passive], b, rcond=None)[0]
+            blocked = passive & (solution <= _ZERO)
+            if not blocked.any():
+                x = solution
+                barred[:] = False
+                break
+            if blocked[entering] and x[entering] == 0.0 and blocked.sum() == 1:
+                passive[entering] = False  # it entered by a rounding error, and would leave at once
+                barred[entering] = True
+                break
+            with np.errstate(divide="ignore", invalid="ignore"):
+                steps = np.where(blocked, x / (x - solution), np.inf)
+            step = float(np.nanmin(steps))
+            x = x + min(max(step, 0.0), 1.0) * (solution - x)
+            passive &= x > _ZERO
+            x[~passive] = 0.0
+    return x, float(np.linalg.norm(a @ x - b))

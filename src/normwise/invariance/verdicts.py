@@ -1,7 +1,8 @@
-"""From rows of sums to a verdict for each parameter, before it is confirmed."""
+"""From scale gradients to a verdict for each parameter, before rescaling confirms it."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -10,137 +11,188 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normwise.invariance.blocks import invariant_blocks, residual
-from normwise.invariance.elasticity import Array, Row
 from normwise.invariance.result import Evidence
-from normwise.invariance.thresholds import Thresholds
+from normwise.invariance.scale_gradients import Array, ScaleGradients
 
-__all__ = ["Draft", "Rows", "draft_verdicts"]
+__all__ = ["DraftVerdicts", "EpsPasses", "Thresholds", "draft_verdicts"]
+
+_FALLS = 1e-3  # a residual that eps causes falls at least to this fraction when eps is shrunk
+_CAUSED_BY_EPS = 100.0  # a gradient is caused by eps if it is this many times larger at the model's eps
 
 
-_FALLS = 1e-3  # the part of a residual that is left when eps shrinks, if it was due to it
-_LIT = 100.0  # a gradient this many times larger at the model's eps is due to it
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as zero, for one floating-point type; fixed on the networks of benchmarks/invariances.py.
+
+    Attributes:
+        eps_factor: The factor by which the probe shrinks every eps.
+        invariant: A residual up to this threshold counts as zero.
+        nonzero: A residual above this threshold counts as nonzero unless it shrinks with eps.
+        silent: A parameter has no visible gradient if its products wg are below this fraction of the largest
+            of any parameter; a unit, if they are below this fraction of the largest of its parameter.
+        unchanged: Outputs count as unchanged by rescaling if their relative change is at most this.
+        replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
+            this.
+        null: Singular values of unit-RMS columns up to this threshold count as zero.
+    """
+
+    eps_factor: float
+    invariant: float
+    nonzero: float
+    silent: float
+    unchanged: float
+    replaced: float
+    null: float
+
+    @staticmethod
+    def of(dtype: torch.dtype, tolerance: float | None = None) -> Thresholds:
+        """Return the thresholds for ``dtype``, with ``tolerance`` (if given) as ``invariant``.
+
+        Example:
+            >>> Thresholds.of(torch.float64, 1e-4).invariant
+            0.0001
+        """
+        default = _DOUBLE if dtype == torch.float64 else _SINGLE
+        if tolerance is None:
+            return default
+        return dataclasses.replace(default, invariant=tolerance, nonzero=max(default.nonzero, tolerance))
 
 
-class _Is(IntEnum):
-    """What a residual says."""
-
-    UNSEEN = 0
-    INVARIANT = 1
-    UNCLEAR = 2
-    NOT = 3
+_DOUBLE = Thresholds(
+    eps_factor=1e-12, invariant=1e-5, nonzero=1e-3, silent=1e-9, unchanged=1e-4, replaced=1e-7, null=1e-6
+)
+_SINGLE = Thresholds(
+    eps_factor=1e-6, invariant=1e-3, nonzero=3e-2, silent=1e-5, unchanged=5e-3, replaced=1e-3, null=1e-4
+)
 
 
 @dataclass
-class Rows:
-    """The rows behind the verdicts.
+class EpsPasses:
+    """The backward passes behind the verdicts.
 
     Attributes:
-        small: With shrunk eps.
-        real: With the model's eps.
-        twins: Those of ``small`` that differ from ``real`` in nothing but the eps.
+        shrunk: Those with shrunk eps.
+        real: Those with the model's eps.
+        paired: Those of ``shrunk`` that differ from ``real`` in eps only.
     """
 
-    small: list[Row] = field(default_factory=list)
-    real: list[Row] = field(default_factory=list)
-    twins: list[Row] = field(default_factory=list)
+    shrunk: list[ScaleGradients] = field(default_factory=list)
+    real: list[ScaleGradients] = field(default_factory=list)
+    paired: list[ScaleGradients] = field(default_factory=list)
 
 
 @dataclass
-class Draft:
-    """Evidence for every parameter, and what only replacing values can decide.
+class DraftVerdicts:
+    """The evidence for every parameter, and the cases that only a replacement of values can decide.
 
     Attributes:
-        evidence: One per parameter; the verdict is empty where it is not decided yet.
-        masks: {parameter: mask of invariant units} of the partly invariant.
-        silent: Parameters without a visible gradient: no effect, an effect of their signs alone, or dead.
-        unreached: Those of them to which no gradient arrived at all.
-        lit: Those of them whose gradient shows at the model's own eps: their size is removed but for it.
+        evidence: One per parameter. The verdict is empty where it is not decided yet.
+        masks: {parameter: mask of its invariant units} for partly invariant parameters.
+        silent: Parameters without a visible gradient: they have no effect, or only their signs have one, or
+            they are dead.
+        unreached: The silent parameters that no gradient reached at all.
+        sized_by_eps: The silent parameters whose gradient is visible at the model's eps: a norm removes their
+            size, except for the effect of eps.
     """
 
-    evidence: list[Evidence]
+    evidence: list[Evidence] = field(default_factory=list)
     masks: dict[int, Tensor] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
     unreached: set[int] = field(default_factory=set)
-    lit: set[int] = field(default_factory=set)
+    sized_by_eps: set[int] = field(default_factory=set)
 
 
-def draft_verdicts(shapes: list[torch.Size], rows: Rows, strays: dict[int, str], at: Thresholds) -> Draft:
-    """Return a draft for each parameter.
+def draft_verdicts(
+    shapes: list[torch.Size], passes: EpsPasses, outside: dict[int, str], thresholds: Thresholds
+) -> DraftVerdicts:
+    """Return a draft of the verdict for each parameter.
 
     Args:
         shapes: The shape of each parameter.
-        rows: The rows, with the sums over units.
-        strays: {parameter: reason} of those that cannot be probed.
-        at: The thresholds.
+        passes: The backward passes, with the sums over units.
+        outside: {parameter: reason} for parameters that cannot be probed.
+        thresholds: The thresholds.
     """
-    squares = np.stack([row.squares for row in rows.small])
-    loudest = np.sqrt(squares.max(axis=1, keepdims=True))
-    loud = (np.sqrt(squares) > at.silent * loudest).any(axis=0)
-    draft = Draft([])
-    size, size_real = (np.sqrt(np.max([r.squares for r in of], axis=0)) for of in (rows.twins, rows.real))
-    lit = size_real > _LIT * size
+    squares = np.stack([row.squares for row in passes.shrunk])
+    largest = np.sqrt(squares.max(axis=1, keepdims=True))
+    visible = (np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
+    draft = DraftVerdicts()
+    size, size_real = (
+        np.sqrt(np.max([row.squares for row in rows], axis=0)) for rows in (passes.paired, passes.real)
+    )
+    caused_by_eps = size_real > _CAUSED_BY_EPS * size
     for k, shape in enumerate(shapes):
-        if k in strays:
-            draft.evidence.append(Evidence("undetermined", reason=strays[k]))
+        if k in outside:
+            draft.evidence.append(Evidence("undetermined", reason=outside[k]))
         elif 0 in shape:
             draft.evidence.append(Evidence("undetermined", reason="it has no elements"))
-        elif not loud[k]:
+        elif not visible[k]:
             draft.evidence.append(Evidence(""))
             draft.silent.append(k)
-            if lit[k]:
-                draft.lit.add(k)
-            if not any(row.reached[k] for row in rows.small):
+            if caused_by_eps[k]:
+                draft.sized_by_eps.add(k)
+            if not any(row.reached[k] for row in passes.shrunk):
                 draft.unreached.add(k)
         else:
-            draft.evidence.append(_judge(k, shape, rows, at, draft))
+            draft.evidence.append(_evidence(k, shape, passes, thresholds, draft))
     return draft
 
 
-def _judge(k: int, shape: torch.Size, rows: Rows, at: Thresholds, draft: Draft) -> Evidence:
-    """Return the evidence of a parameter that has a gradient."""
-    total = _Sums.of(k, None, rows)
-    overall = int(total.read(at)[0])
-    whole, whole_real = float(residual(*total.small)[0]), float(residual(*total.real)[0])
+def _evidence(
+    k: int, shape: torch.Size, passes: EpsPasses, thresholds: Thresholds, draft: DraftVerdicts
+) -> Evidence:
+    """Return the evidence for a parameter that has a gradient."""
+    total = _Sums.of(k, None, passes)
+    of_tensor = int(total.readings(thresholds)[0])
+    whole, whole_real = float(residual(*total.shrunk)[0]), float(residual(*total.real)[0])
     evidence = Evidence("not invariant", residual=whole, residual_real_eps=whole_real)
-    evidence.shift_dim, evidence.shift_residual = _shift(k, shape, rows.small, at)
+    evidence.shift_dim, evidence.shift_residual = _shift(k, shape, passes.shrunk, thresholds)
     dims = [d for d in range(min(2, len(shape))) if d == 0 or shape[d] > 1]
-    sums = {d: _Sums.of(k, d, rows) for d in dims}
-    readings = {d: sums[d].read(at) for d in dims}
+    sums = {d: _Sums.of(k, d, passes) for d in dims}
+    readings = {d: sums[d].readings(thresholds) for d in dims}
     for d, codes in readings.items():
-        seen = codes != _Is.UNSEEN
-        if seen.any() and (codes[seen] == _Is.INVARIANT).all():
+        seen = codes != _Reading.UNSEEN
+        if seen.any() and (codes[seen] == _Reading.INVARIANT).all():
             evidence.dim, evidence.units = d, len(codes)
             evidence.invariant_units, evidence.unseen_units = int(seen.sum()), int((~seen).sum())
-            evidence.residual = float(residual(*sums[d].small)[seen].max())
+            evidence.residual = float(residual(*sums[d].shrunk)[seen].max())
             evidence.residual_real_eps = float(residual(*sums[d].real)[seen].max())
-            return _invariant(evidence, "scale-invariant", at)
-    if overall == _Is.INVARIANT:
+            return _invariant(evidence, "scale-invariant", thresholds)
+    if of_tensor == _Reading.INVARIANT:
         for d in dims:
-            blocks = sums[d].blocks(at)
+            blocks = sums[d].blocks(thresholds)
             if len(blocks) > 1 and not evidence.blocks:
                 evidence.blocks, evidence.units = blocks, shape[d]
         evidence.invariant_units = evidence.units
-        return _invariant(evidence, "scale-invariant", at)
+        return _invariant(evidence, "scale-invariant", thresholds)
     for d in dims:
-        if _partial(k, d, readings[d], sums[d], at, evidence, draft):
-            return _invariant(evidence, "partly scale-invariant", at)
-    unclear = [d for d in dims if not (readings[d] == _Is.NOT).any()]
-    if overall != _Is.NOT or unclear:
+        if _is_partly_invariant(k, d, readings[d], sums[d], thresholds, evidence, draft):
+            return _invariant(evidence, "partly scale-invariant", thresholds)
+    unclear = [d for d in dims if not (readings[d] == _Reading.NONZERO).any()]
+    if of_tensor != _Reading.NONZERO or unclear:
         evidence.verdict = "undetermined"
         evidence.reason = (
-            f"too noisy: residual {whole:.1e}, {whole_real:.1e} at the model's eps; "
-            f"zero is up to {at.invariant:.0e}, and {at.honest:.0e} is not"
+            f"too noisy: residual {whole:.1e}, {whole_real:.1e} at the model's eps; up to "
+            f"{thresholds.invariant:.0e} it counts as zero, from {thresholds.nonzero:.0e} as nonzero"
         )
     return evidence
 
 
-def _invariant(evidence: Evidence, verdict: str, at: Thresholds) -> Evidence:
-    up_to_eps = evidence.residual_real_eps > max(at.invariant, 2 * evidence.residual)
+def _invariant(evidence: Evidence, verdict: str, thresholds: Thresholds) -> Evidence:
+    up_to_eps = evidence.residual_real_eps > max(thresholds.invariant, 2 * evidence.residual)
     evidence.verdict = f"{verdict} up to eps" if up_to_eps and verdict == "scale-invariant" else verdict
     if up_to_eps:
         evidence.reason = f"residual {evidence.residual_real_eps:.1e} at the model's eps"
     return evidence
+
+
+class _Reading(IntEnum):
+    """What a residual says about a unit."""
+
+    UNSEEN = 0
+    INVARIANT = 1
+    UNCLEAR = 2
+    NONZERO = 3
 
 
 Pair = tuple[Array, Array]
@@ -148,91 +200,163 @@ Pair = tuple[Array, Array]
 
 @dataclass
 class _Sums:
-    """Σ wg and Σ (wg)² of each unit, rows × units, at shrunk eps, its twins, and at the model's eps."""
+    """Σ wg and Σ (wg)² (passes × units): at shrunk eps, in the paired passes, and at the model's eps."""
 
-    small: Pair
-    twins: Pair
+    shrunk: Pair
+    paired: Pair
     real: Pair
 
     @staticmethod
-    def of(k: int, d: int | None, rows: Rows) -> _Sums:
-        """Return the sums of parameter ``k`` over the units of ``d``, in the rows that reach it."""
-        small, twins, real = (
-            _stacked(k, d, [r for r in of if r.reached[k]]) for of in (rows.small, rows.twins, rows.real)
+    def of(k: int, d: int | None, passes: EpsPasses) -> _Sums:
+        """Return the sums of parameter ``k`` over the units of ``d``, from the passes that reach it."""
+        shrunk, paired, real = (
+            _stacked(k, d, [row for row in rows if row.reached[k]])
+            for rows in (passes.shrunk, passes.paired, passes.real)
         )
-        assert small is not None
-        nothing = np.zeros((0, small[0].shape[1])), np.zeros((0, small[0].shape[1]))
-        return _Sums(small, twins or nothing, real or nothing)
+        assert shrunk is not None
+        empty = np.zeros((0, shrunk[0].shape[1])), np.zeros((0, shrunk[0].shape[1]))
+        return _Sums(shrunk, paired or empty, real or empty)
 
-    def read(self, at: Thresholds) -> NDArray[np.int64]:
-        """Return what the residuals of units say: invariant if zero, or if they fall with eps."""
-        r, twin, real = residual(*self.small), residual(*self.twins), residual(*self.real)
-        codes = np.full(len(r), _Is.UNCLEAR, dtype=np.int64)
+    def readings(self, thresholds: Thresholds) -> NDArray[np.int64]:
+        """Return the reading of each unit: invariant if its residual is zero, or falls with eps."""
+        shrunk, paired, real = residual(*self.shrunk), residual(*self.paired), residual(*self.real)
+        codes = np.full(len(shrunk), _Reading.UNCLEAR, dtype=np.int64)
         with np.errstate(invalid="ignore"):
-            # A small sum that is honest stays as it is when eps shrinks by orders of magnitude.
-            codes[r >= at.honest] = _Is.NOT
-            codes[(r <= at.invariant) | ((r < at.honest) & (twin <= _FALLS * real))] = _Is.INVARIANT
-        mass = self.small[1].sum(0)
-        codes[~(mass > at.silent**2 * mass.max())] = _Is.UNSEEN
+            # A small residual that is no effect of eps stays when eps shrinks by orders of magnitude.
+            codes[shrunk >= thresholds.nonzero] = _Reading.NONZERO
+            falls = (shrunk < thresholds.nonzero) & (paired <= _FALLS * real)
+            codes[(shrunk <= thresholds.invariant) | falls] = _Reading.INVARIANT
+        squares = self.shrunk[1].sum(0)
+        codes[~(squares > thresholds.silent**2 * squares.max())] = _Reading.UNSEEN
         return codes
 
-    def blocks(self, at: Thresholds) -> list[tuple[int, int]]:
+    def blocks(self, thresholds: Thresholds) -> list[tuple[int, int]]:
         """Return the ranges of units that are invariant together."""
-        return invariant_blocks(*self.small, at.invariant, at.silent)
+        return invariant_blocks(*self.shrunk, thresholds.invariant, thresholds.silent)
 
 
-def _stacked(k: int, d: int | None, rows: list[Row]) -> Pair | None:
+def _stacked(k: int, d: int | None, rows: list[ScaleGradients]) -> Pair | None:
     if not rows:  # a random draw left the parameter out
         return None
     if d is None:
-        return np.array([[r.elasticity[k]] for r in rows]), np.array([[r.squares[k]] for r in rows])
-    found = [row.units[k, d] for row in rows]
-    return np.stack([u.scale for u in found]), np.stack([u.scale_squares for u in found])
+        return np.array([[row.sums[k]] for row in rows]), np.array([[row.squares[k]] for row in rows])
+    units = [row.units[k, d] for row in rows]
+    return np.stack([u.scale for u in units]), np.stack([u.scale_squares for u in units])
 
 
-def _partial(
+def _is_partly_invariant(
     k: int,
     d: int,
     codes: NDArray[np.int64],
     sums: _Sums,
-    at: Thresholds,
+    thresholds: Thresholds,
     evidence: Evidence,
-    draft: Draft,
+    draft: DraftVerdicts,
 ) -> bool:
-    """Enter the invariant rows or columns, alone or in blocks, if there are any beside others."""
-    mask = codes == _Is.INVARIANT
-    blocks = sums.blocks(at)
+    """Return whether only some units (or blocks of units) of ``d`` are invariant, and record them."""
+    alone = codes == _Reading.INVARIANT
+    blocks = sums.blocks(thresholds)
+    mask = alone.copy()
     for a, b in blocks:
         mask[a:b] = True
     if not mask.any() or mask.all():
         return False
-    alone = codes == _Is.INVARIANT
     evidence.dim, evidence.units = d, len(mask)
-    evidence.invariant_units, evidence.unseen_units = int(mask.sum()), int((codes == _Is.UNSEEN).sum())
+    evidence.invariant_units, evidence.unseen_units = int(mask.sum()), int((codes == _Reading.UNSEEN).sum())
     evidence.blocks = [(a, b) for a, b in blocks if not alone[a:b].all()]
-    starts = blocks or [(int(i), int(i) + 1) for i in np.flatnonzero(alone)]
-    for name, (scale, squares) in (("residual", sums.small), ("residual_real_eps", sums.real)):
-        ranges = [
-            float(residual(scale[:, a:b].sum(1, keepdims=True), squares[:, a:b].sum(1, keepdims=True))[0])
-            for a, b in starts
-        ]
-        setattr(evidence, name, float(np.nanmax(ranges)))
-    draft.masks[k] = torch.from_numpy(mask.copy())
+    ranges = blocks or [(int(i), int(i) + 1) for i in np.flatnonzero(alone)]
+    evidence.residual, evidence.residual_real_eps = (
+        float(
+            np.nanmax(
+                [
+                    residual(scale[:, a:b].sum(1, keepdims=True), squares[:, a:b].sum(1, keepdims=True))[0]
+                    for a, b in ranges
+                ]
+            )
+        )
+        for scale, squares in (sums.shrunk, sums.real)
+    )
+    draft.masks[k] = torch.from_numpy(mask)
     return True
 
 
-def _shift(k: int, shape: torch.Size, rows: list[Row], at: Thresholds) -> tuple[int | None, float]:
-    """Return the dimension whose units can be shifted, and the residual (above the threshold if none can)."""
+def _shift(
+    k: int, shape: torch.Size, rows: list[ScaleGradients], thresholds: Thresholds
+) -> tuple[int | None, float]:
+    """Return the dimension whose units can be shifted, and the residual; it is large if none can be."""
     choices: list[tuple[int | None, Array]] = []
     for d in range(min(2, len(shape))):
-        found = [row.units[k, d] for row in rows if row.reached[k]]
-        sums, squares = np.stack([u.shift for u in found]), np.stack([u.shift_squares for u in found])
-        mass = squares.sum(0)
-        choices.insert(d, (d, residual(sums, squares)[mass > at.silent**2 * mass.max()]))
+        units = [row.units[k, d] for row in rows if row.reached[k]]
+        sums, squares = np.stack([u.shift for u in units]), np.stack([u.shift_squares for u in units])
+        of_unit = squares.sum(0)
+        seen = of_unit > thresholds.silent**2 * of_unit.max()
+        choices.insert(d, (d, residual(sums, squares)[seen]))
         if d == 0:
             choices.append((None, residual(sums.sum(1)[:, None], squares.sum(1)[:, None])))
-    for dim, found_residuals in choices:
-        if len(found_residuals) and found_residuals.max() <= at.invariant:
-            return dim, float(found_residuals.max())
-    largest = [float(r.max()) for _, r in choices if len(r)]
-    return None, min(largest, default=float("nan"))
+    for dim, residuals in choices:
+        if len(residuals) and residuals.max() <= thresholds.invariant:
+            return dim, float(residuals.max())
+    return None, min((float(r.max()) for _, r in choices if len(r)), default=float("nan"))
+
+
+def residual(sums: Array, squares: Array) -> Array:
+    """Return |Σ|/√Σ(²), pooled over passes (axis 0): 0 by cancellation, else about 1, NaN if all is zero.
+
+    Example:
+        >>> residual(np.array([[3.0, 0.0], [-4.0, 0.0]]), np.array([[12.5, 0.0], [12.5, 0.0]]))
+        array([ 1., nan])
+    """
+    total = squares.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.sqrt((sums**2).sum(0) / np.where(total > 0, total, np.nan)))
+
+
+def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: float) -> list[tuple[int, int]]:
+    """Return the shortest disjoint ranges [a, b) of units whose sums vanish together in every pass.
+
+    These are the groups of a group norm, or the heads of a packed projection. The cumulative sums are equal
+    at both ends of such a range, so sorting brings the ends together.
+
+    Args:
+        sums: Σ wg of each unit, passes × units.
+        squares: Σ (wg)² of each unit, passes × units.
+        threshold: The residual up to which a range is invariant.
+        silent: Units whose √Σ(wg)² is below this fraction of the largest are no evidence.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> a = rng.normal(size=(8, 6))
+        >>> a[:, 1] = -a[:, 0]
+        >>> a[:, 3] = -a[:, 2]
+        >>> invariant_blocks(a, a**2, 1e-6, 1e-9)
+        [(0, 2), (2, 4)]
+    """
+    count = sums.shape[1]
+    cumulative = np.concatenate([np.zeros((len(sums), 1)), np.cumsum(sums, axis=1)], axis=1)
+    cumulative_squares = np.concatenate([[0.0], np.cumsum(squares.sum(0))])
+    if cumulative_squares[-1] <= 0:
+        return []
+    visible = squares.sum(0) > silent**2 * squares.sum(0).max()
+    direction = np.random.default_rng(0).normal(size=len(sums)) / np.sqrt(len(sums))
+    line = direction @ cumulative
+    order = np.argsort(line, kind="stable")
+    near = 4 * threshold * np.sqrt(cumulative_squares[-1])
+    clusters = np.split(order, np.flatnonzero(np.diff(line[order]) > near) + 1)
+    ranges: list[tuple[int, int]] = []
+    for cluster in clusters:
+        places = np.sort(cluster)
+        for i, a in enumerate(places[:-1]):
+            for b in places[i + 1 : i + 5]:
+                of_range = cumulative_squares[b] - cumulative_squares[a]
+                if of_range <= 0 or not visible[a:b].any():
+                    continue
+                if np.sum((cumulative[:, b] - cumulative[:, a]) ** 2) <= threshold**2 * of_range:
+                    ranges.append((int(a), int(b)))
+                    break
+    taken = np.zeros(count, dtype=bool)
+    disjoint = []
+    for a, b in sorted(ranges, key=lambda ab: (ab[1] - ab[0], ab[0])):
+        if not taken[a:b].any():
+            taken[a:b] = True
+            disjoint.append((a, b))
+    return sorted(disjoint)

@@ -1,4 +1,4 @@
-"""Batches and outputs of any structure: reading, casting, flattening, describing."""
+"""Batches and outputs of any structure: how they are read, converted, flattened and described."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def take_batches(batches: Any, most: int) -> list[Any]:
-    """Return at most ``most`` batches of ``batches``, which may be one batch.
+    """Return the first batches, at most ``most``.
 
     Args:
-        batches: An iterable of batches (a list, a DataLoader, a generator), or one batch: a tensor or
-            a mapping. A list or tuple is always an iterable of batches.
-        most: How many batches are read at most.
+        batches: An iterable of batches (a list, a DataLoader, a generator), or a single tensor or mapping,
+            which is one batch. A list or tuple is always an iterable of batches.
+        most: The largest number of batches to read.
 
     Raises:
         TypeError: If ``batches`` is not iterable.
@@ -40,19 +40,19 @@ def take_batches(batches: Any, most: int) -> list[Any]:
             f"batches must be an iterable of batches (or one tensor or mapping), not "
             f"{type(batches).__name__}: give for example [x], [(x, mask)] or [dict(input_ids=ids)]"
         )
-    found = list(itertools.islice(batches, most))
-    if not found:
+    taken = list(itertools.islice(batches, most))
+    if not taken:
         raise ValueError("batches is empty (too few batches: 0): give at least one, as in [x]")
-    return found
+    return taken
 
 
 def bind_forward(forward: Callable[..., Any] | None) -> Forward:
     """Return a function (model, batch) → outputs.
 
     Args:
-        forward: None (a tensor is given as ``model(x)``, a tuple or list as ``model(*x)``, a mapping as
-            ``model(**x)``), a function of (model, batch), or a function of a batch that has its model
-            already, as a bound method or a closure.
+        forward: None (a tensor is passed as ``model(x)``, a tuple or list as ``model(*x)``, a mapping as
+            ``model(**x)``), a function of (model, batch), or a function of the batch alone, such as a bound
+            method or a closure.
 
     Raises:
         TypeError: If ``forward`` is not callable.
@@ -90,7 +90,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, (list, tuple)):
         return type(tree)(map_tensors(item, function) for item in tree)
     if isinstance(tree, Mapping):
-        # A class of its own (a tokenizer's batch) may not be rebuilt from a dict, and need not be.
+        # Some mapping classes (a tokenizer's batch) cannot be built from a dict; a dict serves as well.
         return {key: map_tensors(item, function) for key, item in tree.items()}
     return tree
 
@@ -114,8 +114,8 @@ def differentiable_outputs(outputs: Any) -> list[Tensor]:
     """Return the floating-point tensors of ``outputs`` that carry a gradient, each once.
 
     Args:
-        outputs: What a model returned: a tensor, or tensors in (nested) tuples, lists, mappings or
-            dataclasses. Other objects, such as a cache of keys and values, are not looked into.
+        outputs: The return value of a model: a tensor, or tensors in (nested) tuples, lists, mappings or
+            dataclasses. Other objects, such as a cache of keys and values, are ignored.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -128,7 +128,7 @@ def differentiable_outputs(outputs: Any) -> list[Tensor]:
 
 
 def describe(tree: Any) -> str:
-    """Return the shapes of a batch in words, for an error.
+    """Return the shapes in a batch, for an error message.
 
     Example:
         >>> describe({"x": torch.zeros(2, 3), "n": 4})

@@ -1,7 +1,7 @@
-"""What a probe changes in the functions a model calls: the eps of norms, dropout, and precision.
+"""Changes to the torch functions that a model calls: the eps of norms, dropout, random draws, precision.
 
-A model writes its eps as a module attribute, as an argument or as a literal. All of them end up in a
-torch function, so one :class:`torch.overrides.TorchFunctionMode` sees them all.
+A model may define its eps as a module attribute, as an argument or as a literal. Each of them reaches a torch
+function in the end, so one :class:`torch.overrides.TorchFunctionMode` sees all of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LARGEST_EPS", "Interception"]
+__all__ = ["TorchOverrides"]
 
-# A constant above this is part of the function, not a guard against division by zero.
-LARGEST_EPS = 1e-2
+# A larger constant is part of the function, not a guard against division by zero.
+_LARGEST_EPS = 1e-2
 
-# Where each function takes its eps: (position, keyword).
+# The position of the argument eps of each function.
 _EPS_ARGUMENT: dict[Callable[..., Any], int] = {
     F.layer_norm: 4,
     F.rms_norm: 3,
@@ -74,7 +74,7 @@ _DROPOUTS = {
     torch.feature_alpha_dropout,
     torch.feature_alpha_dropout_,
 }
-# Composite functions: the mode is off inside them, so their dropout is set from outside.
+# The mode is disabled inside of composite functions, so their dropout is set by an argument.
 _DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
     F.multi_head_attention_forward: "dropout_p",
     F.scaled_dot_product_attention: "dropout_p",
@@ -85,26 +85,26 @@ _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
-class Interception(TorchFunctionMode):
-    """Within this context every eps is multiplied by a factor, dropout is off, and floats have one type.
+class TorchOverrides(TorchFunctionMode):
+    """A context in which every eps is multiplied by a factor, dropout is off, and all floats have one type.
 
     Args:
-        eps_factor: What every eps is multiplied by: 1 is the model as it is.
-        dtype: The type that every cast to a floating-point type goes to.
-        whole: Also leave no layer and no sample's branch out: stochastic depth draws one number per sample or
-            per layer and compares it with a rate, so one half, and Bernoulli draws rounded, keep what is
-            kept more often than not.
+        eps_factor: The factor of every eps; 1 leaves the model unchanged.
+        dtype: The type that replaces the target of every cast to a floating-point type.
+        keep_branches: Whether to keep every layer and branch that the model drops with a probability below
+            one half. Stochastic depth draws one number per sample or per layer and compares it with a rate:
+            such a draw becomes one half, and a Bernoulli draw becomes its more likely value.
 
     Example:
         >>> tiny = torch.tensor([[1e-3, -1e-3]], dtype=torch.float64)
-        >>> with Interception(1e-8, torch.float64):
+        >>> with TorchOverrides(1e-8, torch.float64):
         ...     round(F.layer_norm(tiny, (2,))[0, 0].item(), 6)
         1.0
     """
 
-    def __init__(self, eps_factor: float, dtype: torch.dtype, whole: bool = True) -> None:
+    def __init__(self, eps_factor: float, dtype: torch.dtype, keep_branches: bool = True) -> None:
         super().__init__()
-        self.whole = whole
+        self.keep_branches = keep_branches
         self.eps_factor = eps_factor
         self.dtype = dtype
 
@@ -123,45 +123,32 @@ class Interception(TorchFunctionMode):
         args = tuple(self._one_type(a) for a in args)
         named = {key: self._one_type(a) for key, a in named.items()}
         if func in _EPS_ARGUMENT:
-            args, named = self._with_small_eps(func, args, named)
+            args, named = self._with_shrunk_eps(func, args, named)
         elif func in _ADDITIONS:
             args = tuple(self._shrink(a) for a in args)
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
         result = func(*args, **named)
-        if self.whole and func in _DRAWS:
-            self._settle(func, result, args, named)
+        if self.keep_branches and func in _DRAWS:
+            _fix_draw(func, result, args, named)
         return result
-
-    def _settle(
-        self, func: Callable[..., Any], result: Any, args: tuple[Any, ...], named: dict[str, Any]
-    ) -> None:
-        """Overwrite random draws that decide on layers or branches with their most likely outcome."""
-        with torch.no_grad():
-            if func in _BERNOULLI:
-                rate = named.get(
-                    "p", args[1] if len(args) > 1 else 0.5 if func is Tensor.bernoulli_ else args[0]
-                )
-                result.copy_(torch.as_tensor(rate) >= 0.5)
-            elif result.numel() == 1 or (result.ndim > 1 and result.numel() == result.shape[0]):
-                result.fill_(0.5)
 
     def _one_type(self, argument: Any) -> Any:
         return self.dtype if isinstance(argument, torch.dtype) and argument in _FLOATS else argument
 
     def _shrink(self, argument: Any) -> Any:
-        """Return ``argument`` times the factor if it is a small positive constant, else as it is."""
-        if isinstance(argument, float) and 0.0 < argument <= LARGEST_EPS:
+        """Return ``argument``, times the factor if it is a small positive constant."""
+        if isinstance(argument, float) and 0.0 < argument <= _LARGEST_EPS:
             return argument * self.eps_factor
         is_constant = isinstance(argument, Tensor) and argument.ndim == 0 and argument.is_floating_point()
         if is_constant and argument.grad_fn is None and not argument.requires_grad:
             value = float(argument)
-            if 0.0 < value <= LARGEST_EPS:
+            if 0.0 < value <= _LARGEST_EPS:
                 return argument.detach() * self.eps_factor
         return argument
 
-    def _with_small_eps(
+    def _with_shrunk_eps(
         self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         place = _EPS_ARGUMENT[func]
@@ -176,8 +163,18 @@ class Interception(TorchFunctionMode):
         return args, {**named, "eps": eps}
 
 
+def _fix_draw(func: Callable[..., Any], result: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Overwrite a random draw that decides on layers or branches with its most likely value."""
+    with torch.no_grad():
+        if func in _BERNOULLI:
+            rate = named.get("p", args[1] if len(args) > 1 else 0.5 if func is Tensor.bernoulli_ else args[0])
+            result.copy_(torch.as_tensor(rate) >= 0.5)
+        elif result.numel() == 1 or (result.ndim > 1 and result.numel() == result.shape[0]):
+            result.fill_(0.5)
+
+
 def _default_eps(func: Callable[..., Any]) -> float | None:
-    """Return the eps that ``func`` takes when none is given."""
+    """Return the default eps of ``func``."""
     if func in _MISSING_EPS_IS_MACHINE_EPS:
         return None
     defaults = {F.normalize: 1e-12, F.cosine_similarity: 1e-8}
@@ -187,8 +184,8 @@ def _default_eps(func: Callable[..., Any]) -> float | None:
 def _with_argument(
     func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments of ``func`` in which ``name`` has ``value``."""
-    if func is F.scaled_dot_product_attention:  # a builtin: no signature to read
+    """Return the arguments of ``func`` with the argument ``name`` set to ``value``."""
+    if func is F.scaled_dot_product_attention:  # a builtin has no signature
         if len(args) > 4:
             return (*args[:4], value, *args[5:]), named
         return args, {**named, name: value}

@@ -1,4 +1,4 @@
-"""The judge: rescale, shift and replace values, and see whether the outputs change."""
+"""The final check: rescale, shift or replace values, and see whether the outputs change."""
 
 from __future__ import annotations
 
@@ -8,86 +8,87 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from normwise.invariance.narrow import CHUNK
 from normwise.invariance.probe import Probe
+from normwise.invariance.stand_ins import CHUNK
 
-__all__ = ["Judge"]
+__all__ = ["RescaleCheck", "replace_values", "scale_units", "shift_units"]
 
 Item = TypeVar("Item")
 Change = Callable[[Item, torch.Generator], None]
 
 
-class Judge:
-    """Compares outputs before and after values were changed, at two generic points, every eps shrunk.
+class RescaleCheck:
+    """Compares outputs before and after a change of values, at several generic points with shrunk eps.
 
     Args:
         probe: The probe.
-        seeds: The points: each a batch, values and random draws.
+        seeds: The numbers of the points; each has a batch, values and random draws.
     """
 
     def __init__(self, probe: Probe, seeds: Sequence[int]) -> None:
         self._probe, self._seeds = probe, seeds
-        self._base: dict[int, list[Tensor]] = {}
+        self._unchanged: dict[int, list[Tensor]] = {}
         self.passes = 0
 
-    def change(
+    def output_change(
         self, items: Sequence[Item], apply: Change[Item], touched: Callable[[Item], Sequence[int]]
     ) -> float:
-        """Return the largest relative change of an output when ``apply`` is done to all ``items``.
+        """Return the largest relative change of an output when all ``items`` change together.
 
         Args:
-            items: What to change together.
+            items: What to change.
             apply: Changes the stand-ins for one item, with random numbers from a generator.
-            touched: The parameters that ``apply`` changes.
+            touched: Returns the parameters that ``apply`` changes.
         """
         largest = 0.0
+        indices = sorted({k for item in items for k in touched(item)})
         for seed in self._seeds:
             if self._probe.seed != seed:
                 self._probe.move_to(seed)
-            if seed not in self._base:
-                self._base[seed] = self._run()
+            if seed not in self._unchanged:
+                self._unchanged[seed] = self._run()
             generator = torch.Generator().manual_seed(5_000_011 + seed)
-            indices = sorted({k for item in items for k in touched(item)})
             try:
                 with torch.no_grad():
                     for item in items:
                         apply(item, generator)
-                largest = max(largest, _difference(self._base[seed], self._run()))
+                largest = max(largest, _relative_change(self._unchanged[seed], self._run()))
             finally:
                 for k in indices:
                     self._probe.reset(k)
         return largest
 
-    def offenders(
+    def failures(
         self,
         items: Sequence[Item],
         apply: Change[Item],
         touched: Callable[[Item], Sequence[int]],
         tolerance: float,
     ) -> dict[int, float]:
-        """Return {position in ``items``: change} of those that change the outputs, by bisection."""
-        found: dict[int, float] = {}
+        """Return {position in ``items``: change} for the items that change the outputs, by bisection."""
+        failed: dict[int, float] = {}
         waiting = [list(range(len(items)))] if items else []
         while waiting:
-            part = waiting.pop()
-            change = self.change([items[i] for i in part], apply, touched)
+            positions = waiting.pop()
+            change = self.output_change([items[i] for i in positions], apply, touched)
             if change <= tolerance:
                 continue
-            if len(part) == 1:
-                found[part[0]] = change
+            if len(positions) == 1:
+                failed[positions[0]] = change
             else:
-                waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
-        return found
+                middle = len(positions) // 2
+                waiting += [positions[:middle], positions[middle:]]
+        return failed
 
     def _run(self) -> list[Tensor]:
         self.passes += 1
         with torch.no_grad():
-            found = self._probe.outputs(gradients=False)
+            outputs = self._probe.outputs(gradients=False)
         self._probe.release()
-        return found
+        return outputs
 
 
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
+def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     """Return the largest relative change of an output in Frobenius norm; infinity if its shape changed."""
     largest = 0.0
     for old, new in zip(before, after, strict=True):
@@ -108,9 +109,9 @@ def _difference(before: list[Tensor], after: list[Tensor]) -> float:
 def scale_units(
     weight: Tensor, dim: int | None, generator: torch.Generator, where: Tensor | None = None
 ) -> None:
-    """Multiply each unit of ``weight`` (or those in ``where``) by its own random factor from 1/8 to 8.
+    """Multiply each unit of ``weight`` (or those in ``where``) by a random factor from 1/8 to 8, in place.
 
-    The factors are powers of two, and not 1: the products are exact in any precision.
+    The factors are powers of two other than 1, so the products are exact in any precision.
     """
     count = 1 if dim is None else weight.shape[dim]
     exponents = torch.randint(1, 4, (count,), generator=generator).double()
@@ -121,7 +122,7 @@ def scale_units(
 
 
 def shift_units(weight: Tensor, dim: int | None, generator: torch.Generator) -> None:
-    """Add to each unit of ``weight`` its own random constant, of the size of the weights, in place."""
+    """Add a random constant, as large as a typical weight, to each unit of ``weight``, in place."""
     count = 1 if dim is None else weight.shape[dim]
     constants = (
         torch.randn(count, generator=generator).to(weight)
@@ -132,12 +133,12 @@ def shift_units(weight: Tensor, dim: int | None, generator: torch.Generator) -> 
 
 
 def replace_values(weight: Tensor, generator: torch.Generator, *, signs: bool) -> None:
-    """Multiply each value by a random factor from 1/10 to 10, and with ``signs`` by a random sign."""
-    for part in weight.split(max(1, CHUNK // max(1, weight[:1].numel()))) if weight.ndim else (weight,):
-        factors = 10 ** (torch.rand(part.shape, generator=generator) * 2 - 1)
+    """Multiply each value by a random factor from 1/10 to 10 and, with ``signs``, by a random sign."""
+    for chunk in weight.split(max(1, CHUNK // max(1, weight[:1].numel()))) if weight.ndim else (weight,):
+        factors = 10 ** (torch.rand(chunk.shape, generator=generator) * 2 - 1)
         if signs:
-            factors *= torch.where(torch.rand(part.shape, generator=generator) < 0.5, -1.0, 1.0)
-        part.mul_(factors.to(part))
+            factors *= torch.where(torch.rand(chunk.shape, generator=generator) < 0.5, -1.0, 1.0)
+        chunk.mul_(factors.to(chunk))
 
 
 def _broadcast(

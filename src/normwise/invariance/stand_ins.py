@@ -1,0 +1,380 @@
+"""Stand-ins for everything in a model that a probe may change, and the way back.
+
+The probe never writes the model's tensors. While it runs, the modules refer to stand-ins; afterwards they
+refer to the original objects again. So values, gradients, hooks on parameters and ``requires_grad`` cannot
+change.
+
+A float64 probe does not need a float64 copy of the weights. Their stand-ins can be stored in float32
+("narrow") and converted to float64 ("widened") at each read. The graph does not keep the widened tensors for
+the backward pass: saved-tensor hooks record which weight a tensor came from, and widen that weight again. The
+gradient of each read is reduced to sums at once, and nothing accumulates it. Linear layers and embeddings
+never hold a whole float64 weight: they process a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["CHUNK", "NarrowStorage", "StandIns"]
+
+# How many values are widened, or reduced to sums, at once: so many fit into the cache of a core.
+CHUNK = 1 << 18
+
+_CONTAINERS = (list, dict, set)
+Rows = slice | Tensor
+
+
+class StandIns:
+    """The stand-ins for a model's parameters and buffers.
+
+    Args:
+        model: The model.
+        dtype: The floating-point type that the modules see.
+        narrow: Whether stand-ins may be stored in float32 and widened at each read.
+
+    Attributes:
+        names: The name of each parameter, as ``named_parameters`` gives it; tied parameters appear once.
+        originals: The model's parameters.
+        parameters: Their stand-ins, uninitialised, of type ``dtype`` or float32.
+        narrow: The stand-ins that are stored in float32.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, narrow: bool = True) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+        self.names = [name for name, _ in named]
+        self.originals: list[Tensor] = [p for _, p in named]
+        self.narrow = NarrowStorage(dtype)
+        in_attributes = _tensors_in_attributes(model)
+        self.parameters = []
+        for index, p in enumerate(self.originals):
+            is_narrow = narrow and dtype == torch.float64 and p.dtype != dtype and id(p) not in in_attributes
+            self.parameters.append(_stand_in(p, torch.float32 if is_narrow else dtype))
+            if is_narrow:
+                self.narrow.add(index, self.parameters[index])
+        self._dtype = dtype
+        self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
+        self._snapshot = [(m, dict(m.__dict__), _container_copies(m.__dict__)) for m in model.modules()]
+        self._flags = [m.training for m, _, _ in self._snapshot]
+
+    def install(self) -> None:
+        """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors."""
+        self.restore()
+        self.narrow.forget()
+        clones: dict[int, Tensor] = {}
+        for (module, attributes, _), training in zip(self._snapshot, self._flags, strict=True):
+            module.__dict__["training"] = training
+            for key, value in attributes.items():
+                if key == "_parameters" and self.narrow:
+                    replaced = {name: self._replaced(item, clones) for name, item in value.items()}
+                    self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
+                elif key in ("_parameters", "_buffers") or type(value) is dict:
+                    value.update({name: self._replaced(item, clones) for name, item in value.items()})
+                elif isinstance(value, Tensor):
+                    module.__dict__[key] = self._replaced(value, clones)
+                elif type(value) is list:
+                    value[:] = [self._replaced(item, clones) for item in value]
+                elif type(value) is tuple and any(isinstance(item, Tensor) for item in value):
+                    module.__dict__[key] = tuple(self._replaced(item, clones) for item in value)
+            if isinstance(module, nn.RNNBase):
+                module.__dict__["dropout"] = 0.0  # its dropout runs inside one native function
+            if isinstance(module, nn.SyncBatchNorm):  # only this process probes: use its statistics alone
+                module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
+
+    def _install_narrow(self, module: nn.Module, parameters: _NarrowParameters) -> None:
+        module.__dict__["_parameters"] = parameters
+        forward = _forward_by_rows(module, parameters, self.narrow)
+        if forward is not None:
+            module.__dict__["forward"] = forward
+
+    def train(self, model: nn.Module) -> None:
+        """Switch to training mode by ``model.train()``, for every later :meth:`install`."""
+        model.train()
+        self._flags = [m.training for m, _, _ in self._snapshot]
+        self.restore()
+
+    def restore(self) -> None:
+        """Give every module back its original objects, and every container its original contents."""
+        for module, attributes, copies in self._snapshot:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for key, copy in copies.items():
+                container: Any = attributes[key]
+                if isinstance(container, list):
+                    container[:] = copy
+                else:
+                    container.clear()
+                    container.update(copy)
+
+    def _replaced(self, value: Any, clones: dict[int, Tensor]) -> Any:
+        """Return the stand-in of a parameter, a clone of another tensor, and anything else unchanged."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self._by_id:
+            return self._by_id[id(value)]
+        if value.grad_fn is not None or isinstance(value, nn.Parameter):
+            return value
+        if id(value) not in clones:
+            clone = value.detach().clone()
+            clones[id(value)] = clone.to(self._dtype) if clone.is_floating_point() else clone
+        return clones[id(value)]
+
+
+def _tensors_in_attributes(model: nn.Module) -> set[int]:
+    """Return the ids of tensors that modules hold outside ``_parameters``; an LSTM lists its weights."""
+    found: set[int] = set()
+    for module in model.modules():
+        for key, value in module.__dict__.items():
+            if key == "_parameters":
+                continue
+            items = (
+                value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+            )
+            found |= {id(item) for item in items if isinstance(item, Tensor)}
+    return found
+
+
+def _container_copies(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.copy() for k, v in attributes.items() if isinstance(v, _CONTAINERS)}
+
+
+def _stand_in(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    stand_in = nn.Parameter(
+        torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
+    )
+    stand_in.__dict__.update(parameter.__dict__)  # some models set attributes on their parameters
+    return stand_in
+
+
+class NarrowStorage:
+    """The stand-ins that are stored narrow, and the record of their reads.
+
+    Args:
+        dtype: The type of the widened tensors.
+
+    Attributes:
+        on_gradient: Called in a backward pass with (parameter, gradient, rows of dimension 0 to which the
+            gradient belongs); None to ignore gradients.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.on_gradient: Callable[[int, Tensor, Rows], None] | None = None
+        self._stored: dict[int, tuple[int, Tensor]] = {}
+        self._by_index: dict[int, Tensor] = {}
+        self._latest: dict[tuple[int, bool], weakref.ref[Tensor]] = {}
+        self._storages: dict[int, tuple[int, StorageWeakRef]] = {}
+
+    def add(self, index: int, stored: Tensor) -> None:
+        """Register ``stored`` as the stand-in of parameter ``index``."""
+        self._stored[id(stored)] = index, stored
+        self._by_index[index] = stored
+
+    def __bool__(self) -> bool:
+        return bool(self._stored)
+
+    def index_of(self, value: Any) -> int | None:
+        """Return the number of the parameter whose stand-in ``value`` is, or None."""
+        entry = self._stored.get(id(value))
+        return None if entry is None else entry[0]
+
+    def read(self, value: Any) -> Any:
+        """Return ``value``, widened if it is a narrow stand-in. Reads return one object while it lives."""
+        index = self.index_of(value)
+        if index is None:
+            return value
+        key = index, torch.is_grad_enabled()
+        latest = self._latest.get(key)
+        wide = None if latest is None else latest()
+        if wide is None:
+            wide = _Read.apply(value, index, self)
+            wide.__dict__.update(value.__dict__)  # some models set attributes on their parameters
+            self._latest[key] = weakref.ref(wide)
+        return wide
+
+    def widen(self, index: int) -> Tensor:
+        """Return parameter ``index`` in the wide type, and record that its storage holds this parameter."""
+        wide = self._by_index[index].detach().to(self.dtype)
+        storage = wide.untyped_storage()
+        # The weak reference keeps another storage from getting the same address.
+        self._storages[storage._cdata] = index, StorageWeakRef(storage)
+        return wide
+
+    def forget(self) -> None:
+        """Forget all reads, before another forward pass."""
+        self._latest.clear()
+        self._storages.clear()
+
+    def send(self, index: int, gradient: Tensor, rows: Rows = slice(None)) -> None:
+        """Pass a gradient to ``on_gradient``."""
+        if self.on_gradient is not None:
+            self.on_gradient(index, gradient, rows)
+
+    def not_saved_for_backward(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which the graph does not keep widened tensors."""
+        if not self:
+            return contextlib.nullcontext()
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> Any:
+        with torch._C.DisableTorchFunction():
+            # Detached: otherwise the graph would refer to itself through the tensor that the hook gets.
+            if tensor.layout != torch.strided or tensor.dtype != self.dtype or tensor._version:
+                return tensor.detach()
+            known = self._storages.get(tensor.untyped_storage()._cdata)
+            if known is None:
+                return tensor.detach()
+            return known[0], tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def _unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        index, size, stride, offset = packed
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            return self.widen(index).as_strided(size, stride, offset)
+
+
+class _NarrowParameters(dict[str, Any]):
+    """The ``_parameters`` of a module; narrow stand-ins are widened when they are read."""
+
+    def __init__(self, items: dict[str, Any], narrow: NarrowStorage) -> None:
+        super().__init__(items)
+        self._narrow = narrow
+
+    def __getitem__(self, key: str) -> Any:
+        return self._narrow.read(super().__getitem__(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._narrow.read(super().get(key, default))
+
+    def values(self) -> Any:
+        return (self._narrow.read(value) for value in super().values())
+
+    def items(self) -> Any:
+        return ((key, self._narrow.read(value)) for key, value in super().items())
+
+    def stored(self, key: str) -> Any:
+        """Return the stand-in as it is stored."""
+        return super().get(key)
+
+
+def _forward_by_rows(
+    module: nn.Module, parameters: _NarrowParameters, narrow: NarrowStorage
+) -> Callable[[Tensor], Tensor] | None:
+    """Return a forward function that widens a few rows at a time; None if there is none for ``module``."""
+    if "forward" in module.__dict__:
+        return None
+    stored = parameters.stored("weight")
+    index = narrow.index_of(stored)
+    if index is None or stored.ndim != 2 or stored.numel() <= CHUNK // 4:
+        return None
+    if type(module) is nn.Linear:
+
+        def linear(x: Tensor) -> Tensor:
+            if x.dtype != narrow.dtype:
+                return F.linear(x, module.weight, module.bias)
+            out: Tensor = _Linear.apply(x, stored, index, narrow)
+            return out if module.bias is None else out + module.bias
+
+        return linear
+    if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
+        padding = module.padding_idx
+
+        def embedding(x: Tensor) -> Tensor:
+            out: Tensor = _Embedding.apply(stored, x, index, narrow, padding)
+            return out
+
+        return embedding
+    return None
+
+
+def _row_slices(stored: Tensor) -> list[slice]:
+    step = max(1, CHUNK // max(1, stored[0].numel()))
+    return [slice(a, min(a + step, len(stored))) for a in range(0, len(stored), step)]
+
+
+class _Read(torch.autograd.Function):
+    """The whole tensor, widened."""
+
+    @staticmethod
+    def forward(ctx: Any, stored: Tensor, index: int, narrow: NarrowStorage) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.index, ctx.narrow = index, narrow
+        with torch._C.DisableTorchFunction():
+            return narrow.widen(index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None]:
+        if gradient is not None:
+            ctx.narrow.send(ctx.index, gradient)
+        return None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """x · weightᵀ, a few rows of the weight at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: Tensor, index: int, narrow: NarrowStorage) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        ctx.stored, ctx.index, ctx.narrow = stored.detach(), index, narrow
+        with torch._C.DisableTorchFunction():
+            flat = x.reshape(-1, stored.shape[1])
+            out = flat.new_empty(len(flat), len(stored))
+            for rows in _row_slices(stored):
+                torch.mm(flat, stored[rows].to(narrow.dtype).T, out=out[:, rows])
+            return out.view(*x.shape[:-1], len(stored))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if gradient is None:
+            return None, None, None, None
+        (x,) = ctx.saved_tensors
+        of_input, of_weight, *_ = ctx.needs_input_grad
+        with torch._C.DisableTorchFunction():
+            flat = x.reshape(-1, ctx.stored.shape[1])
+            gradient = gradient.reshape(len(flat), -1)
+            input_gradient = torch.zeros_like(flat) if of_input else None
+            for rows in _row_slices(ctx.stored):
+                chunk = gradient[:, rows]
+                if input_gradient is not None:
+                    input_gradient.addmm_(chunk, ctx.stored[rows].to(input_gradient.dtype))
+                if of_weight:
+                    ctx.narrow.send(ctx.index, chunk.T @ flat, rows)
+            return None if input_gradient is None else input_gradient.view(x.shape), None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """The rows that ``ids`` select; only these have a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stored: Tensor, ids: Tensor, index: int, narrow: NarrowStorage, padding: int | None
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.ids, ctx.index, ctx.narrow, ctx.padding = ids, index, narrow, padding
+        with torch._C.DisableTorchFunction():
+            return F.embedding(ids, stored).to(narrow.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None, None, None]:
+        if gradient is not None:
+            with torch._C.DisableTorchFunction():
+                rows, place = ctx.ids.reshape(-1).unique(return_inverse=True)
+                flat = gradient.reshape(len(place), -1)
+                sums = flat.new_zeros(len(rows), flat.shape[1]).index_add_(0, place, flat)
+                if ctx.padding is not None:
+                    sums[rows == ctx.padding] = 0
+                ctx.narrow.send(ctx.index, sums, rows)
+        return None, None, None, None, None
