@@ -1,10 +1,10 @@
-"""How fast the weight-normalisation family is: forward and backward, beside torch's own and the textbook.
+"""Time the weight-normalisation family, forward and backward, beside torch's kernels and the textbook.
 
 Run:  python benchmarks/normalization.py [--quick] [--compile] [--out benchmarks/results]
 
-All candidates take turns in every round, in bursts of a millisecond and in a new order each time. What is
-timed is the CPU time of the one thread that they run on, so that a busy machine matters little, and to all of
-them alike. The figure is the median over the rounds of the ratio to the bare kernel of the same round.
+In every round all candidates run in bursts of a millisecond, in a new random order. The benchmark measures
+the CPU time of the single thread that they run on, so other processes disturb it little, and disturb all
+candidates alike. It reports the median over rounds of the ratio to the bare kernel in the same round.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.normalization.exact import Formula, exact_forward
-from normwise.normalization.kernels import normalize
+from normwise.normalization._exact import Formula, exact_forward
+from normwise.normalization._kernels import normalize
 
-ZERO_UNIT = "normwise, one zero unit"  # where the plain fused kernel cannot be used
+ZERO_UNIT = "normwise, one zero unit"  # the plain fused kernel is not exact here
 SHAPES = [(64, 64, 1, 1), (128, 64, 3, 3), (256, 256, 3, 3), (3072, 768)]
 Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 def weight_norm_candidates(shape: tuple[int, ...]) -> dict[str, Transform]:
-    """Return transforms of (weight, gain); the first is the bar."""
+    """Return transforms of (weight, gain); the first is the baseline."""
     formula, dims = Formula(0, center=False, factor=1.0), list(range(1, len(shape)))
     return {
         "torch._weight_norm": lambda v, g: torch._weight_norm(v, g, 0),
@@ -44,7 +44,7 @@ def weight_norm_candidates(shape: tuple[int, ...]) -> dict[str, Transform]:
 
 
 def standardization_candidates(shape: tuple[int, ...]) -> dict[str, Transform]:
-    """Return transforms of (weight, gain), the gain unused; the first is the bar."""
+    """Return transforms of (weight, gain), with the gain unused; the first is the baseline."""
     size = torch.Size(shape[1:]).numel()
     formula, dims = Formula(0, center=True, factor=size**0.5), list(range(1, len(shape)))
 
@@ -66,7 +66,7 @@ def standardization_candidates(shape: tuple[int, ...]) -> dict[str, Transform]:
 
 
 def layer_candidates(conv: bool) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Return whole layers and an input; the first, plain, is what the others are compared to."""
+    """Return whole layers and an input; the first, plain, is the baseline."""
 
     def plain() -> nn.Module:
         return nn.Conv2d(64, 128, 3, padding=1) if conv else nn.Linear(768, 3072)
@@ -116,7 +116,7 @@ def interleaved(calls: dict[str, Callable[[], None]], seconds: float) -> dict[st
         started = time.thread_time()
         call()
         repeats[name] = max(1, int(1e-3 / (time.thread_time() - started)))
-    shuffle = random.Random(0).sample  # what ran before leaves the caches in its own state
+    shuffle = random.Random(0).sample  # the previous candidate leaves its data in the caches
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(rounds) < 5:
@@ -147,8 +147,8 @@ def memory_kept(transform: Transform, weight: Tensor, gain: Tensor) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         pack(transform(weight, gain))
-    for own in (weight, gain):
-        kept.pop(own.untyped_storage().data_ptr(), None)
+    for leaf in (weight, gain):
+        kept.pop(leaf.untyped_storage().data_ptr(), None)
     return round(sum(kept.values()) / weight.untyped_storage().nbytes(), 3)
 
 
@@ -161,9 +161,9 @@ def measure(
     gradient = torch.randn(shape)
     if compiled:
         usable = {n: t for n, t in candidates.items() if n not in ("exact evaluation", ZERO_UNIT)}
-        bar = next(iter(candidates))
+        baseline = next(iter(candidates))
         compiled_ones = {f"{n}, compiled": _compiled(t) for n, t in usable.items()}
-        candidates = {bar: candidates[bar], **compiled_ones}
+        candidates = {baseline: candidates[baseline], **compiled_ones}
     weights = {}
     for name in candidates:
         weight = torch.randn(shape).mul_(0.05)

@@ -2,9 +2,9 @@
 
 Run:  python benchmarks/normalization_accuracy.py [--out benchmarks/results]
 
-Error: the Euclidean norm of a unit's difference to float64 over the unit's norm, in units of the type's eps;
-the largest over units, shapes and dims, of the value / of the gradient. "out of range" where the true
-gradient is not a normal number of the type.
+The error of a unit is the Euclidean norm of its difference from float64, divided by its norm, in units of the
+type's eps. The tables give the largest error over units, shapes and dims: of the value / of the gradient.
+"out of range": the true gradient is not a normal number of the type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import normwise as nw
-from normwise.normalization.exact import Formula, exact_forward, unit_size
+from normwise.normalization._exact import Formula, exact_forward, unit_size
 
 NORMS = (1e-30, 1e-20, 1e-10, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6, 1e10, 1e20, 1e30)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -29,26 +29,26 @@ LAYOUTS: tuple[tuple[tuple[int, ...], int | None], ...] = (
     ((4, 40_000), 0),
     ((256, 256), None),
 )
-RANGE = {torch.float16: (1e-3, 1e4)}  # norms between the smallest and the largest number, less a factor
+RANGE = {torch.float16: (1e-3, 1e4)}  # these norms stay clear of the type's limits
 
 
 def exact(kind: str, w: Tensor, dim: int | None) -> Tensor:
-    """Return the member in float64 (of float64 weights too: their errors are those of two evaluations)."""
+    """Return the member in float64. For float64 weights the errors are therefore those of two evaluations."""
     size = unit_size(w, dim)
     formula = Formula(dim, kind != "weight_norm", size**0.5 if kind == "weight_standardization" else 1.0)
     return exact_forward(w, None, formula)
 
 
-def error(found: Tensor, true: Tensor, dim: int | None) -> float | None:
+def error(computed: Tensor, true: Tensor, dim: int | None) -> float | None:
     """Return the largest error of a unit in ULP, or None where the truth is out of the type's range."""
-    kind = torch.finfo(found.dtype)
-    dims = [k for k in range(found.ndim) if k != dim]
-    if float(true.abs().max()) > kind.max:
+    limits = torch.finfo(computed.dtype)
+    dims = [k for k in range(computed.ndim) if k != dim]
+    if float(true.abs().max()) > limits.max:
         return None
     size = torch.linalg.vector_norm(true, dim=dims)
-    if float(size.min()) / unit_size(found, dim) ** 0.5 < kind.tiny * 100:
+    if float(size.min()) / unit_size(computed, dim) ** 0.5 < limits.tiny * 100:
         return None
-    return float((torch.linalg.vector_norm(found.double() - true, dim=dims) / size).max()) / kind.eps
+    return float((torch.linalg.vector_norm(computed.double() - true, dim=dims) / size).max()) / limits.eps
 
 
 def worst(kind: str, dtype: torch.dtype, norm: float) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.normalization.attachment import chains
+from normwise.normalization._attachment import chains
 
 KINDS = ("weight_norm", "centered_weight_norm", "weight_standardization")
 FUNCTIONS = {kind: getattr(nw.functional, kind) for kind in KINDS}

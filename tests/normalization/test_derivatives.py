@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -17,9 +16,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
-from normwise.normalization import double_backward
-from normwise.normalization.exact import Formula, exact_forward
-from normwise.normalization.kernels import normalize
+from normwise.normalization import _kernels
+from normwise.normalization._exact import Formula, exact_forward
+from normwise.normalization._kernels import normalize
 
 # torch scripts some of its own formulas when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
@@ -125,48 +124,37 @@ def test_two_differentiated_passes_over_one_graph() -> None:
     assert not any(g.requires_grad for g in plain)
 
 
-PRIVATE_NAMES: list[tuple[Any, str]] = [
-    (torch._C._functorch, "maybe_current_level"),
-    (torch._C, "_len_torch_dispatch_stack"),
-    (torch._C, "_is_tracing"),
-    (torch._C, "_current_autograd_node"),
-    (torch._C._autograd, "_top_saved_tensors_default_hooks"),
-    (torch, "_weight_norm_interface"),
-    (forward_ad, "_current_level"),
-    *((None, name) for name in double_backward._PRIVATE),
-]
-
-
-@pytest.mark.parametrize(("owner", "name"), PRIVATE_NAMES)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torch._C, "_are_functorch_transforms_active"),
+        (torch._C, "_len_torch_dispatch_stack"),
+        (torch._C, "_is_tracing"),
+        (torch._C, "_current_autograd_node"),
+        (torch._C._autograd, "_top_saved_tensors_default_hooks"),
+        (torch, "_weight_norm_interface"),
+        (forward_ad, "_current_level"),
+        ("node", "_register_hook_dict"),
+        ("node", "_saved_v"),
+        ("node", "_saved_g"),
+        ("node", "metadata"),
+    ],
+)
 def test_a_torch_without_a_private_name_gives_the_same_derivatives(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The public hook, or the exact evaluation, does what the missing name was for."""
     leaves = rows("contiguous")
     expected = second_order(lambda v, g: exact_forward(v, g, ROWS), leaves)
+    source, module = inspect.getsource(_kernels), ModuleType("_kernels of an older torch")
     with monkeypatch.context() as patch:
-        if owner is None:  # an attribute of nodes, which cannot be taken from them
-            source = inspect.getsource(double_backward).replace(f'"{name}"', f'"{name}_of_old"', 1)
+        if owner == "node":  # an attribute of nodes cannot be removed
+            source = source.replace(f'"{name}"', f'"{name} of old"', 1)
         else:
             patch.delattr(owner, name)
-            source = inspect.getsource(double_backward)
-        fresh_modes = fresh("normwise.normalization.modes", patch)
-        fresh_mending = fresh("normwise.normalization.double_backward", patch, source)
-        fresh_kernels = fresh("normwise.normalization.kernels", patch)
-    assert fresh_kernels.mend is fresh_mending.mend
-    assert fresh_kernels.dispatch_modes is fresh_modes.dispatch_modes
-    handles = owner in (None, torch) or name == "_current_autograd_node"
-    assert (fresh_mending.STATELESS is None) == handles
-    found = second_order(lambda v, g: fresh_kernels.normalize(v, g, ROWS), leaves)
+        exec(source, module.__dict__)
+    assert not module._HAS_PRIVATE_NAMES
+    found = second_order(lambda v, g: module.normalize(v, g, ROWS), leaves)
     torch.testing.assert_close(found, expected)
-
-
-def fresh(name: str, patch: pytest.MonkeyPatch, source: str | None = None) -> ModuleType:
-    """Return a module executed anew, and have the next one import it."""
-    module = ModuleType(name)
-    exec(source or inspect.getsource(sys.modules[name]), module.__dict__)
-    patch.setitem(sys.modules, name, module)
-    return module
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of one form of a weight into a model that has another."""
+"""Loading a checkpoint whose weights are stored in another form than the model's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from normwise.normalization.attachment import chains
-from normwise.normalization.exact import Formula, natural_gain
-from normwise.normalization.kernels import normalize
-from normwise.normalization.members import Member, members
+from normwise.normalization._attachment import chains
+from normwise.normalization._exact import Formula, natural_gain
+from normwise.normalization._kernels import normalize
+from normwise.normalization.fold import Member, members
 from normwise.normalization.parametrizations import NormalizedWeight
 
 __all__ = ["UpgradeReport", "upgrade_state_dict"]
@@ -20,13 +20,12 @@ __all__ = ["UpgradeReport", "upgrade_state_dict"]
 
 @dataclass(frozen=True)
 class UpgradeReport:
-    """What `upgrade_state_dict` did.
+    """The changes that `upgrade_state_dict` made.
 
     Attributes:
-        renamed: For each new key the old keys that it was made of: one that was only renamed, or those from
-            which it was computed.
-        missing: Keys of the model for which the state dict has nothing.
-        unexpected: Keys of the state dict that the model does not have; kept as they are.
+        renamed: For each new key, the old keys from which it was renamed or computed.
+        missing: Keys of the model that the state dict has no values for.
+        unexpected: Keys of the state dict that the model does not have. They are passed on.
     """
 
     renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -43,24 +42,23 @@ class UpgradeReport:
 def upgrade_state_dict(
     state_dict: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[dict[str, Tensor], UpgradeReport]:
-    """Bring the weights of a state dict to the form that ``model`` has.
+    """Convert the weights of a state dict to the form that ``model`` has.
 
-    Three forms of a weight are known, and each is turned into each: plain (``weight``), torch's older
-    hook-based weight norm (``weight_g``, ``weight_v``) and parametrizations
-    (``parametrizations.weight.original``, ``.original0``, ``.original1``). Whatever else the state dict
-    holds is passed on.
+    A weight has one of three forms, and each converts to each: plain (``weight``), torch's older hook-based
+    weight norm (``weight_g``, ``weight_v``) and parametrizations (``parametrizations.weight.original``,
+    ``.original0``, ``.original1``). Other entries of the state dict are passed on.
 
-    A pair (gain, direction) that is to become one weight is taken for weight normalisation: a checkpoint
-    does not say which member made it. Fold a model of another member before saving it as plain weights.
+    A pair (gain, direction) that becomes one weight is evaluated as weight normalisation, because a
+    checkpoint does not record the member. If it comes from another member, fold that model and save it again.
 
     Args:
         state_dict: From ``torch.load(..., weights_only=True)``, ``safetensors.torch.load_file``, ...; it is
             not changed.
-        model: The model that is to load the result; its values are not looked at, so it may be on "meta".
+        model: The model that will load the result. Its values are not read, so it may be on "meta".
 
     Returns:
-        The new state dict, and the report of what was renamed or computed and of the keys that are missing
-        or unexpected.
+        The new state dict, and a report of the keys that were renamed or computed, are missing or are
+        unexpected.
 
     Example:
         >>> old = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)).state_dict()
@@ -92,7 +90,7 @@ def upgrade_state_dict(
 
 
 def _slots(model: nn.Module) -> list[str]:
-    """Return the qualified names of all weights, as they would be called in a plain model."""
+    """Return the qualified names that the weights would have in a plain model."""
     slots = list(members(model))
     for prefix, module in model.named_modules():
         if not isinstance(module, parametrize.ParametrizationList):
@@ -116,7 +114,7 @@ def _keys(slot: str, member: Member | None) -> tuple[str, ...]:
 
 
 def _values(values: list[Tensor], member: Member | None) -> list[Tensor] | None:
-    """Turn what is stored of a weight, (gain, weight) or (weight,), into what the model stores of it."""
+    """Convert the stored tensors of a weight, (gain, weight) or (weight,), to those that the model stores."""
     with torch.no_grad():
         if member is not None and member.kind == "weight_norm" and len(values) == len(member.originals) == 2:
             return values  # renamed only

@@ -1,4 +1,4 @@
-"""From plain weights to normalised ones, for a whole model."""
+"""Normalising the weights of a whole model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from normwise.normalization.attachment import chains
-from normwise.normalization.exact import exact_forward
-from normwise.normalization.optimizers import groups_in_order, move, put_in_order
-from normwise.normalization.parametrizations import NormalizedWeight, build, install
-from normwise.norms import slice_norms
+from normwise.normalization._attachment import chains
+from normwise.normalization._optimizers import groups_in_order, move, put_in_order
+from normwise.normalization.parametrizations import build, install
 
 __all__ = ["Conversion", "convert"]
 
 Skip = Collection[str] | Callable[..., bool]
 
 _GAIN_BY_DEFAULT = {"weight_norm": True, "centered_weight_norm": True, "weight_standardization": False}
-# How far, in ULP of the unit's norm, a weight may move and still count as preserved.
-_PRESERVED_ULP = 8
 
 
 class Conversion(list[str]):
-    """The qualified names of the weights that were converted.
+    """The qualified names of the converted weights.
 
     Attributes:
-        not_preserved: Those among them whose value changed by more than rounding, and with it the outputs.
+        not_preserved: The converted weights whose values, and with them the outputs, changed by more than
+            rounding.
     """
 
     not_preserved: tuple[str, ...] = ()
@@ -55,37 +52,37 @@ def convert(
 ) -> Conversion:
     """Normalise the weights of every layer of ``model``, in place.
 
-    Linear, Bilinear, convolutions (units along dim 0), transposed convolutions (along dim 1), embeddings,
-    the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of
-    MultiheadAttention. Heads are the user's choice: name them in ``skip``. Either everything is converted
-    or, on an error, nothing.
+    This covers Linear, Bilinear, convolutions (units along dim 0), transposed convolutions (units along
+    dim 1), embeddings, the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections
+    of MultiheadAttention. Heads are the user's choice: name them in ``skip``. An error leaves the model
+    unchanged.
 
-    Convert first and build the optimizer, an EMA copy, DDP or FSDP after it: conversion makes new
-    parameters. An optimizer that exists already is moved along if it is given as ``optimizer``: the weight
-    and its gain take the place of the old parameter in its group, with its state. First-order state
-    (momentum, ``exp_avg``) transforms as a gradient does, squares as its square; state of other names stays
-    with the weight.
+    Convert before you build the optimizer, an EMA copy, DDP or FSDP: conversion makes new parameters. To
+    convert later, pass the existing optimizer as ``optimizer``: the weight and its gain then replace the old
+    parameter in its group and take over its state. First-order state (momentum, ``exp_avg``) transforms as a
+    gradient does, squared gradients as their squares. State under other names stays with the weight.
 
     Args:
         model: Any module, also a single layer.
         kind: "weight_norm", "centered_weight_norm" or "weight_standardization".
-        skip: What to leave alone: names of modules (with all they contain) or of weights; or a predicate,
-            called with the qualified name of the weight, such as "encoder.0.weight", and, if it takes two
-            arguments, the module.
+        skip: Weights to leave plain: names of modules (with everything in them) or of weights; or a
+            predicate, called with the qualified name of the weight, such as "encoder.0.weight", and, if it
+            takes two arguments, the module.
         gain: Whether units have a trainable gain. None: weight norms do, standardised weights do not.
-        optimizer: An optimizer that holds parameters of ``model``, to be moved along.
-        preserve: Refuse to change the outputs: raise, naming the weights whose value would change.
-        eps: For "weight_standardization", as there.
-        fan_in_scale: For "weight_standardization", as there.
+        optimizer: An optimizer that holds parameters of ``model`` and shall hold the new ones.
+        preserve: Raise instead of changing the outputs; the error names the weights that would change.
+        eps: For "weight_standardization", see there.
+        fan_in_scale: For "weight_standardization", see there.
 
     Returns:
-        The qualified names of what was converted. Its ``not_preserved`` names those whose value changed:
-        weight norm with a gain preserves every weight, the centered members with a gain those of mean zero.
+        The qualified names of the converted weights, as a list. Its attribute ``not_preserved`` names those
+        whose values changed: weight norm with a gain preserves every weight, the centered members with a gain
+        preserve weights of mean zero.
 
     Raises:
-        ValueError: Naming the layer: it is converted or parametrized already, its weight is shared with
-            another one and would be split, its units carry no direction, its outputs would change although
-            ``preserve`` forbids it; or an unknown kind or name to skip.
+        ValueError: A layer is parametrized already, shares its weight with another layer (which conversion
+            would split), has units without a direction, or would change its outputs although ``preserve``
+            forbids it; or ``kind`` or a name in ``skip`` is unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
@@ -96,24 +93,21 @@ def convert(
         raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(_GAIN_BY_DEFAULT)}")
     if kind != "weight_standardization" and (eps or fan_in_scale):
         raise ValueError(
-            f"eps and fan_in_scale are for weight_standardization, not for {kind}: leave them out"
+            f"eps and fan_in_scale are options of weight_standardization, not of {kind}: omit them"
         )
     gain = _GAIN_BY_DEFAULT[kind] if gain is None else gain
     targets = _select(model, skip)
     _refuse_shared(model, targets)
     built = [build(t.module, t.name, kind, t.dim, gain, eps, fan_in_scale, t.label) for t in targets]
-    changed = tuple(
-        t.label for t, parametrization in zip(targets, built, strict=True) if _changes(t, parametrization)
-    )
+    weights = [getattr(target.module, target.name) for target in targets]
+    changed = tuple(t.label for t, b, w in zip(targets, built, weights, strict=True) if not b.preserves(w))
     if preserve and changed:
         raise ValueError(
             f"{kind} with gain={gain} would change the outputs of {', '.join(changed)}: "
-            "skip them, use weight_norm with a gain, or leave out preserve"
+            "skip them, use weight_norm with a gain, or omit preserve"
         )
     in_order = [] if optimizer is None else groups_in_order(optimizer, model)
-    for target, parametrization in zip(targets, built, strict=True):
-        old = target.module._parameters[target.name]
-        assert old is not None
+    for target, parametrization, old in zip(targets, built, weights, strict=True):
         install(target.module, target.name, parametrization)
         if optimizer is not None:
             move(optimizer, old, list(chains(target.module)[target.name].parameters()), parametrization)
@@ -127,16 +121,16 @@ def convert(
 def _select(model: nn.Module, skip: Skip) -> list[_Target]:
     """Return the weights to convert, in the order of the modules."""
     skipped: Callable[..., bool] = skip if callable(skip) else _by_names(model, skip)
-    two = len(inspect.signature(skipped).parameters) >= 2
-    found = []
+    takes_module = len(inspect.signature(skipped).parameters) >= 2
+    targets = []
     for prefix, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList):
             continue
         for name, dim in _weights_of(module):
             label = f"{prefix}.{name}" if prefix else name
-            if not (skipped(label, module) if two else skipped(label)):
-                found.append(_Target(label, module, name, dim))
-    return found
+            if not (skipped(label, module) if takes_module else skipped(label)):
+                targets.append(_Target(label, module, name, dim))
+    return targets
 
 
 def _by_names(model: nn.Module, names: Collection[str]) -> Callable[[str], bool]:
@@ -151,7 +145,7 @@ def _by_names(model: nn.Module, names: Collection[str]) -> Callable[[str], bool]
     unknown = sorted(set(names) - known)
     if unknown:
         raise ValueError(
-            f"skip names {unknown}, which the model does not have: give names of modules or weights"
+            f"skip contains {unknown}, which the model does not have: give names of modules or weights"
         )
     return lambda label: any(label == name or label.startswith(f"{name}.") for name in names)
 
@@ -161,14 +155,14 @@ def _weights_of(module: nn.Module) -> list[tuple[str, int]]:
     if isinstance(module, nn.Linear | nn.Bilinear | nn.Embedding | nn.EmbeddingBag | nn.modules.conv._ConvNd):
         return [("weight", 1 if getattr(module, "transposed", False) else 0)]
     if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
-        own = [name for name, value in module._parameters.items() if value is not None]
+        plain = [name for name, value in module._parameters.items() if value is not None]
         # weight_ih_l0, weight_hh_l0_reverse, in_proj_weight, q_proj_weight; not bias_k, in_proj_bias
-        return [(name, 0) for name in [*own, *chains(module)] if "weight" in name]
+        return [(name, 0) for name in [*plain, *chains(module)] if "weight" in name]
     return []
 
 
 def _refuse_shared(model: nn.Module, targets: list[_Target]) -> None:
-    """Raise where a weight to convert is also used, as the same parameter, somewhere else."""
+    """Raise if another layer uses the same parameter as a weight that is to be converted."""
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, value in module._parameters.items():
@@ -180,17 +174,3 @@ def _refuse_shared(model: nn.Module, targets: list[_Target]) -> None:
                 f"{target.label} is shared: {' and '.join(owners[id(value)])} are one parameter, "
                 "which conversion would split: skip all of them"
             )
-
-
-def _changes(target: _Target, parametrization: NormalizedWeight) -> bool:
-    """Whether the weight's value will change by more than rounding."""
-    weight = target.module._parameters[target.name]
-    assert weight is not None
-    formula = parametrization.formula
-    originals = parametrization.right_inverse(weight.detach())
-    if weight.is_meta:
-        return formula.center or not parametrization.gain
-    gain, _ = originals if isinstance(originals, tuple) else (None, originals)
-    new, old = exact_forward(weight.detach(), gain, formula).double(), weight.detach().double()
-    moved, size = slice_norms(new - old, formula.dim), slice_norms(old, formula.dim)
-    return bool((moved > _PRESERVED_ULP * torch.finfo(weight.dtype).eps * size).any())

@@ -1,17 +1,17 @@
-"""The weight-normalisation family, from tensor to tensor.
+"""The weight-normalisation family as functions from tensor to tensor.
 
-Exact at every scale, in every floating-point type: f(αw) = f(w) and ∇f(αw) = ∇f(w)/α for norms from
-1e-30 to 1e30, no NaN at a zero row. A unit is a slice along ``dim`` (0: rows, one output filter each), or
-the whole tensor (``dim=None``). A unit without a direction (all zero; for the centered members, constant)
-gives zeros and receives a zero gradient.
+All three functions are exact at every scale and in every floating-point type: f(αw) = f(w) and
+∇f(αw) = ∇f(w)/α for unit norms from 1e-30 to 1e30. A unit is a slice along ``dim`` (0: one output filter
+each), or the whole tensor (``dim=None``). A unit without a direction (all zero or, for the two members that
+subtract the mean, constant) gives zeros and receives a zero gradient, never NaN.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from normwise.normalization.exact import Formula, unit_size
-from normwise.normalization.kernels import normalize
+from normwise.normalization._exact import Formula, unit_size
+from normwise.normalization._kernels import normalize
 from normwise.norms import check_dim
 
 __all__ = ["centered_weight_norm", "weight_norm", "weight_standardization"]
@@ -31,7 +31,7 @@ def weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
 
     Raises:
         TypeError: ``w`` is not a real floating-point tensor.
-        ValueError: ``dim`` is out of range, or a unit has fewer than 2 elements: no direction.
+        ValueError: ``dim`` is out of range, or a unit has fewer than 2 elements and so no direction.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    return normalize(w, None, weight_norm_formula(w, dim, "w"))
+    return normalize(w, None, formula_of("weight_norm", w, dim, "w"))
 
 
 def centered_weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
@@ -57,14 +57,14 @@ def centered_weight_norm(w: Tensor, dim: int | None = 0) -> Tensor:
 
     Raises:
         TypeError: ``w`` is not a real floating-point tensor.
-        ValueError: ``dim`` is out of range, or a unit has fewer than 3 elements: no direction.
+        ValueError: ``dim`` is out of range, or a unit has fewer than 3 elements and so no direction.
 
     Example:
         >>> import torch
         >>> centered_weight_norm(torch.tensor([[1.0, 2.0, 3.0]]))
         tensor([[-0.7071,  0.0000,  0.7071]])
     """
-    return normalize(w, None, centered_weight_norm_formula(w, dim, "w"))
+    return normalize(w, None, formula_of("centered_weight_norm", w, dim, "w"))
 
 
 def weight_standardization(w: Tensor, dim: int | None = 0, eps: float = 0.0) -> Tensor:
@@ -76,7 +76,7 @@ def weight_standardization(w: Tensor, dim: int | None = 0, eps: float = 0.0) -> 
     Args:
         w: The weight: floating point, any shape.
         dim: The dimension that counts the units; negative ones count from the end. None: the whole tensor.
-        eps: Added to the variance. Only for checkpoints that were trained with one: it breaks scale
+        eps: Added to the variance. Use it only for checkpoints that were trained with one: it breaks scale
             invariance (with 1e-6, weights of standard deviation 1e-4 come out ten times too small).
 
     Returns:
@@ -84,47 +84,39 @@ def weight_standardization(w: Tensor, dim: int | None = 0, eps: float = 0.0) -> 
 
     Raises:
         TypeError: ``w`` is not a real floating-point tensor.
-        ValueError: ``dim`` is out of range, ``eps`` negative or not finite, or a unit has fewer than 3
-            elements: no direction.
+        ValueError: ``dim`` is out of range, ``eps`` is negative or not finite, or a unit has fewer than 3
+            elements and so no direction.
 
     Example:
         >>> import torch
         >>> weight_standardization(torch.tensor([[1.0, 2.0, 3.0]]))
         tensor([[-1.2247,  0.0000,  1.2247]])
     """
-    return normalize(w, None, weight_standardization_formula(w, dim, "w", eps))
+    return normalize(w, None, formula_of("weight_standardization", w, dim, "w", eps))
 
 
-def weight_norm_formula(w: Tensor, dim: int | None, what: str) -> Formula:
-    """Return the formula of weight normalisation for ``w``, or raise the error that names ``what``."""
-    dim = _check(w, dim, what, smallest=2)
-    return Formula(dim, center=False, factor=1.0)
+def formula_of(kind: str, w: Tensor, dim: int | None, label: str, eps: float = 0.0) -> Formula:
+    """Check the arguments and return the formula of a member of the family.
 
-
-def centered_weight_norm_formula(w: Tensor, dim: int | None, what: str) -> Formula:
-    """Return the formula of centered weight normalisation for ``w``, or raise, naming ``what``."""
-    dim = _check(w, dim, what, smallest=3)
-    return Formula(dim, center=True, factor=1.0)
-
-
-def weight_standardization_formula(w: Tensor, dim: int | None, what: str, eps: float = 0.0) -> Formula:
-    """Return the formula of weight standardisation for ``w``, or raise, naming ``what``."""
-    dim = _check(w, dim, what, smallest=3)
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be finite and not negative, not {eps!r}: 0 keeps scale invariance")
-    return Formula(dim, center=True, factor=unit_size(w, dim) ** 0.5, eps=float(eps))
-
-
-def _check(w: Tensor, dim: int | None, what: str, smallest: int) -> int | None:
+    Args:
+        kind: "weight_norm", "centered_weight_norm" or "weight_standardization".
+        w: The weight.
+        dim: As for the functions above.
+        label: The name of the weight in error messages.
+        eps: As for `weight_standardization`; 0 for the others.
+    """
     if not isinstance(w, Tensor):
-        raise TypeError(f"{what} must be a tensor, not {type(w).__name__}")
+        raise TypeError(f"{label} must be a tensor, not {type(w).__name__}")
     if not w.is_floating_point():
-        raise TypeError(f"{what} must be a real floating-point tensor, not {w.dtype}: convert it first")
-    dim = check_dim(dim, w.ndim, what)
-    size = unit_size(w, dim)
+        raise TypeError(f"{label} must be a real floating-point tensor, not {w.dtype}: convert it first")
+    dim = check_dim(dim, w.ndim, label)
+    center = kind != "weight_norm"
+    size, smallest = unit_size(w, dim), 3 if center else 2
     if size < smallest:
         raise ValueError(
-            f"{what} of shape {tuple(w.shape)} has units of {size} element(s) along dim={dim}, which carry "
-            f"no direction: at least {smallest} are needed; leave it out or give another dim"
+            f"{label} of shape {tuple(w.shape)} has units of {size} element(s) along dim={dim}, which have "
+            f"no direction: {kind} needs at least {smallest}; leave this weight out or choose another dim"
         )
-    return dim
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be finite and not negative, not {eps!r}: 0 keeps scale invariance")
+    return Formula(dim, center, size**0.5 if kind == "weight_standardization" else 1.0, float(eps))

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from normwise.normalization import functional
-from normwise.normalization.attachment import LegacyKeys, WatchedParametrization, attach
-from normwise.normalization.exact import Formula, natural_gain
-from normwise.normalization.kernels import normalize
-from normwise.normalization.modes import is_transformed
+from normwise.normalization._attachment import WatchedParametrization, attach
+from normwise.normalization._exact import Formula, exact_forward, natural_gain
+from normwise.normalization._kernels import is_transformed, normalize
+from normwise.normalization.functional import formula_of
+from normwise.norms import slice_norms
 
 __all__ = [
     "CenteredWeightNorm",
@@ -33,22 +33,29 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=nn.Module)
+# How far, in ULP of the unit's norm, a weight may move and still count as preserved.
+_PRESERVED_ULP = 8
 
 
 class NormalizedWeight(WatchedParametrization):
-    """A parametrization by a member of the family; the members are subclasses.
+    """A parametrization by a member of the family; each member is a subclass.
 
     Args:
-        formula: What it computes.
+        formula: The formula that it computes.
         gain: Whether each unit has a trainable gain.
-        what: How to call the weight in errors.
+        name: The name of the weight in its module.
+        label: The name of the weight in error messages.
     """
 
-    def __init__(self, formula: Formula, gain: bool, what: str) -> None:
+    def __init__(self, formula: Formula, gain: bool, name: str, label: str) -> None:
         super().__init__()
         self.formula = formula
         self.gain = gain
-        self.what = what
+        self.label = label
+        if gain and not formula.center:
+            self.remedy = f"assign the new values instead (module.{name} = tensor)"
+        else:
+            self.remedy = f"set module.parametrizations.{name}.original{'1' if gain else ''} instead"
 
     def forward(self, *originals: Tensor) -> Tensor:
         """Return the weight, from (gain, weight) or (weight,)."""
@@ -61,22 +68,33 @@ class NormalizedWeight(WatchedParametrization):
         return out
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return originals that give ``weight``, exactly or as nearly as the member can."""
+        """Return originals for ``weight``: for an assignment exact ones, on attaching the nearest ones."""
         self.forget()
-        if not self.gain:
-            return weight
-        gain = natural_gain(weight, self.formula)
-        if gain.device.type != "meta" and bool((gain.isinf() & ~weight.isinf().any()).any()):
+        gain = natural_gain(weight, self.formula) if self.gain else None
+        if gain is not None and not gain.is_meta and bool((gain.isinf() & ~weight.isinf().any()).any()):
             raise ValueError(
-                f"{self.what}: the norm of a unit exceeds the largest {gain.dtype}: "
+                f"{self.label}: the norm of a unit exceeds the largest {gain.dtype}: "
                 "scale the weight down or use a wider type"
             )
-        return gain, weight
+        limits = (["mean 0"] if self.formula.center else []) + (
+            [] if self.gain else [f"Euclidean norm {self.formula.factor:.6g}"]
+        )
+        if self.attached and limits and not weight.is_meta and not self.preserves(weight):
+            raise ValueError(
+                f"{self.label} cannot have the values assigned to it: with {type(self).__name__}(gain="
+                f"{self.gain}) every unit has {' and '.join(limits)}; {self.remedy}"
+            )
+        return weight if gain is None else (gain, weight)
 
-    def extra_repr(self) -> str:
-        """Describe the parametrization in the module's repr."""
-        eps = f", eps={self.formula.eps}" if self.formula.eps else ""
-        return f"dim={self.formula.dim}, gain={self.gain}{eps}"
+    def preserves(self, weight: Tensor) -> bool:
+        """Return whether the originals of ``weight`` give it back, up to rounding."""
+        if weight.is_meta:
+            return self.gain and not self.formula.center
+        weight = weight.detach()
+        gain = natural_gain(weight, self.formula) if self.gain else None
+        change = exact_forward(weight, gain, self.formula).double() - weight.double()
+        tolerance = _PRESERVED_ULP * torch.finfo(weight.dtype).eps * slice_norms(weight, self.formula.dim)
+        return not bool((slice_norms(change, self.formula.dim) > tolerance).any())
 
 
 class WeightNorm(NormalizedWeight):
@@ -89,6 +107,13 @@ class CenteredWeightNorm(NormalizedWeight):
 
 class WeightStandardization(NormalizedWeight):
     """w = g·(v − mean)/std (see `weight_standardization`)."""
+
+
+_CLASSES = {
+    "weight_norm": WeightNorm,
+    "centered_weight_norm": CenteredWeightNorm,
+    "weight_standardization": WeightStandardization,
+}
 
 
 def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
@@ -204,42 +229,37 @@ def build(
 ) -> NormalizedWeight:
     """Return the parametrization for a weight, or raise; change nothing.
 
-    Arguments as for `weight_standardization`; ``label`` is how errors call the weight.
+    Arguments as for `weight_standardization`; ``label`` is the name of the weight in error messages.
     """
-    weight, what = _parameter(module, name, label)
+    weight, label = _parameter(module, name, label)
     if dim == -1 and not isinstance(dim, bool):
         dim = None
-    if kind == "weight_norm":
-        return WeightNorm(functional.weight_norm_formula(weight, dim, what), gain, what)
-    if kind == "centered_weight_norm":
-        return CenteredWeightNorm(functional.centered_weight_norm_formula(weight, dim, what), gain, what)
-    formula = functional.weight_standardization_formula(weight, dim, what, eps)
+    formula = formula_of(kind, weight, dim, label, eps)
     if fan_in_scale:
         # A unit of a grouped transposed convolution spans the groups; each output sees one of them.
         groups = int(getattr(module, "groups", 1)) if getattr(module, "transposed", False) else 1
         formula = formula._replace(factor=groups**0.5)
-    return WeightStandardization(formula, gain, what)
+    return _CLASSES[kind](formula, gain, name, label)
 
 
 def install(module: nn.Module, name: str, parametrization: NormalizedWeight) -> None:
-    """Put what `build` returned on the weight."""
+    """Put a parametrization from `build` on the weight."""
+    parametrization.old_keys = isinstance(parametrization, WeightNorm) and parametrization.gain
     attach(module, name, parametrization)
-    if isinstance(parametrization, WeightNorm) and parametrization.gain:
-        module._register_load_state_dict_pre_hook(LegacyKeys(name))
 
 
 def _parameter(module: nn.Module, name: str, label: str | None) -> tuple[nn.Parameter, str]:
-    """Return the parameter and how errors call it, or raise where there is none to reparametrize."""
+    """Return the parameter and its name in error messages, or raise where there is no plain parameter."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be an nn.Module, not {type(module).__name__}")
-    what = f"{name if label is None else label!r} of {type(module).__name__}({module.extra_repr()})"
+    label = f"{name if label is None else label!r} of {type(module).__name__}({module.extra_repr()})"
     hooked = any(getattr(hook, "name", None) == name for hook in module._forward_pre_hooks.values())
     if hooked or parametrize.is_parametrized(module, name):
-        raise ValueError(f"{what} is parametrized already: fold it first")
+        raise ValueError(f"{label} is parametrized already: fold it first")
     weight = module._parameters.get(name)
     if weight is None:
-        own = sorted(key for key, value in module._parameters.items() if value is not None)
-        raise ValueError(f"{what} is not a plain parameter: choose one of {own}")
+        present = sorted(key for key, value in module._parameters.items() if value is not None)
+        raise ValueError(f"{label} is not a plain parameter: choose one of {present}")
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(f"{what} has no shape yet: run the lazy module once first")
-    return weight, what
+        raise ValueError(f"{label} has no shape yet: run the lazy module once first")
+    return weight, label

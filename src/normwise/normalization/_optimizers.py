@@ -1,4 +1,4 @@
-"""Moving an optimizer along when a weight is converted."""
+"""Replacing a converted weight in an existing optimizer, with its state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.normalization.exact import exact_backward, unit_and_slope
+from normwise.normalization._exact import exact_backward, unit_and_slope
 from normwise.normalization.parametrizations import NormalizedWeight
 
 __all__ = ["groups_in_order", "move", "put_in_order"]
 
-# What optimizers keep per element: sums of gradients (which transform as gradients do), and of their squares.
+# Per-element state of optimizers: sums of gradients, which transform as gradients do, and of their squares.
 _FIRST_ORDER = {"momentum_buffer", "exp_avg", "grad_avg", "mu", "ax"}
 _SECOND_ORDER = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 
@@ -23,16 +23,16 @@ def move(
     new: list[nn.Parameter],
     parametrization: NormalizedWeight,
 ) -> None:
-    """Let ``new``, the originals of a weight just converted, take the place of ``old`` in ``optimizer``.
+    """Replace ``old`` in ``optimizer`` by ``new``, the originals of the converted weight.
 
-    In its group the weight takes the place of the old parameter and the gain follows. An optimizer that does
-    not hold ``old`` is left alone.
+    In its group the weight takes the position of the old parameter and the gain follows. An optimizer that
+    does not hold ``old`` stays unchanged.
 
     Args:
         optimizer: Any torch optimizer.
-        old: The parameter that was converted; it still has the value that it had.
+        old: The parameter that was converted, with its value from before.
         new: (gain, weight), or (weight,).
-        parametrization: What was put on it.
+        parametrization: The parametrization that was put on it.
     """
     *gains, weight = new
     for group in optimizer.param_groups:
@@ -52,16 +52,17 @@ def move(
 
 
 def groups_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:
-    """Return which groups list their parameters in the model's order, as `put_in_order` restores it."""
+    """Return the indices of the groups that list their parameters in the model's order."""
     order = {p: k for k, p in enumerate(model.parameters())}
-    places = [[order.get(p, -1) for p in group["params"]] for group in optimizer.param_groups]
-    return [k for k, place in enumerate(places) if -1 not in place and place == sorted(place)]
+    positions = [[order.get(p, -1) for p in group["params"]] for group in optimizer.param_groups]
+    return [k for k, ordered in enumerate(positions) if -1 not in ordered and ordered == sorted(ordered)]
 
 
 def put_in_order(optimizer: torch.optim.Optimizer, model: nn.Module, groups: list[int]) -> None:
     """Sort the parameters of ``groups`` as the model lists them.
 
-    Saved optimizers go by position: one that is built for the converted model must find the same order.
+    A saved optimizer knows parameters by their position. One that is built for the converted model must
+    therefore have the same order.
     """
     order = {p: k for k, p in enumerate(model.parameters())}
     for group in (optimizer.param_groups[k] for k in groups):
@@ -89,7 +90,7 @@ def _move_state(
             if per_element and key in _FIRST_ORDER:
                 of_weight[key], of_gain[key] = exact_backward(value, old, gain, formula)
             elif per_element and key in _SECOND_ORDER:
-                # E[(Σ aᵢgᵢ)²] = Σ aᵢ²·E[gᵢ²] for gradients that are uncorrelated.
+                # E[(Σ aᵢgᵢ)²] = Σ aᵢ²·E[gᵢ²] for uncorrelated gradients.
                 of_weight[key] = (value * slope**2).to(value.dtype)
                 if gain is not None:
                     along = (value * (unit * formula.factor) ** 2).sum_to_size(gain.shape or (1,) * old.ndim)
