@@ -1,12 +1,12 @@
-"""How much memory nw.find_invariances needs beyond the model and a forward pass.
+"""Memory of nw.find_invariances beyond the model and a forward pass.
 
     python -m benchmarks.invariance_memory [--joint] [NAME ...]
 
-Every allocation of the CPU allocator is recorded by torch's profiler, and the live bytes are summed up: what
-lives while the search runs, the model and its batches not counted. A forward pass of the model in float64
-(activations and workspace, the graph kept) is measured the same way, and "beyond" is the difference: the
-stand-ins for the weights, the graph's hold on them, gradients and whatever the search itself keeps. Without
---joint only the verdicts are searched for, the stage that needs most: every weight has a gradient in it.
+torch's profiler records every allocation of the CPU allocator, and the script sums up the live bytes during the
+search, without the model and its batches. A forward pass of the model in float64 (activations and workspace, the
+graph kept) is measured in the same way. "Beyond" is the difference: the stand-ins for the weights, copies that the
+graph keeps, gradients and the data of the search. Without --joint only the verdicts are measured: they need the
+most memory, as every weight has a gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADER = "| network | model, MB | peak, MB | float64 forward pass, MB | peak / m
 
 @dataclass
 class Network:
-    """How to build it, what to feed it, and how it is called."""
+    """A network: its constructor, its batches, and how it is called."""
 
     build: Callable[[], nn.Module]
     batches: Callable[[], list[Any]]
@@ -69,7 +69,7 @@ NETWORKS = {
 
 
 def live_peak(run: Callable[[], Any]) -> int:
-    """Return the most bytes that were live at once, above those at the start, while ``run`` ran."""
+    """Return the peak of live bytes during ``run``, above those at its start."""
     gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -86,8 +86,8 @@ def live_peak(run: Callable[[], Any]) -> int:
 
 
 @dataclass
-class Found:
-    """Bytes: the model's, the peak of the search, a forward pass in float64."""
+class Memory:
+    """Bytes of the model, of the search at its peak, and of a forward pass in float64."""
 
     size: int
     peak: int
@@ -95,7 +95,7 @@ class Found:
 
     @property
     def beyond(self) -> int:
-        """What the search needs beyond a forward pass."""
+        """Bytes of the search beyond a forward pass."""
         return self.peak - self.forward
 
 
@@ -104,12 +104,14 @@ def _of_one_pass(model: nn.Module, batch: Any, forward: Callable[..., Any]) -> i
     return live_peak(lambda: forward(model, wide))
 
 
-def beyond(model: nn.Module, batches: list[Any], forward: Callable[..., Any], *, joint: bool = True) -> Found:
+def beyond(
+    model: nn.Module, batches: list[Any], forward: Callable[..., Any], *, joint: bool = True
+) -> Memory:
     """Measure a search for the invariances of ``model``, and a forward pass."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     once = _of_one_pass(copy.deepcopy(model).double().train(), batches[0], forward)
     peak = live_peak(lambda: nw.find_invariances(model, batches, forward, joint=joint, progress=False))
-    return Found(size, peak, once)
+    return Memory(size, peak, once)
 
 
 def row(name: str, network: Network, joint: bool) -> str:

