@@ -2,11 +2,11 @@
 
     python -m benchmarks.invariance_memory [--joint] [NAME ...]
 
-torch's profiler records every allocation of the CPU allocator, and the script sums up the live bytes during the
-search, without the model and its batches. A forward pass of the model in float64 (activations and workspace, the
-graph kept) is measured in the same way. "Beyond" is the difference: the stand-ins for the weights, copies that the
-graph keeps, gradients and the data of the search. Without --joint only the verdicts are measured: they need the
-most memory, as every weight has a gradient.
+torch's profiler records every allocation of the CPU allocator, and the script sums up the live bytes during
+the search, without the model and its batches. A forward pass of the model in float64 (activations and
+workspace, the graph kept) is measured in the same way. "Beyond" is the difference: the stand-ins for the
+weights, copies that the graph keeps, gradients and the data of the search. Without --joint only the verdicts
+are measured: they need the most memory, as every weight has a gradient.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def live_peak(run: Callable[[], Any]) -> int:
 
 
 @dataclass
-class Memory:
+class Measured:
     """Bytes of the model, of the search at its peak, and of a forward pass in float64."""
 
     size: int
@@ -106,12 +106,12 @@ def _of_one_pass(model: nn.Module, batch: Any, forward: Callable[..., Any]) -> i
 
 def beyond(
     model: nn.Module, batches: list[Any], forward: Callable[..., Any], *, joint: bool = True
-) -> Memory:
+) -> Measured:
     """Measure a search for the invariances of ``model``, and a forward pass."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     once = _of_one_pass(copy.deepcopy(model).double().train(), batches[0], forward)
     peak = live_peak(lambda: nw.find_invariances(model, batches, forward, joint=joint, progress=False))
-    return Memory(size, peak, once)
+    return Measured(size, peak, once)
 
 
 def row(name: str, network: Network, joint: bool) -> str:

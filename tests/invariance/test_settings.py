@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -267,3 +268,24 @@ def test_rows_that_are_normalized_one_by_one_beside_others() -> None:
     dim, mask = inv.partial["conv.weight"]
     assert (dim, mask.tolist()) == (0, [False, False, True, True, True, True])
     assert inv.evidence["conv.weight"].blocks == []
+
+
+def test_progress_is_silent_in_a_pipe_and_a_bar_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from normwise.invariance.find import _ProgressBar
+
+    def show() -> str:
+        with _ProgressBar(True) as bar:
+            bar.update("verdicts", 1, 2)
+            if bar._bar is not None and not bar._bar.disable:
+                bar._bar.start_t = bar._bar.last_print_t = bar._bar.start_t - 3.0  # as if three seconds ago
+            bar.update("verdicts", 2, 2)
+            bar.update("joint symmetries", 1, 2)
+        return capsys.readouterr().err
+
+    assert show() == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert "verdicts: 100%" in show()
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert show() == ""
