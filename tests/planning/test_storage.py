@@ -139,9 +139,9 @@ def test_the_plan_that_is_changed_below_is_valid() -> None:
         (_changed("what", to="x"), "no plan"),
         (_changed("format", to=9), "format 9"),
         (_changed("parameters", to=3), "lacks its parameters"),
-        (_changed("symmetries", 0, to=3), r"damaged entry \(a symmetry is"),
+        (_changed("symmetries", 0, to=3), r"damaged entry \(not a mapping"),
         (_changed("symmetries", 0, "v", to=0), r"damaged entry \(a symmetry is"),
-        (_changed("symmetries", 0, "x", to=1), "unknown member 'x'"),
+        (_changed("symmetries", 0, "x", to=1), "unknown parameter 'x'"),
         (_changed(*_W, to=3), "damaged entry"),
         (_changed(*_W, "name", to="v"), "'v' has shape"),
         (_changed(*_V, to=json.loads(_changed("format", to=2))["parameters"][0]), "'w' is in the plan twice"),
@@ -151,21 +151,21 @@ def test_the_plan_that_is_changed_below_is_valid() -> None:
         (_changed(*_W, "cause", drop=True), "no 'cause'"),
         (_changed(*_W, "cause", to="overridden"), "overridden None"),
         (_changed(*_W, "dim", to=2), "dim 2 of shape"),
-        (_changed(*_W, "dim", drop=True), "no 'dim'"),
+        (_changed(*_W, "dim", drop=True), "2 units with dim None"),
         (_changed(*_W, "dim", to=None), "2 units with dim None"),
         (_changed(*_W, "dim", to=1), "2 units with dim 1"),
         (_changed(*_W, "mask", to=[[0, 9]]), "mask"),
         (_changed(*_W, "mask", to=[[1, 2], [0, 1]]), "mask"),
         (_changed(*_W, "mask", to=[]), "empty mask"),
-        (_changed(*_W, "shape", to="x"), "shape 'x'"),
-        (_changed(*_W, "shape", to=[2.0, 3]), r"shape \[2.0, 3\]"),
-        (_changed(*_W, "shape", to=["2", 3]), r"shape \['2', 3\]"),
+        (_changed(*_W, "shape", to="x"), "'x' where a list of int"),
+        (_changed(*_W, "shape", to=[2.0, 3]), r"\[2.0, 3\] where"),
+        (_changed(*_W, "shape", to=["2", 3]), r"\['2', 3\] where"),
         (_changed(*_W, "shape", to=[10**9, 10**9]), "has shape .* in the plan and"),
-        (_changed(*_W, "aliases", to="x"), "aliases 'x'"),
+        (_changed(*_W, "aliases", to="x"), "'x' where a list of str"),
         (_changed(*_V, "symmetry", drop=True), "lacks the parameter"),
         (_changed(*_V, "symmetry", to={"w": 1}), "lacks the parameter"),
-        (_changed(*_V, "symmetry", "x", to=1), "unknown member 'x'"),
-        (_changed(*_V, "against", to=["x"]), "the unknown 'x'"),
+        (_changed(*_V, "symmetry", "x", to=1), "unknown parameter 'x'"),
+        (_changed(*_V, "against", to=["x"]), "unknown parameter 'x'"),
     ],
 )
 def test_a_damaged_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -173,6 +173,36 @@ def test_a_damaged_file_is_one_line(text: str, message: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=message) as caught:
         nw.Plan.load(tmp_path / "p.json", _Model((2, 3), (2,)))
     assert "\n" not in str(caught.value)
+
+
+def _places(value: Any, *path: Any) -> list[tuple[Any, ...]]:
+    """Return the path of every value inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in ((*path, key), *_places(inner, *path, key))]
+
+
+_PLACES = _places(json.loads(_changed("format", to=2)))
+_ODD = [None, True, 0, -1, 3, 10**9, 1.5, float("nan"), "", "w", "v", "shrink", "rôle\n", [], [[0, 1]], ["w"]]
+_ODD += [{}, {"w": 1}, {"verdict": "none", "cause": "no effect"}]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(_PLACES), st.sampled_from(_ODD), st.booleans())
+def test_an_odd_value_anywhere_is_refused_or_harmless(path: tuple[Any, ...], odd: Any, drop: bool) -> None:
+    model = _Model((2, 3), (2,))
+    refusal = None
+    try:
+        treatments, symmetries = from_json(_changed(*path, to=odd, drop=drop), model)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert "\n" not in refusal
+        return
+    plan = nw.Plan(model, treatments, symmetries)
+    assert plan.explain()
+    assert plan.param_groups(0.1, shrink_weight_decay=0.1)
+    assert all(torch.isfinite(unit.norms()).all() for unit in plan.units)
+    assert from_json(plan.to_json(), model) == (treatments, symmetries)
 
 
 def test_a_missing_file_and_a_model_that_is_none(tmp_path: Path) -> None:

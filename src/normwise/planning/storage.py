@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,17 @@ def to_json(treatments: Sequence[Treatment], symmetries: Sequence[Symmetry]) -> 
 def _decision(t: Treatment) -> dict[str, Any]:
     entry: dict[str, Any] = {"verdict": t.verdict.value, "cause": t.cause.value}
     if t.verdict == Verdict.SHRINK:
-        entry |= {"dim": t.dim, "units": _count_units(t.shape, t.dim)}
-    if t.mask is not None:
-        entry["mask"] = _ranges(t.mask)
-    if t.symmetry:
-        entry["symmetry"] = dict(t.symmetry)
-    if t.against:
-        entry["against"] = list(t.against)
-    if t.parts_paired:
-        entry["parts_paired"] = True
-    if t.note:
-        entry["note"] = t.note
-    if t.overridden is not None:
-        entry["overridden"] = _decision(t.overridden)
-    return entry
-
-
-def _count_units(shape: tuple[int, ...], dim: int | None) -> int:
-    return 1 if dim is None else shape[dim]
+        entry["units"] = 1 if t.dim is None else t.shape[t.dim]
+    encoded = {
+        "dim": t.dim,
+        "mask": t.mask and _ranges(t.mask),
+        "symmetry": dict(t.symmetry) or None,
+        "against": list(t.against) or None,
+        "parts_paired": t.parts_paired or None,
+        "note": t.note or None,
+        "overridden": t.overridden and _decision(t.overridden),
+    }
+    return entry | {key: value for key, value in encoded.items() if value is not None}
 
 
 def _ranges(mask: tuple[bool, ...]) -> list[list[int]]:
@@ -110,77 +104,76 @@ def from_json(text: str, model: nn.Module) -> tuple[list[Treatment], list[Symmet
 def _checked(parse: Any, entry: Any, *arguments: Any) -> Any:
     """Return ``parse(entry, ...)``; whatever it raises becomes one line that shows the entry."""
     try:
+        if not isinstance(entry, dict):
+            raise TypeError("not a mapping")
         return parse(entry, *arguments)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the plan has a damaged entry ({missing}): {str(entry)[:80]}") from error
+        raise ValueError(f"the plan has a damaged entry ({missing}): {entry!r:.80}") from error
 
 
 def _fingerprint(entry: dict[str, Any]) -> Treatment:
     """Return a treatment with the name, shape, role and aliases of an entry, and no decision."""
-    sizes = entry["shape"]
-    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f"shape {sizes!r}")
-    if entry["role"] not in ROLES:
-        raise ValueError(f"role {entry['role']!r}")
-    aliases = _strings(entry, "aliases")
-    if not isinstance(entry["name"], str):
-        raise ValueError(f"name {entry['name']!r}")
-    return Treatment(entry["name"], tuple(sizes), role=entry["role"], aliases=aliases)
+    shape, role = _list(entry["shape"], int), _typed(entry, "role", str)
+    if min(shape, default=0) < 0 or role not in ROLES:
+        raise ValueError(f"role {role!r} and shape {shape!r}")
+    aliases = _list(entry.get("aliases", []), str)
+    return Treatment(_typed(entry, "name", str), shape, role=role, aliases=aliases)
 
 
 def _treatment(entry: dict[str, Any], blank: Treatment, names: set[str]) -> Treatment:
     """Return the treatment of an entry whose fingerprint is ``blank``."""
     verdict, cause = Verdict(entry["verdict"]), Cause(entry["cause"])
-    dim, mask = None, None
-    if verdict == Verdict.SHRINK:
-        dim = entry["dim"]
-        if not (dim is None or (type(dim) is int and 0 <= dim < len(blank.shape))):
-            raise ValueError(f"dim {dim!r} of shape {blank.shape}")
-        if entry["units"] != _count_units(blank.shape, dim):
-            raise ValueError(f"{entry['units']!r} units with dim {dim!r} of shape {blank.shape}")
-    if "mask" in entry:
-        if dim is None:
-            raise ValueError("a mask without dim")
-        mask = _mask(entry["mask"], blank.shape[dim])
-    against, before = _strings(entry, "against"), entry.get("overridden")
-    if unknown := [name for name in against if name not in names]:
-        raise ValueError(f"against the unknown {unknown[0]!r}")
+    dim, mask, before = _typed(entry, "dim", int, None), entry.get("mask"), entry.get("overridden")
+    if dim is not None and not 0 <= dim < len(blank.shape):
+        raise ValueError(f"dim {dim} of shape {blank.shape}")
+    count = 1 if dim is None else blank.shape[dim]
+    if verdict == Verdict.SHRINK and entry["units"] != count:
+        raise ValueError(f"{entry['units']!r} units with dim {dim} of shape {blank.shape}")
+    if mask is not None and dim is None:
+        raise ValueError("a mask without dim")
     if (before is None) == (cause == Cause.OVERRIDDEN):
         raise ValueError(f"cause {cause.value!r} with overridden {before!r}")
     symmetry = _symmetry(entry["symmetry"], names) if "symmetry" in entry else {}
     if (symmetry or cause in (Cause.JOINT, Cause.PAIR)) and not keys_of(blank.name, symmetry):
         raise ValueError("the symmetry lacks the parameter")
-    return Treatment(
-        name=blank.name,
-        shape=blank.shape,
+    return replace(
+        blank,
         verdict=verdict,
         cause=cause,
-        role=blank.role,
         dim=dim,
-        mask=mask,
+        mask=None if mask is None else _mask(mask, count),
         symmetry=symmetry,
-        against=against,
-        parts_paired=bool(entry.get("parts_paired", False)),
-        note=str(entry.get("note", "")),
+        against=_known(_list(entry.get("against", []), str), names),
+        parts_paired=_typed(entry, "parts_paired", bool, False),
+        note=_typed(entry, "note", str, ""),
         overridden=None if before is None else _treatment(before, blank, names),
-        aliases=blank.aliases,
     )
 
 
-def _strings(entry: dict[str, Any], key: str) -> tuple[str, ...]:
-    values = entry.get(key, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{key} {values!r}")
+def _typed(entry: dict[str, Any], key: str, kind: type, *default: Any) -> Any:
+    value = entry.get(key, *default) if default else entry[key]
+    if type(value) is not kind and (value,) != default:
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _list(values: Any, kind: type) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ValueError(f"{values!r} where a list of {kind.__name__} should be")
     return tuple(values)
+
+
+def _known(keys: Any, names: set[str]) -> Any:
+    if unknown := [key for key in keys if parameter_of(key) not in names]:
+        raise ValueError(f"the unknown parameter {unknown[0]!r}")
+    return keys
 
 
 def _symmetry(symmetry: Any, names: set[str]) -> Symmetry:
     if not isinstance(symmetry, dict) or not all(type(e) is int and e for e in symmetry.values()):
         raise ValueError("a symmetry is {name: exponent}, with exponents that are whole numbers and not 0")
-    if unknown := [key for key in symmetry if parameter_of(key) not in names]:
-        raise ValueError(f"the symmetry has the unknown member {unknown[0]!r}")
-    return symmetry
+    return _known(symmetry, names)  # type: ignore[no-any-return]
 
 
 def _mask(ranges: Any, size: int) -> tuple[bool, ...]:
