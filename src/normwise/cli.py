@@ -1,4 +1,4 @@
-"""The command line: ``normwise reproduce``, ``report`` and ``inspect``. No logic of its own."""
+"""The command line: ``normwise reproduce``, ``report`` and ``inspect``, without logic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 try:
     import typer
-except ImportError:  # the core does not need the command line's packages
+except ImportError:  # the library works without the packages of the command line
     sys.exit("normwise: the command line needs the extra 'lab': pip install normwise[lab]")
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit code 2: it could not be done; the line says why."""
+    """Run the command line. Exit code 2 means failure; one line says why."""
     try:
         app()
     except ValueError as error:
@@ -56,27 +56,27 @@ def reproduce(
     ] = None,
     data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
     budget: Annotated[str, typer.Option(help="quick (minutes) or full (hours).")] = "quick",
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: that of the budget.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: set by the budget.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs side by side. Default: one per core, or worker.")
+        int | None, typer.Option(help="Parallel runs. Default: one per core, or per worker.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler whose workers do the runs.")
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler; its workers do the runs.")
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="A results.json to compare with, or its folder. Exit code 1: differs."
+            metavar="PATH", help="A results.json to compare with, or its folder. Exit code 1: they differ."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of runs, results.json and report.html.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, results.json and report.html.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Test claims of the paper on real data; write runs, results.json and report.html.
 
-    The same command resumes a job that was stopped. Finished runs are not repeated. docs/reproducing.md
-    says more of budgets, clusters and comparisons.
+    The same command resumes a job that was stopped, and does not repeat finished runs. docs/reproducing.md
+    explains budgets, clusters and comparisons.
     """
     from normwise.lab.reproduce import reproduce as carry_out
 
@@ -109,7 +109,7 @@ def reproduce(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a normwise reproduce.")],
 ) -> None:
-    """Build report.html anew from the files of a normwise reproduce."""
+    """Rebuild report.html from the files of a normwise reproduce."""
     from normwise.lab.reproduce import rebuild_report
 
     print(rebuild_report(folder))  # noqa: T201
@@ -118,36 +118,48 @@ def report(
 @app.command()
 def inspect(
     factory: Annotated[
-        str | None, typer.Argument(metavar="[PACKAGE.MODULE:FACTORY]", help="What makes the model.")
+        str | None,
+        typer.Argument(
+            metavar="[PACKAGE.MODULE:FACTORY]", help="A function without arguments, a class or a model."
+        ),
     ] = None,
     shapes: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="SHAPE[:dtype]", help="Random input, as 8x3x32x32 or 4x16:int64."),
+        typer.Option(
+            "--input", metavar="SHAPE[:dtype]", help="Random input, such as 8x3x32x32 or 4x16:int64."
+        ),
     ] = None,
-    batch: Annotated[Path | None, typer.Option(help="A safetensors file: a batch by argument names.")] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="A safetensors file: one batch, by argument names.")
+    ] = None,
     batches: Annotated[
         str | None, typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="A function that returns batches.")
     ] = None,
     transformers: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="A model type of transformers, or a config.json.")
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="A model type of transformers, or a config.json, instead of a factory."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which Plan.load reads.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON that Plan.load reads.")] = False,
 ) -> None:
     """Show which weights of a model are scale-invariant, what decay does to each, and a plan."""
     from normwise.inspection.inspect import inspect as look_into
 
-    found = look_into(factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers)
+    inspection = look_into(
+        factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers
+    )
     if html is not None:
         from normwise.inspection.html_page import write_page
 
-        _say(f"page: {write_page(found, html)}")
+        _say(f"page: {write_page(inspection, html)}")
     if as_json:
-        print(found.to_json(), end="")  # noqa: T201
+        print(inspection.to_json(), end="")  # noqa: T201
     else:
         from normwise.inspection.terminal import show
 
-        show(found)
+        show(inspection)
 
 
 def _say(line: str) -> None:
@@ -186,7 +198,7 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show how many runs are done and how long the others will take: a bar, in a pipe a line now and then."""
+    """Show how many runs are done and the time left: a bar on a terminal, otherwise a line now and then."""
     if not sys.stderr.isatty():
         yield _lines()
         return
@@ -205,7 +217,7 @@ def _progress() -> Iterator[Progress]:
         task = bar.add_task("runs", total=1.0, visible=False, runs="")
 
         def show(done: int, total: int, share: float) -> None:
-            if done == 0:  # the first or the second lot begins: its time left is not that of the other
+            if done == 0:  # a new set of runs begins, and with it a new estimate of the time left
                 bar.reset(task, visible=total > 0)
             bar.update(task, completed=share, runs=f"{done}/{total}")
 
@@ -223,7 +235,7 @@ def _lines(every: float = 20.0) -> Progress:
             _say(f"{total} runs to do" if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now
-            left = (now - begin) * (1 / share - 1)  # long runs are the first ones: their number says little
+            left = (now - begin) * (1 / share - 1)  # not by number of runs: the long runs come first
             _say(f"{done} of {total} runs, about {left:.0f} s left")
 
     return line

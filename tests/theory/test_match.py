@@ -68,7 +68,7 @@ def test_matched_at_its_equilibrium_a_rule_has_the_same_equilibrium(rule: Rule, 
     ("arguments", "error", "words"),
     [
         ((0.1, nw.L2), TypeError, "rule must be a decay rule such as .*not 0.1"),
-        ((nw.L2(0.1), "L2"), TypeError, "to must be a decay rule or a class of them.*not 'L2'"),
+        ((nw.L2(0.1), "L2"), TypeError, "to must be a decay rule or a class of rules.*not 'L2'"),
         ((nw.L2(0.1), Rule), TypeError, "to=Rule"),
         ((nw.L2(0.1), nw.PowerShrink), TypeError, r"power.*give an instance, PowerShrink\(1.0, ...\)"),
         ((nw.Sphere(1.0), nw.L2), ValueError, "rule=Sphere.* has no rate"),

@@ -1,6 +1,6 @@
-"""What decay does to scale-invariant weights: predictions, each tested against simulation.
+"""Predictions of what decay does to scale-invariant weights, each tested against simulation.
 
-docs/theory.md has the derivations and the limits of each formula.
+docs/theory.md derives the formulas and states the limits of each.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ def wide(name: str, value: Any, *, zero: bool = False) -> Tensor:
     """Return ``value`` as a tensor of the widest type, or raise an error that names it.
 
     Args:
-        name: What the user calls it.
+        name: The name of the user's argument.
         value: A number, a real tensor, or a sequence of numbers.
-        zero: Whether 0 is allowed too.
+        zero: Whether 0 is allowed.
 
     Raises:
         TypeError: ``value`` is not made of real numbers.
-        ValueError: A number in it is not finite, or not positive.
+        ValueError: A number in ``value`` is not finite, or not positive.
     """
     try:
         tensor = torch.as_tensor(value)
@@ -33,7 +33,7 @@ def wide(name: str, value: Any, *, zero: bool = False) -> Tensor:
         tensor = None
     if tensor is None or tensor.is_complex() or tensor.dtype == torch.bool:
         given = type(value).__name__ if tensor is None or tensor.ndim else repr(value)
-        raise TypeError(f"{name} must be a real number or a tensor of them, not {given}")
+        raise TypeError(f"{name} must be a real number or a tensor of real numbers, not {given}")
     if not isinstance(value, Tensor):  # Python's numbers are float64, whatever torch's default type is
         tensor = torch.as_tensor(value, dtype=torch.float64)
     tensor = tensor.detach().to(wide_dtype(tensor.device))

@@ -1,14 +1,14 @@
-r"""Where norms settle, and how fast directions turn there.
+r"""The norms at which decay and growth balance, and how fast directions turn there.
 
 For a unit w of norm n whose loss is scale-invariant, the gradient is orthogonal to w and of norm γ/n, where
-γ depends on the direction alone. Gradient steps therefore only lengthen w and decay only shortens it; the
+γ depends on the direction alone. Gradient steps therefore only lengthen w, and decay only shortens it. The
 two balance where
 
     n⁴·c(n) = ηγ²/2 · k      (SGD),        n²·c(n) = ηu²/2 · k      (Adam-like, update norm u),
 
 with learning rate η, decay rate c and a factor k for momentum (1 without). Sources: van Laarhoven, "L2
 Regularization versus Batch and Weight Normalization" (arXiv 1706.05350); Wan et al., "Spherical Motion
-Dynamics" (arXiv 2006.08419); Kosson et al., "Rotational Equilibrium" (arXiv 2305.17212), all of them for
+Dynamics" (arXiv 2006.08419); Kosson et al., "Rotational Equilibrium" (arXiv 2305.17212), all for
 c(n) = λ. docs/theory.md derives the equations for any rule.
 """
 
@@ -28,10 +28,10 @@ __all__ = ["effective_lr", "equilibrium_norm", "equilibrium_rotation"]
 def effective_lr(lr: Tensor | float, norm: Tensor | float, degree: int = 2) -> Tensor:
     """Return the effective learning rate of a scale-invariant unit: lr/norm².
 
-    It is the learning rate that would give the same change of direction at norm 1: a scale-invariant loss
-    with a weight α times as long has a gradient 1/α as long, and needs a step α times as long. Source: van
-    Laarhoven, arXiv 1706.05350. For Adam-like optimizers, whose update does not know the scale of the
-    gradient, it is lr/norm.
+    The effective learning rate is the learning rate that gives the same change of direction at norm 1. A
+    scale-invariant weight that is α times as long has a gradient 1/α times as long, and needs a step α times
+    as long to turn as far. Source: van Laarhoven, arXiv 1706.05350. For Adam-like optimizers, whose update
+    does not depend on the scale of the gradient, it is lr/norm.
 
     Args:
         lr: Learning rate, zero or positive: a number or a tensor.
@@ -68,24 +68,28 @@ def equilibrium_norm(
     """Return the norm at which growth by gradient steps and decay by ``rule`` balance.
 
     The norm solves n⁴·c(n) = k·lr·γ²/2, with k = 1/(1−μ)² where the rule is decoupled (``mode`` "flow" or
-    "explicit") and k = 1/(1−μ) where it is coupled; for ``degree=1`` it solves n²·c(n) = k·lr·u²/2 with
-    k = (1+μ)/(1−μ), as updates that are exponential averages with factor μ = β₁ correlate.
-    For L2(λ) without momentum: n = (lr·γ²/2λ)^¼. A Sphere gives its radius, a rule that never pulls inwards
-    an infinite norm.
+    "explicit") and k = 1/(1−μ) where it is coupled. For ``degree=1`` it solves n²·c(n) = k·lr·u²/2 with
+    k = (1+μ)/(1−μ), because updates that are exponential averages with factor μ = β₁ correlate.
+    For L2(λ) without momentum, n = (lr·γ²/2λ)^¼. A Sphere gives its radius. A rule that never pulls inwards
+    gives an infinite norm.
 
-    Valid for a constant learning rate, after some 1/(lr·c(n)) steps; to first order in lr·c(n)/(1−μ), to
-    which the modes "flow" and "explicit" are the same (without momentum, L2 "explicit" settles a fraction
-    lr·c/8 above it and "flow" lr·c/4 below); and for gradients that are uncorrelated from step to step.
-    Real successive gradients correlate: with momentum, expect norms up to 20 % off. The clock is the
-    learning rate; for ``clock="step"`` divide the coefficient by lr. For ``measure="rms"`` give γ/numel (or,
-    with degree 1, u/√numel): the result is the RMS.
+    The result is valid
+
+    - for a constant learning rate, after about 1/(lr·c(n)) steps;
+    - to first order in lr·c(n)/(1−μ). At this order the modes "flow" and "explicit" agree. Without momentum,
+      L2 "explicit" settles a fraction lr·c/8 above the result, and "flow" a fraction lr·c/4 below;
+    - for gradients that do not correlate from step to step. Real gradients do: with momentum, expect norms up
+      to 20 % off;
+    - for ``clock="lr"``. For ``clock="step"`` divide the coefficient by lr.
+
+    For ``measure="rms"`` give γ/numel (or u/√numel with ``degree=1``); the result is then the RMS.
 
     Args:
         rule: A rule with a constant coefficient.
         lr: Learning rate, positive: a number or a tensor.
-        gradient_scale: γ = (norm of the gradient) · (norm of the unit), which is free of scale. With
-            ``degree=1``: u, the norm of the update before it is multiplied by lr. A number or a tensor (one
-            entry per unit), positive.
+        gradient_scale: γ = (norm of the gradient) · (norm of the unit), which does not depend on the unit's
+            scale. With ``degree=1``: u, the norm of the update before the multiplication by lr. A positive
+            number or tensor (one entry per unit).
         momentum: μ of SGD (no dampening); with ``degree=1``: β₁.
         mode: "flow", "explicit" or "coupled", as in Decay.
         degree: 2 for SGD, 1 for Adam-like optimizers.
@@ -94,10 +98,10 @@ def equilibrium_norm(
         Norms, a float64 tensor of the broadcast shape of ``lr`` and ``gradient_scale``.
 
     Raises:
-        TypeError: ``rule`` is not a rule, or a number is not a number.
+        TypeError: ``rule`` is not a rule, or another argument is not a number.
         ValueError: A number is out of range; the coefficient is scheduled; the rule is a Sphere without
-            radius or in another mode than "flow"; ``mode="coupled"`` with ``degree=1``; or in mode
-            "explicit" lr·c(n) ≥ 1 at the solution, where a step would flip the weight.
+            radius or in a mode other than "flow"; ``mode="coupled"`` with ``degree=1``; or, in mode
+            "explicit", lr·c(n) ≥ 1 at the solution, where a step would flip the weight.
 
     Example:
         >>> from normwise import L2, AdaptiveWeightShrink
@@ -130,17 +134,18 @@ def equilibrium_rotation(
     mode: str = "flow",
     degree: int = 2,
 ) -> Tensor:
-    """Return the angle by which the direction of a unit turns in one step at equilibrium, in radians.
+    """Return the angle by which the direction of a unit turns per step at equilibrium, in radians.
 
-    θ = lr·γ/(n²·√(1−μ²)) at n = :func:`equilibrium_norm`, or lr·u/n with ``degree=1``. By the equation of
-    the norm this is θ = √(2·lr·c(n)·κ), with κ = (1−μ)/(1+μ) where the rule is decoupled (both degrees)
-    and κ = 1/(1+μ) where it is coupled (Kosson et al., arXiv 2305.17212, for L2). Hence θ ∝ γ⁰ for L2: all
-    units turn equally fast whatever their gradients; θ ∝ γ^(1/5) for AdaptiveWeightShrink; θ ∝ γ on a
-    Sphere, where n is the radius.
+    θ = lr·γ/(n²·√(1−μ²)) at n = :func:`equilibrium_norm`, or lr·u/n with ``degree=1``. With the equation for
+    the norm this is θ = √(2·lr·c(n)·κ), where κ = (1−μ)/(1+μ) for decoupled rules (both degrees) and
+    κ = 1/(1+μ) for coupled rules (Kosson et al., arXiv 2305.17212, for L2). Hence θ ∝ γ⁰ for L2: all units
+    turn equally fast whatever their gradients. θ ∝ γ^(1/5) for AdaptiveWeightShrink, and θ ∝ γ on a Sphere,
+    where n is the radius.
 
-    Valid where the norm is, and for small angles, θ ≪ 1−μ. Without momentum a step turns by the arctangent
-    of the angle given. On a Sphere with momentum the projection slows the turn, by a fraction of about
-    θ²·(μ/(1−μ) + μ²/2(1−μ)²): at μ = 0.9, 2 % at θ = 0.02 and 7 % at θ = 0.04, 17 % at 0.08 (measured).
+    The result is valid where :func:`equilibrium_norm` is, and for small angles, θ ≪ 1−μ. Without momentum a
+    step turns by the arctangent of the result. On a Sphere with momentum the projection slows the turn by a
+    fraction of about θ²·(μ/(1−μ) + μ²/2(1−μ)²). Measured at μ = 0.9: 2 % at θ = 0.02, 7 % at 0.04, 17 % at
+    0.08.
     A ``Sphere(rotate=True)`` turns by lr.
 
     Args:
@@ -169,20 +174,20 @@ def equilibrium_rotation(
     norm = equilibrium_norm(rule, lr, gradient_scale, momentum, mode, degree)
     if isinstance(rule, Sphere) and rule.rotate:
         return wide("lr", lr).expand_as(norm).clone()
-    # The buffer is √(1/(1−μ²)) times as long as a gradient; u is measured after the averaging.
+    # The momentum buffer is √(1/(1−μ²)) times as long as a gradient; u is already the norm of an average.
     update = wide("gradient_scale", gradient_scale) / (math.sqrt(1 - momentum**2) if degree == 2 else 1)
     return _effective_lr(wide("lr", lr), norm, degree) * update
 
 
 def _correlation(momentum: float, mode: str, degree: int) -> float:
-    """Return k, what momentum does to the balance of growth and decay."""
+    """Return k, the factor by which momentum changes the balance of growth and decay."""
     if degree == 1:
         return (1 + momentum) / (1 - momentum)
     return 1 / (1 - momentum) ** (1 if mode == "coupled" else 2)
 
 
 def _balance(rule: Rule, growth: Tensor, exponent: int) -> Tensor:
-    """Solve n^exponent·c(n) = growth by bisection in log n, for any rule whose pull grows with n."""
+    """Solve n^exponent·c(n) = growth by bisection in log n; the left side must grow with n."""
     limits = torch.finfo(growth.dtype)
     low = torch.full_like(growth, math.log(limits.tiny))
     top = math.log(limits.max)

@@ -15,14 +15,13 @@ __all__ = ["UndecayedSteps", "without_decay"]
 
 
 class UndecayedSteps(NamedTuple):
-    """The steps of the undecayed run; see :func:`without_decay`. Each is float64, T steps × units.
+    """The steps of the undecayed run; see :func:`without_decay`. All tensors are float64.
 
     Attributes:
         lr: (T, units). The step sizes.
-        momentum: (T, units). What the buffer is multiplied with before the gradient is added.
-        scale: (T + 1, units). a_t: the decayed weights over the undecayed ones before step t, from 1.
-        ratio: (T, units). How the size of gradients in the decayed run shrank since the step before,
-            a_t/a_{t−1}, and 1 in the first step: the factor of β₁ and the root of the factor of β₂.
+        momentum: (T, units). The factor of the buffer before the gradient is added.
+        scale: (T + 1, units). a_t: the ratio of decayed to undecayed weights before step t; a_0 = 1.
+        ratio: (T, units). a_t/a_{t−1}, and 1 in the first step. It multiplies β₁, and its square β₂.
     """
 
     lr: Tensor
@@ -42,59 +41,60 @@ def without_decay(
 ) -> UndecayedSteps:
     r"""Return the undecayed steps that turn every unit exactly as a decayed run did.
 
-    A rule moves a unit along its ray only, and a scale-invariant loss does not see that. So the weights of a
-    decayed run are w_t = a_t·v_t, where a_t > 0 is one number per unit and v_t the weights of a run from the
-    same w_0 = v_0 without any decay, with the step sizes and momenta returned here. (Li & Arora, arXiv
-    1910.07454, for coupled L2 with a constant learning rate; here any rule and schedule.)
+    A rule moves a unit along its ray only, and a scale-invariant loss does not change along a ray. So the
+    weights of a decayed run are w_t = a_t·v_t. Here a_t > 0 is one number per unit, and v_t are the weights
+    of a run without decay that starts from v_0 = w_0 and takes the step sizes and momenta that this function
+    returns. (Li & Arora, arXiv 1910.07454, for coupled L2 with a constant learning rate; here any rule and
+    schedule.)
 
     With f_t the factor by which the rule shrank the unit in step t, a_0 = 1 and a_{t+1} = f_t·a_t:
 
     - "flow": step lr_t/a_t², momentum μ·a_t/a_{t−1};
     - "explicit": step lr_t/(a_t·a_{t+1}), momentum μ·a_t/a_{t−1};
-    - "coupled": step lr_t/(a_t·a_{t+1}), momentum μ. Here a_t follows the optimizer's own steps, with a
-      buffer d from 0: d_t = μ·d_{t−1} + c(n_t)·a_t, a_{t+1} = a_t − lr_t·d_t. (The same as a_{t+1} =
-      (1 + m_t − lr_t·c(n_t))·a_t − m_t·a_{t−1}, m_t = μ·lr_t/lr_{t−1}, but for any lr_t ≥ 0.)
+    - "coupled": step lr_t/(a_t·a_{t+1}), momentum μ. Here the scale itself takes SGD steps, with a buffer
+      that starts at 0: d_t = μ·d_{t−1} + c(n_t)·a_t, a_{t+1} = a_t − lr_t·d_t. (For lr_t > 0 this equals
+      a_{t+1} = (1 + m_t − lr_t·c(n_t))·a_t − m_t·a_{t−1} with m_t = μ·lr_t/lr_{t−1}.)
 
-    Replay SGD (heavy ball: no Nesterov, no dampening), per unit and from ``buffer = 0``::
+    Replay SGD (heavy ball: no Nesterov, no dampening) per unit, from ``buffer = 0``::
 
         buffer = steps.momentum[t] * buffer + gradient(v)
         v = v - steps.lr[t] * buffer
 
-    With ``degree=1`` the step is lr_t/a_t ("flow") or lr_t/a_{t+1} ("explicit"). Replay Adam, β₁ and β₂
-    being those of the decayed run (with ``momentum=β₁``, ``steps.momentum`` is β₁·ratio)::
+    With ``degree=1`` the step is lr_t/a_t ("flow") or lr_t/a_{t+1} ("explicit"). Replay Adam with the β₁ and
+    β₂ of the decayed run (with ``momentum=β₁``, ``steps.momentum`` is β₁·ratio)::
 
         first = beta1 * steps.ratio[t] * first + (1 - beta1) * gradient(v)
         second = beta2 * steps.ratio[t] ** 2 * second + (1 - beta2) * gradient(v) ** 2
         denominator = (second / (1 - beta2 ** (t + 1))).sqrt() + eps * steps.scale[t]
         v = v - steps.lr[t] * first / (1 - beta1 ** (t + 1)) / denominator
 
-    Any update that is a function of a buffer's direction only (sign, Muon) is replayed as SGD is, with
-    ``degree=1`` and the function applied to the buffer.
+    Replay an update that depends only on the direction of a buffer (sign, Muon) as SGD, with ``degree=1`` and
+    the function applied to the buffer.
 
-    Exact but for rounding. All units of one parameter tensor must be scale-invariant as units, or not be
-    decayed; undecayed parameters keep their steps. Where training is chaotic, rounding grows as any other
-    perturbation does: compare with a run perturbed by one unit in the last place. Weights of the replay grow
-    as 1/a_t, and so it ends where 1/a_t² overflows (float64: λ·Σlr ≈ 350 for L2).
+    The replay is exact except for rounding. In each decayed parameter all units must be scale-invariant;
+    undecayed parameters keep their steps. Where training is chaotic, rounding errors grow as any other
+    perturbation does: compare with a run perturbed by one unit in the last place. The weights of the replay
+    grow as 1/a_t, so it ends where 1/a_t² overflows (float64: λ·Σlr ≈ 350 for L2).
 
     Args:
         lrs: Learning rate of each step, zero or positive, shape (T,).
         rule: The rule, with a constant or a scheduled coefficient (then step t uses ``rule.at(t)``).
-        norms: What the rule saw at each step of the decayed run, shape (T, units) or (T,) for one unit,
-            positive. "flow": the norms after the gradient step, just before the shrink; "explicit" and
-            "coupled": those at the start of the step. With ``measure="rms"``: the RMS.
+        norms: The norms to which the rule was applied in each step of the decayed run, positive, shape
+            (T, units), or (T,) for one unit. "flow": the norms after the gradient step, before the shrink;
+            "explicit" and "coupled": the norms at the start of the step. With ``measure="rms"``: the RMS.
         momentum: μ of SGD, or β₁.
         mode: "flow", "explicit" or "coupled", as in Decay. "coupled" only with ``degree=2``.
         degree: 2 for SGD, 1 for Adam-like optimizers.
-        times: The time that passed in each step, shape (T,), where the clock is not "lr".
+        times: The time of each step, shape (T,), if the clock is not "lr".
 
     Returns:
-        An :class:`UndecayedSteps` of float64 tensors, with (T, units) or (T,) as ``norms``.
+        An :class:`UndecayedSteps` of float64 tensors, with the dimensions of ``norms``.
 
     Raises:
-        TypeError: ``rule`` is not a rule, or a number is not a number.
-        ValueError: A number is out of range or a shape does not fit; the mode cannot apply the rule; or, in
-            step t, the scale would no longer be positive (the decay flips the weight, which no undecayed
-            run does) or a step size not finite.
+        TypeError: ``rule`` is not a rule, or another argument is not a number.
+        ValueError: A number is out of range or a shape does not fit; the mode cannot apply the rule; or at
+            some step the scale is no longer positive (the decay flips the weight, which no undecayed run
+            does) or the step size overflows.
 
     Example:
         >>> from normwise import L2
@@ -106,8 +106,8 @@ def without_decay(
     rule = check_rule(rule, mode, degree)
     if isinstance(rule, Sphere) and rule.rotate:
         raise ValueError(
-            "rule=Sphere(rotate=True) scales the updates too, so the norms do not tell the steps that it "
-            "took: give another rule"
+            "rule=Sphere(rotate=True) scales the updates too, so the norms do not determine its steps: "
+            "give another rule"
         )
     norms = wide("norms", norms)
     if norms.ndim == 0:
@@ -136,7 +136,7 @@ def without_decay(
         scales.append(scale)
     scale = torch.stack(scales)
     ratio = torch.cat([torch.ones_like(scale[:1]), scale[1:-1] / scale[:-2]])[: len(norms)]
-    # A shrink after the gradient step leaves that step as it is; one before it or in it does not.
+    # "flow" shrinks after the gradient step, the other modes before or in it.
     step_size = lr / (scale[:-1] if mode == "flow" else scale[1:]) / (scale[:-1] if degree == 2 else 1)
     if not bool(torch.isfinite(step_size).all()):
         step = int((~torch.isfinite(step_size)).flatten(1).any(1).nonzero()[0])
@@ -154,6 +154,6 @@ def _per_step(name: str, values: Tensor | Sequence[float], norms: Tensor) -> Ten
     if tensor.shape != norms.shape[:1]:
         raise ValueError(
             f"{name} has the shape {tuple(tensor.shape)} and norms {tuple(norms.shape)}: "
-            f"give one of {name} for each of the {len(norms)} steps in norms"
+            f"give a value for each of the {len(norms)} steps in norms"
         )
     return tensor.view(-1, *[1] * (norms.ndim - 1))

@@ -19,31 +19,32 @@ def match(
     mode: str = "flow",
     to_mode: str = "flow",
 ) -> Rule:
-    """Return the rule of the kind ``to`` that pulls as strongly as ``rule`` on units of this norm.
+    """Return the rule of class ``to`` that pulls as strongly as ``rule`` on units of this norm.
 
-    A decoupled rule shrinks a unit by lr·c(n) in a step. A coupled one adds c(n)·w to a gradient that
-    enters the momentum buffer, which passes it on 1/(1−μ) times, and then the learning rate. So they match
-    where c_decoupled(n) = c_coupled(n)/(1−μ), whatever the learning rate. Matched rules leave the same norm
-    at equilibrium if ``norm`` is that norm, and at all norms if they are of one kind.
+    A decoupled rule shrinks a unit by lr·c(n) per step. A coupled rule adds c(n)·w to the gradient, which
+    enters the momentum buffer; the buffer multiplies a constant input by 1/(1−μ), and lr multiplies the
+    buffer. So the two match where c_decoupled(n) = c_coupled(n)/(1−μ), whatever the learning rate. Matched
+    rules have the same equilibrium if ``norm`` is the equilibrium norm. Rules of the same class match at all
+    norms.
 
-    Valid for ``clock="lr"``, to first order in lr·c(n)/(1−μ). A coupled rule has no match under Adam-like
-    optimizers, which divide it by the size of the gradient: there, only match decoupled rules.
+    The match is valid for ``clock="lr"``, to first order in lr·c(n)/(1−μ). Adam-like optimizers divide a
+    coupled rule by the size of the gradient, so for them match decoupled rules only.
 
     Args:
         rule: The rule to match, with a constant coefficient.
         to: A class of rules, or an instance where more than a coefficient is needed, as in
             ``PowerShrink(1.0, power=2.0)``, whose coefficient is replaced.
-        norm: Where they match, positive. With ``measure="rms"``: an RMS.
-        momentum: μ of SGD (no dampening). Matters where exactly one of the modes is "coupled".
+        norm: The norm at which the rules match, positive. With ``measure="rms"``: an RMS.
+        momentum: μ of SGD (no dampening). It matters if exactly one of the modes is "coupled".
         mode: How ``rule`` is applied: "flow", "explicit" or "coupled".
         to_mode: How the result will be applied.
 
     Returns:
-        A rule of the kind of ``to``.
+        A rule of the class of ``to``.
 
     Raises:
-        TypeError: ``rule`` is not a rule, ``to`` not a rule or a class of rules, or needs more than a
-            coefficient; or a number is not a number.
+        TypeError: ``rule`` is not a rule; ``to`` is neither a rule nor a class of rules, or needs more than a
+            coefficient; or another argument is not a number.
         ValueError: A number is out of range; a rule is a Sphere, has a scheduled coefficient, or does not
             pull inwards at ``norm``.
 
@@ -57,13 +58,13 @@ def match(
     mode, to_mode = check_mode(mode), check_mode(to_mode, "to_mode")
     momentum, norm = check_momentum(momentum), _number("norm", norm)
     pull = _pull(_with_rate(rule, mode, "rule"), norm, "rule")
-    kind = _with_rate(_of_one(to), to_mode, "to")
+    unit_rule = _with_rate(_with_coefficient_one(to), to_mode, "to")
     if mode == "coupled":
         pull /= 1 - momentum
     if to_mode == "coupled":
         pull *= 1 - momentum
-    coefficient = pull / _pull(kind, norm, "to")
-    return dataclasses.replace(kind, coefficient=coefficient)  # type: ignore[type-var]
+    coefficient = pull / _pull(unit_rule, norm, "to")
+    return dataclasses.replace(unit_rule, coefficient=coefficient)  # type: ignore[type-var]
 
 
 def _number(name: str, value: float) -> float:
@@ -73,10 +74,10 @@ def _number(name: str, value: float) -> float:
     return tensor.item()
 
 
-def _of_one(to: type[Rule] | Rule) -> Rule:
-    """Return the rule of this kind whose coefficient is 1."""
+def _with_coefficient_one(to: type[Rule] | Rule) -> Rule:
+    """Return the rule of this class whose coefficient is 1."""
     if not isinstance(to, Rule) and not (isinstance(to, type) and issubclass(to, Rule)):
-        raise TypeError(f"to must be a decay rule or a class of them, such as L2, not {to!r}")
+        raise TypeError(f"to must be a decay rule or a class of rules, such as L2, not {to!r}")
     if isinstance(to, Rule):
         refused = to.scheduled or to.projects
         return to if refused else dataclasses.replace(to, coefficient=1.0)  # type: ignore[type-var]
@@ -91,9 +92,7 @@ def _of_one(to: type[Rule] | Rule) -> Rule:
 
 def _with_rate(rule: Rule, mode: str, name: str) -> Rule:
     if isinstance(rule, Rule) and rule.projects:
-        raise ValueError(
-            f"{name}={rule} is a projection and has no rate that could be matched: give another rule"
-        )
+        raise ValueError(f"{name}={rule} is a projection and has no rate to match: give another rule")
     return constant(check_rule(rule, mode), name)
 
 
