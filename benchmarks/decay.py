@@ -125,11 +125,11 @@ def listed(params: list[nn.Parameter], weights: list[nn.Parameter]) -> dict[str,
         "+ power flow": Candidate("SGD fused", sgd, nw.PowerShrink(STRENGTH, 1.5)),
         "+ epsilon-shift flow": Candidate("SGD fused", sgd, nw.EpsilonShiftedL2(STRENGTH)),
         "+ sphere": Candidate("SGD fused", sgd, nw.Sphere(1.0)),
-        "+ sphere, turned": Candidate("SGD fused", sgd, nw.Sphere(1.0, rotate=True)),
+        "+ sphere, turned": Candidate("SGD fused", sgd, nw.RotatingSphere(1.0)),
         "+ AWS explicit": Candidate("SGD fused", sgd, aws, {"mode": "explicit"}),
         "+ AWS coupled": Candidate("SGD fused", sgd, aws, {"mode": "coupled"}),
         "+ epsilon-shift as published": Candidate(
-            "SGD fused", sgd, nw.EpsilonShiftedL2(STRENGTH, form="std"), {"mode": "coupled"}
+            "SGD fused", sgd, nw.PublishedEpsilonShift(STRENGTH), {"mode": "coupled"}
         ),
         "AdamW fused": Candidate("AdamW fused", adamw),
         "AdamW fused + AWS flow, rms": Candidate("AdamW fused", bare, aws, {"measure": "rms"}),

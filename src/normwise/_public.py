@@ -8,6 +8,7 @@ from __future__ import annotations
 from normwise import theory
 from normwise.decay.decay import Decay
 from normwise.decay.rules import L2, AdaptiveWeightShrink, EpsilonShiftedL2, PowerShrink, Rule, Sphere
+from normwise.decay.weight_rules import PublishedEpsilonShift, RotatingSphere
 from normwise.invariance import Invariances, find_invariances
 from normwise.normalization import functional
 from normwise.normalization.checkpoints import upgrade_state_dict
@@ -27,6 +28,8 @@ __all__ = [
     "Invariances",
     "Plan",
     "PowerShrink",
+    "PublishedEpsilonShift",
+    "RotatingSphere",
     "Rule",
     "Sphere",
     "Unit",

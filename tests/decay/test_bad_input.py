@@ -195,6 +195,7 @@ Spoil = Callable[[dict[str, Any]], Any]
         (lambda s: s.update(rule=nw.PowerShrink(0.1, 2).settings()), "made with rule=PowerShrink"),
         (lambda s: s.update(mode="explicit"), "mode='explicit'.*mode='flow'"),
         (lambda s: s.update(clock="step"), "clock='step'.*clock='lr'"),
+        (lambda s: s.update(every=8), "every=8.*every=1"),
         (lambda s: s.update(measure="rms"), "measure='rms'.*measure='norm'"),
         (lambda s: s.update(units=[]), "has 0 units, and this Decay has 1"),
         (lambda s: s["units"][0].update(dim=None), "unit 0 of the state_dict has dim=None"),

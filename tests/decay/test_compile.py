@@ -16,12 +16,13 @@ import normwise as nw
 from normwise.decay.rules import Rule
 
 CASES = [
-    pytest.param(nw.L2(0.1), "flow", "lr", id="L2 flow"),
-    pytest.param(nw.AdaptiveWeightShrink(0.1), "flow", "lr^2/max_lr", id="AWS flow"),
-    pytest.param(nw.AdaptiveWeightShrink(lambda step: 0.1 / (1 + step)), "flow", "lr", id="scheduled"),
-    pytest.param(nw.PowerShrink(0.1, 1.5), "explicit", "lr", id="power explicit"),
-    pytest.param(nw.EpsilonShiftedL2(0.1, 0.3), "coupled", "lr", id="epsilon coupled"),
-    pytest.param(nw.Sphere(), "flow", "step", id="sphere"),
+    pytest.param(nw.L2(0.1), {"mode": "flow", "clock": "lr"}, id="L2 flow"),
+    pytest.param(nw.AdaptiveWeightShrink(0.1), {"mode": "flow", "clock": "lr^2/max_lr"}, id="AWS flow"),
+    pytest.param(nw.AdaptiveWeightShrink(lambda step: 0.1 / (1 + step)), {}, id="scheduled"),
+    pytest.param(nw.PowerShrink(0.1, 1.5), {"mode": "explicit", "clock": "lr"}, id="power explicit"),
+    pytest.param(nw.EpsilonShiftedL2(0.1, 0.3), {"mode": "coupled", "clock": "lr"}, id="epsilon coupled"),
+    pytest.param(nw.Sphere(), {"mode": "flow", "clock": "step"}, id="sphere"),
+    pytest.param(nw.AdaptiveWeightShrink(0.1), {"mode": "flow", "every": 2}, id="AWS every second step"),
 ]
 
 
@@ -37,8 +38,7 @@ def fresh_compiler() -> Iterator[None]:
 def run(
     kind: Callable[..., Optimizer],
     rule: Rule | None,
-    mode: str,
-    clock: str,
+    decay: dict[str, Any],
     compiler: Any = None,
     **settings: Any,
 ) -> tuple[list[Tensor], list[int]]:
@@ -48,7 +48,7 @@ def run(
     lr = torch.tensor(0.1)
     optimizer = kind(params, lr=lr, **settings)
     if rule is not None:
-        nw.Decay(optimizer, rule, params, mode=mode, clock=clock)
+        nw.Decay(optimizer, rule, params, **decay)
     counter = torch._dynamo.testing.CompileCounterWithBackend(compiler or "eager")
     step = torch.compile(optimizer.step, backend=counter) if compiler else optimizer.step
     frames = []
@@ -61,16 +61,16 @@ def run(
     return [param.detach() for param in params], frames
 
 
-@pytest.mark.parametrize(("rule", "mode", "clock"), CASES)
+@pytest.mark.parametrize(("rule", "decay"), CASES)
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_compiled_equals_eager_and_is_compiled_once(
-    kind: Callable[..., Optimizer], rule: Rule, mode: str, clock: str
+    kind: Callable[..., Optimizer], rule: Rule, decay: dict[str, Any]
 ) -> None:
     settings = {"momentum": 0.9} if kind is SGD else {}
-    eager, _ = run(kind, rule, mode, clock, **settings)
-    compiled, frames = run(kind, rule, mode, clock, "eager", **settings)
-    its_eager, _ = run(kind, None, mode, clock, **settings)
-    its_compiled, bare = run(kind, None, mode, clock, "eager", **settings)
+    eager, _ = run(kind, rule, decay, **settings)
+    compiled, frames = run(kind, rule, decay, "eager", **settings)
+    its_eager, _ = run(kind, None, decay, **settings)
+    its_compiled, bare = run(kind, None, decay, "eager", **settings)
     own = difference(its_compiled, its_eager)  # torch's own: 0 for SGD, not for Adam
     assert difference(compiled, eager) <= 2 * own
     assert frames[-1] == frames[2] > 0, f"recompiled: {frames}"
@@ -82,8 +82,8 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
 
 
 def test_compiled_to_machine_code() -> None:
-    eager, _ = run(SGD, nw.AdaptiveWeightShrink(0.1), "flow", "lr", momentum=0.9)
-    compiled, frames = run(SGD, nw.AdaptiveWeightShrink(0.1), "flow", "lr", "inductor", momentum=0.9)
+    eager, _ = run(SGD, nw.AdaptiveWeightShrink(0.1), {}, momentum=0.9)
+    compiled, frames = run(SGD, nw.AdaptiveWeightShrink(0.1), {}, "inductor", momentum=0.9)
     assert frames[-1] == frames[2] > 0
     for mine, other in zip(compiled, eager, strict=True):  # 8 ULP a step
         torch.testing.assert_close(mine, other, rtol=0, atol=48 * 2**-23 * float(other.norm(dim=1).max()))

@@ -27,10 +27,8 @@ NEED_NORMS: list[Rule] = [
     nw.Sphere(1.5),
 ]
 each_rule = pytest.mark.parametrize("rule", [nw.L2(0.1), *NEED_NORMS], ids=repr)
-NO_LAUNCH = frozenset(
-    "alias detach device empty expand lift_fresh promote_types select slice split split_with_sizes t unbind "
-    "unsqueeze view".split()
-)
+NO_LAUNCH = ["alias", "detach", "device", "empty", "expand", "lift_fresh", "promote_types", "select", "slice"]
+NO_LAUNCH += ["split", "split_with_sizes", "t", "unbind", "unsqueeze", "view"]
 
 
 class Launches(TorchDispatchMode):
@@ -108,7 +106,8 @@ def launches(
     optimizer.step()
     with Launches() as counter:
         optimizer.step()
-    return counter.count
+    counted: int = counter.count
+    return counted
 
 
 @pytest.mark.parametrize("rule", NEED_NORMS, ids=repr)
@@ -116,7 +115,7 @@ def launches(
 def test_a_norm_and_a_product_per_parameter(rule: Rule) -> None:
     few, many = launches(rule, 2), launches(rule, 52)
     assert 2 * 50 <= many - few <= 3 * 50
-    assert few <= 2 * 3 + 30
+    assert few <= 2 * 3 + 40
 
 
 @pytest.mark.usefixtures("cuda")
@@ -132,6 +131,8 @@ def test_l2_takes_all_parameters_in_one_launch() -> None:
         {"measure": "rms", "tensor_lr": True},
         {"masked": True},
         {"joint": True},
+        {"every": 2},
+        {"every": 2, "tensor_lr": True, "clock": "lr^2/max_lr"},
         {"found_inf": True},
         {"found_inf": True, "tensor_lr": True, "measure": "rms"},
     ],

@@ -1,5 +1,7 @@
 """One matrix for every rule beside every optimizer, in every mode, on every clock, along every dim.
 
+Mode "flow" also applies the rule at every second step.
+
 Each cell takes three steps with two parameter groups whose learning rates change at every step, one decayed
 parameter without a gradient and one parameter that is not decayed. A twin optimizer without a rule is given
 what the optimizer saw when its step began. Where the rule acts before the step or through the gradient, the
@@ -68,9 +70,11 @@ CELLS = [
 ]
 
 
-def runs(cell: Cell) -> Iterator[tuple[str, int | None]]:
-    """The clocks and dims of a cell; mode "coupled" has no clock."""
-    return itertools.product(CLOCKS if cell.mode != "coupled" else ("lr",), DIMS)
+def runs(cell: Cell) -> Iterator[tuple[str, int | None, int]]:
+    """The clocks, dims and values of ``every`` in a cell; mode "coupled" has no clock."""
+    yield from itertools.product(CLOCKS if cell.mode != "coupled" else ("lr",), DIMS, [1])
+    if cell.mode == "flow":
+        yield from zip(CLOCKS, DIMS, [2, 2, 2], strict=True)
 
 
 def test_every_rule_is_in_the_matrix() -> None:
@@ -79,8 +83,8 @@ def test_every_rule_is_in_the_matrix() -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell))
 def test_matrix(cell: Cell) -> None:
-    for clock, dim in runs(cell):
-        run(cell, clock, dim, f"clock={clock}, dim={dim}")
+    for clock, dim, every in runs(cell):
+        run(cell, clock, dim, every, f"clock={clock}, dim={dim}, every={every}")
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -95,11 +99,11 @@ def built(name: str, params: list[torch.nn.Parameter]) -> Optimizer:
     return OPTIMIZERS[name](groups)
 
 
-def run(cell: Cell, clock: str, dim: int | None, what: str) -> None:
+def run(cell: Cell, clock: str, dim: int | None, every: int, what: str) -> None:
     rule, params, twins = RULE_CASES[cell.rule], parameters(), parameters()
     first, second, idle, _ = params
     optimizer, twin = built(cell.optimizer, params), built(cell.optimizer, twins)
-    nw.Decay(optimizer, rule, [first, second, idle], dim=dim, mode=cell.mode, clock=clock)
+    nw.Decay(optimizer, rule, [first, second, idle], dim=dim, mode=cell.mode, clock=clock, every=every)
     seen: list[tuple[Tensor, Tensor | None]] = []
     optimizer.register_step_pre_hook(
         lambda *_: seen.extend(
@@ -107,8 +111,8 @@ def run(cell: Cell, clock: str, dim: int | None, what: str) -> None:
         )
     )
     generator = torch.Generator().manual_seed(4)
-    lrs, peaks = [0.1, 0.2, 0.05], [0.0, 0.0]
-    for lr in lrs:
+    lrs, peaks, elapsed = [0.1, 0.2, 0.05], [0.0, 0.0], [0.0, 0.0]
+    for step, lr in enumerate(lrs):
         for group, its_twin, factor in zip(optimizer.param_groups, twin.param_groups, (1, 0.3), strict=False):
             group["lr"] = its_twin["lr"] = lr * factor
         before = [p.detach().clone() for p in params]
@@ -146,7 +150,10 @@ def run(cell: Cell, clock: str, dim: int | None, what: str) -> None:
                     scale = weight if decayed and cell.mode == "coupled" else saw
                     close(seen[k][1], saw, dim, f"gradient {k} as seen, {what}", scale)  # type: ignore[arg-type]
             if decayed and cell.mode == "flow":
-                close(param.detach(), slow_flow(rule, other.detach(), dim, time), dim, f"{k}, {what}")
+                elapsed[k] += time
+            if decayed and cell.mode == "flow" and (step + 1) % every == 0:
+                close(param.detach(), slow_flow(rule, other.detach(), dim, elapsed[k]), dim, f"{k}, {what}")
+                elapsed[k] = 0.0
             else:
                 assert torch.equal(param, other), f"parameter {k} differs from its twin: {what}"
             other.data.copy_(param.data)

@@ -21,9 +21,9 @@ RULES: dict[str, Rule] = {
     "AdaptiveWeightShrink": nw.AdaptiveWeightShrink(0.05),
     "PowerShrink": nw.PowerShrink(0.01, 1.5),
     "EpsilonShiftedL2": nw.EpsilonShiftedL2(0.1, 0.3),
-    "published": nw.EpsilonShiftedL2(0.1, 0.01, form="std"),
+    "published": nw.PublishedEpsilonShift(0.1, 0.01),
     "Sphere": nw.Sphere(),
-    "rotated Sphere": nw.Sphere(rotate=True),
+    "rotated Sphere": nw.RotatingSphere(),
     "scheduled": nw.AdaptiveWeightShrink(lambda step: 0.05 / (1 + step)),
 }
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -39,10 +39,20 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 class Job:
     """A training job with a one-cycle schedule, whose state can be written and read."""
 
-    def __init__(self, optimizer: str, rule: Rule, seed: int, dtype: torch.dtype, **settings: Any) -> None:
+    def __init__(
+        self,
+        optimizer: str,
+        rule: Rule,
+        seed: int,
+        dtype: torch.dtype,
+        tensor_lr: bool = False,
+        **settings: Any,
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.params = [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in ((5, 4), (3, 6))]
         self.optimizer = OPTIMIZERS[optimizer]([{"params": [p]} for p in self.params])
+        for group in self.optimizer.param_groups if tensor_lr else ():
+            group["lr"] = torch.tensor(group["lr"])
         self.decay = nw.Decay(self.optimizer, rule, self.params, **settings)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.1, 8, cycle_momentum=False)
 
@@ -75,15 +85,15 @@ class Job:
 
 
 def resumed_equals_uninterrupted(
-    optimizer: str, rule: Rule, dtype: torch.dtype = torch.float32, **settings: Any
+    optimizer: str, rule: Rule, dtype: torch.dtype = torch.float32, stop: int = 4, **settings: Any
 ) -> None:
     whole = Job(optimizer, rule, 1, dtype, **settings)
     expected = whole.train(0, 8)
     interrupted = Job(optimizer, rule, 1, dtype, **settings)
-    interrupted.train(0, 4)
+    interrupted.train(0, stop)
     resumed = Job(optimizer, rule, 2, dtype, **settings)  # other weights, other reference norms
     resumed.load(interrupted.save())
-    for mine, other in zip(resumed.train(4, 8), expected, strict=True):
+    for mine, other in zip(resumed.train(stop, 8), expected, strict=True):
         assert torch.equal(mine, other)
     assert resumed.decay.steps == 8
 
@@ -104,6 +114,20 @@ def test_resume_with_a_compensated_scale(dtype: torch.dtype, name: str) -> None:
         resumed_equals_uninterrupted("SGD", RULES[name], dtype, mode=mode, compensated=True)
 
 
+@pytest.mark.parametrize("name", ["L2", "AdaptiveWeightShrink", "PowerShrink", "EpsilonShiftedL2", "Sphere"])
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_resume_between_applications(stop: int, name: str) -> None:
+    """Interrupted at any step, with the rule applied at every third."""
+    for optimizer, settings in (
+        ("SGD", {"clock": "lr^2/max_lr"}),
+        ("AdamW", {"measure": "rms"}),
+        ("SGD", {"tensor_lr": True}),
+        ("SGD", {"tensor_lr": True, "clock": "lr^2/max_lr"}),
+    ):
+        resumed_equals_uninterrupted(optimizer, RULES[name], stop=stop, every=3, **settings)
+    resumed_equals_uninterrupted("SGD", RULES[name], torch.bfloat16, stop, every=3, compensated=True)
+
+
 def test_the_saved_state_is_a_copy() -> None:
     job = Job("SGD", nw.Sphere(), 1, torch.bfloat16, compensated=True, clock="lr^2/max_lr")
     job.train(0, 2)
@@ -120,7 +144,7 @@ def test_the_saved_state_is_a_copy() -> None:
 
 def test_the_state_says_what_it_belongs_to() -> None:
     state = Job("SGD", nw.Sphere(), 1, torch.float32, clock="step", dim=1).decay.state_dict()
-    assert state["rule"] == {"name": "Sphere", "radius": None, "rotate": False}
+    assert state["rule"] == {"name": "Sphere", "radius": None}
     assert (state["mode"], state["clock"], state["measure"], state["compensated"]) == (
         "flow",
         "step",

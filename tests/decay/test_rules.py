@@ -268,7 +268,7 @@ def test_rules_are_values() -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             made(kind, 0.1).coefficient = 1.0  # type: ignore[attr-defined]
     assert PowerShrink(0.1, 2.0).settings() == {"name": "PowerShrink", "coefficient": 0.1, "power": 2.0}
-    assert repr(EpsilonShiftedL2(0.1)) == "EpsilonShiftedL2(coefficient=0.1, epsilon=0.001, form='norm')"
+    assert repr(EpsilonShiftedL2(0.1)) == "EpsilonShiftedL2(coefficient=0.1, epsilon=0.001)"
 
 
 def test_scheduled_coefficient() -> None:

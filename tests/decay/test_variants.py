@@ -72,7 +72,7 @@ def test_published_form(dtype: torch.dtype) -> None:
     nn.init.normal_(param, mean=0.1)
     plain.data.copy_(param.data)
     optimizer, its_twin = SGD([param], lr=0.1, momentum=0.9), SGD([plain], lr=0.1, momentum=0.9)
-    nw.Decay(optimizer, nw.EpsilonShiftedL2(0.3, 0.2, form="std"), param, mode="coupled")
+    nw.Decay(optimizer, nw.PublishedEpsilonShift(0.3, 0.2), param, mode="coupled")
     for _ in range(5):
         param.grad = torch.randn_like(param)
         plain.grad = published(plain.detach(), param.grad, 0.3, 0.2)
@@ -87,7 +87,7 @@ def test_published_form_of_units_without_a_deviation() -> None:
     for weight in (torch.full((2, 4), 3.0), torch.tensor([[1.0], [2.0]]), torch.zeros(2, 3)):
         param = nn.Parameter(weight.clone())
         optimizer = SGD([param], lr=0.5)
-        nw.Decay(optimizer, nw.EpsilonShiftedL2(0.4, 0.2, form="std"), param, mode="coupled")
+        nw.Decay(optimizer, nw.PublishedEpsilonShift(0.4, 0.2), param, mode="coupled")
         param.grad = torch.zeros_like(param)
         optimizer.step()
         torch.testing.assert_close(param.detach(), weight * 0.8)
@@ -98,7 +98,7 @@ def test_published_form_masked_along_columns_and_scaled() -> None:
     before = param.detach().clone()
     optimizer = SGD([param], lr=0.1, fused=True)
     unit = nw.Unit(param, dim=1, mask=[True, False, True])
-    nw.Decay(optimizer, nw.EpsilonShiftedL2(0.3, 0.2, form="std"), unit, mode="coupled")
+    nw.Decay(optimizer, nw.PublishedEpsilonShift(0.3, 0.2), unit, mode="coupled")
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     scaler.scale(torch.zeros(()))
     param.grad = torch.zeros_like(param)
@@ -112,13 +112,9 @@ def test_published_form_masked_along_columns_and_scaled() -> None:
 def test_published_form_is_coupled_only(mode: str) -> None:
     param = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(ValueError, match="use mode='coupled'"):
-        nw.Decay(SGD([param], lr=0.1), nw.EpsilonShiftedL2(0.1, form="std"), param, mode=mode)
-    with pytest.raises(ValueError, match="measure='rms' has no meaning with form=\"std\""):
-        nw.Decay(
-            SGD([param], lr=0.1), nw.EpsilonShiftedL2(0.1, form="std"), param, mode="coupled", measure="rms"
-        )
-    with pytest.raises(ValueError, match="form='var' is not known: choose from 'norm', 'std'"):
-        nw.EpsilonShiftedL2(0.1, form="var")
+        nw.Decay(SGD([param], lr=0.1), nw.PublishedEpsilonShift(0.1), param, mode=mode)
+    with pytest.raises(ValueError, match="measure='rms' has no meaning with PublishedEpsilonShift"):
+        nw.Decay(SGD([param], lr=0.1), nw.PublishedEpsilonShift(0.1), param, mode="coupled", measure="rms")
 
 
 # -- the sphere that turns ---------------------------------------------------------------------------------
@@ -140,7 +136,7 @@ def test_every_unit_turns_by_the_learning_rate(
     shapes = [(4, 4, 3), (4, 4)] if joint else [(4, 4, 3)]
     params = [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
     optimizer = Adam(params, lr=lr) if joint else SGD(params, lr=lr)
-    nw.Decay(optimizer, nw.Sphere(radius, rotate=True), nw.Unit(params, dim))
+    nw.Decay(optimizer, nw.RotatingSphere(radius), nw.Unit(params, dim))
     norms = nw.Unit(params, dim).norms()
     for _ in range(3):
         before = [p.detach().clone() for p in params]
@@ -157,7 +153,7 @@ def test_every_unit_turns_by_the_learning_rate(
 def test_the_turn_is_towards_the_update() -> None:
     param = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0]]))
     optimizer = SGD([param], lr=0.1)
-    nw.Decay(optimizer, nw.Sphere(rotate=True), param)
+    nw.Decay(optimizer, nw.RotatingSphere(), param)
     param.grad = torch.tensor([[5.0, -3.0, -4.0]])
     optimizer.step()
     expected = [math.cos(0.1), 0.6 * math.sin(0.1), 0.8 * math.sin(0.1)]
@@ -168,7 +164,7 @@ def test_what_has_no_tangential_update_does_not_turn() -> None:
     weight = torch.randn(3, 8)
     param = nn.Parameter(weight.clone())
     optimizer = SGD([param], lr=0.1)
-    nw.Decay(optimizer, nw.Sphere(rotate=True), param)
+    nw.Decay(optimizer, nw.RotatingSphere(), param)
     for grad in (torch.zeros(3, 8), weight * 3):
         param.grad = grad.clone()
         optimizer.step()
@@ -179,8 +175,8 @@ def test_what_has_no_tangential_update_does_not_turn() -> None:
 def test_turning_leaves_alone_what_is_not_meant(idle: int) -> None:
     masked, first, second = (nn.Parameter(torch.randn(3, 4)) for _ in "abc")
     optimizer = SGD([masked, first, second], lr=0.1)
-    nw.Decay(optimizer, nw.Sphere(rotate=True), nw.Unit(masked, mask=[True, False, True]))
-    nw.Decay(optimizer, nw.Sphere(rotate=True), nw.Unit([first, second]))
+    nw.Decay(optimizer, nw.RotatingSphere(), nw.Unit(masked, mask=[True, False, True]))
+    nw.Decay(optimizer, nw.RotatingSphere(), nw.Unit([first, second]))
     row, both = masked[1].detach().clone(), [first.detach().clone(), second.detach().clone()]
     moved = (second, first)[idle]
     masked.grad, moved.grad = torch.ones(3, 4), torch.ones(3, 4)
@@ -193,7 +189,7 @@ def test_turning_leaves_alone_what_is_not_meant(idle: int) -> None:
 def test_turning_with_a_closure_that_makes_the_first_gradient() -> None:
     param = nn.Parameter(torch.randn(3, 4))
     optimizer = torch.optim.LBFGS([param], lr=0.1)
-    nw.Decay(optimizer, nw.Sphere(rotate=True), param)
+    nw.Decay(optimizer, nw.RotatingSphere(), param)
     before = param.detach().clone()
 
     def closure() -> float:
@@ -210,7 +206,7 @@ def test_turning_with_a_closure_that_makes_the_first_gradient() -> None:
 def test_a_step_skipped_by_a_scaler_does_not_turn() -> None:
     param = nn.Parameter(torch.randn(3, 4))
     optimizer = SGD([param], lr=0.1, fused=True)
-    nw.Decay(optimizer, nw.Sphere(5.0, rotate=True), param)
+    nw.Decay(optimizer, nw.RotatingSphere(5.0), param)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(torch.zeros(()))
     before = param.detach().clone()
@@ -222,7 +218,7 @@ def test_a_step_skipped_by_a_scaler_does_not_turn() -> None:
 def test_rms_is_the_measure_of_the_radius_too() -> None:
     param = nn.Parameter(torch.randn(3, 16))
     optimizer = SGD([param], lr=0.1)
-    nw.Decay(optimizer, nw.Sphere(0.5, rotate=True), param, measure="rms")
+    nw.Decay(optimizer, nw.RotatingSphere(0.5), param, measure="rms")
     param.grad = torch.randn(3, 16)
     optimizer.step()
     torch.testing.assert_close(param.detach().square().mean(1).sqrt(), torch.full((3,), 0.5))

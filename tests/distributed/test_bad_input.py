@@ -84,8 +84,8 @@ def cut(setting: str) -> str:
     param, optimizer = optimizer_of(S1)
     rules = {
         "compensated": RULE,
-        "rotate": nw.Sphere(1.0, rotate=True),
-        "std": nw.EpsilonShiftedL2(0.1, form="std"),
+        "rotate": nw.RotatingSphere(1.0),
+        "std": nw.PublishedEpsilonShift(0.1),
     }
     mode = "coupled" if setting == "std" else "flow"
     return message_of(
@@ -158,8 +158,16 @@ CASES: list[tuple[Callable[..., str], tuple[object, ...], str]] = [
         ("compensated",),
         r"ValueError: parameter 'weight' .* compensated=True needs whole units on one rank",
     ),
-    (cut, ("rotate",), r"ValueError: parameter 'weight' .*rotate=True\) needs whole units on one rank"),
-    (cut, ("std",), r"ValueError: parameter 'weight' .*form='std'\) needs whole units on one rank"),
+    (
+        cut,
+        ("rotate",),
+        r"ValueError: parameter 'weight' .*RotatingSphere.* needs whole units",
+    ),
+    (
+        cut,
+        ("std",),
+        r"ValueError: parameter 'weight' .*PublishedEpsilonShift.* needs whole units",
+    ),
     (sharded_afterwards, (), r"RuntimeError: parameter '0.bias' .*fully_shard .* construct the optimizer"),
     (
         replaced_in_the_optimizer,

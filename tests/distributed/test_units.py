@@ -104,9 +104,9 @@ def whole_units_stay_whole(size: int) -> None:
     mesh = mesh_of(size)
     some = layouts(mesh, (S0,), (R,))
     units = functools.partial(along, 0)
-    for rotating in (nw.Sphere(1.5, rotate=True), nw.Sphere(rotate=True)):
+    for rotating in (nw.RotatingSphere(1.5), nw.RotatingSphere()):
         compare(some, random((5, 4), (5, 4)), units, rotating, str(rotating))
-    published = nw.EpsilonShiftedL2(0.1, 0.01, form="std")
+    published = nw.PublishedEpsilonShift(0.1, 0.01)
     compare(some, random((5, 4), (5, 4)), units, published, "std", mode="coupled")
     low = [value.bfloat16() for value in random((5, 4), (5, 4))]
     compare(some, low, units, nw.AdaptiveWeightShrink(1e-2), "compensated", steps=5, compensated=True)

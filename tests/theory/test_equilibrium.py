@@ -192,7 +192,7 @@ def test_sphere_turns_by_geometry() -> None:
 
 
 def test_a_rotating_sphere_turns_by_the_learning_rate() -> None:
-    turn = equilibrium_rotation(nw.Sphere(2.0, rotate=True), 0.1, torch.ones(3), momentum=0.9)
+    turn = equilibrium_rotation(nw.RotatingSphere(2.0), 0.1, torch.ones(3), momentum=0.9)
     assert torch.equal(turn, torch.full((3,), 0.1, dtype=torch.float64))
 
 

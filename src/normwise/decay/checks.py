@@ -1,37 +1,33 @@
-"""What a Decay accepts: its arguments, its parameters, and a state to continue from."""
+"""What a Decay accepts: arguments, parameters, and a state to continue from."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from normwise.decay import copying
 from normwise.decay.clock import CLOCKS
-from normwise.decay.rules import EpsilonShiftedL2, Rule, Sphere
+from normwise.decay.modes import Mode, Schedule
+from normwise.decay.nonfinite import POLICIES
+from normwise.decay.rules import MODES, Rule
+from normwise.decay.targets import Targets, group_of, name_of
 from normwise.units import Unit, needs_reduction
 
 __all__ = [
     "MEASURES",
-    "MODES",
-    "POLICIES",
     "check_options",
-    "check_parts",
     "check_settings",
     "check_state",
     "check_units",
-    "group_of",
-    "name_of",
+    "check_whole_units",
     "parameters_of",
 ]
 
-MODES = ("flow", "explicit", "coupled")
 MEASURES = ("norm", "rms")
-POLICIES = ("skip", "warn", "raise")
 
 
 def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, measure: str) -> None:
@@ -60,7 +56,7 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
     if mode not in rule.modes:
         fitting = " or ".join(map(repr, rule.modes))
         raise ValueError(f"mode={mode!r} cannot apply {rule}: use mode={fitting}, or another rule")
-    if mode != "flow" and isinstance(optimizer, torch.optim.LBFGS):
+    if mode != "flow" and isinstance(optimizer, LBFGS):
         raise ValueError(
             f"mode={mode!r} does not go with LBFGS, which evaluates its closure many times in one step: "
             'use mode="flow"'
@@ -68,24 +64,52 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
 
 
 def check_options(
-    rule: Rule, mode: str, measure: str, compensated: bool, nonfinite: str, check_every: int
+    rule: Rule, mode: str, kind: type[Mode], measure: str, compensated: bool, schedule: Schedule
 ) -> None:
-    """Raise an error that names the first option that is not allowed or does not go with a setting."""
-    if nonfinite not in POLICIES:
+    """Raise an error that names the first option that is not allowed or does not go with a setting.
+
+    Args:
+        rule: The rule.
+        mode: The mode by name.
+        kind: The class that applies the rule in this mode.
+        measure: As for Decay.
+        compensated: As for Decay.
+        schedule: As for Decay.
+    """
+    if schedule.nonfinite not in POLICIES:
         raise ValueError(
-            f"nonfinite={nonfinite!r} is not known: choose from {', '.join(map(repr, POLICIES))}"
+            f"nonfinite={schedule.nonfinite!r} is not known: choose from {', '.join(map(repr, POLICIES))}"
         )
-    if isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1:
-        raise ValueError(f"check_every={check_every!r} is not allowed: give a number of steps, 1 or more")
+    for name, steps in (("every", schedule.every), ("check_every", schedule.check_every)):
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"{name}={steps!r} is not allowed: give a number of steps, 1 or more")
     if not isinstance(compensated, bool):
         raise TypeError(f"compensated must be True or False, not {compensated!r}")
-    if compensated and (mode == "coupled" or (isinstance(rule, Sphere) and rule.rotate)):
+    if compensated and not kind.scales:
         raise ValueError(
-            f"compensated=True does not go with mode={mode!r} and {rule}, where decay is not a factor of its "
-            'own: use mode="flow" and another rule, or leave compensated out'
+            f"compensated=True does not go with mode={mode!r} and {rule}, where decay is not a factor of the "
+            'weight: use mode="flow" and another rule, or leave compensated out'
         )
-    if isinstance(rule, EpsilonShiftedL2) and rule.form == "std" and measure != "norm":
-        raise ValueError(f'measure={measure!r} has no meaning with form="std": leave measure out')
+    if measure != "norm" and not kind.reads_measure:
+        raise ValueError(f"measure={measure!r} has no meaning with {type(rule).__name__}: leave measure out")
+    if schedule.every == 1:
+        return
+    if mode != "flow":
+        raise ValueError(
+            f"every={schedule.every} does not go with mode={mode!r}, which acts on every gradient step: use "
+            'mode="flow", or every=1'
+        )
+    if not kind.scales:
+        raise ValueError(
+            f"every={schedule.every} does not go with {rule}, which changes the update of every step: use "
+            "every=1, or another rule"
+        )
+    if rule.scheduled:
+        raise ValueError(
+            f"every={schedule.every} does not go with a coefficient that is a function of the step, as one "
+            "application covers steps with different coefficients: use every=1, or give a number and "
+            "schedule the learning rate"
+        )
 
 
 def check_units(
@@ -114,11 +138,11 @@ def check_units(
         units.append(one if isinstance(one, Unit) else Unit(one, dim))
     taken = [(unit, other.rule) for other in copying.attached(optimizer) for unit in other.units]
     for unit in units:
-        for other, its_rule in taken:
+        for other, present in taken:
             if unit.overlaps(other):
                 shared = next(p for p in unit.params if any(p is q for q in other.params))
                 raise ValueError(
-                    f"{name_of(optimizer, shared)} is under {its_rule} already and would be decayed twice: "
+                    f"{name_of(optimizer, shared)} is under {present} already and would be decayed twice: "
                     "name it once, remove() the other Decay, or give Units with masks that do not overlap"
                 )
         taken.append((unit, rule))
@@ -128,31 +152,24 @@ def check_units(
 
 def _warn_of_weight_decay(optimizer: Optimizer, units: list[Unit], groups: dict[int, int]) -> None:
     for k in sorted({groups[id(param)] for unit in units for param in unit.params}):
-        own = optimizer.param_groups[k].get("weight_decay", 0)
-        if own:
+        decay = optimizer.param_groups[k].get("weight_decay", 0)
+        if decay:
             warnings.warn(
-                f"param_groups[{k}] of {type(optimizer).__name__} has weight_decay={own}, so its parameters "
-                "are decayed twice, by the optimizer and by this rule: set weight_decay=0 in that group",
+                f"param_groups[{k}] of {type(optimizer).__name__} has weight_decay={decay}, so its "
+                "parameters are decayed twice, by the optimizer and by this rule: set weight_decay=0 in that "
+                "group",
                 stacklevel=4,
             )
 
 
-def check_parts(
-    optimizer: Optimizer,
-    rule: Rule,
-    compensated: bool,
-    units: Sequence[Unit],
-    parts: Sequence[tuple[Unit, ...]],
-) -> None:
-    """Raise where units of sharded parameters lie on several ranks and a setting needs them whole."""
-    moment = isinstance(rule, EpsilonShiftedL2) and rule.form == "std"
-    turns = isinstance(rule, Sphere) and rule.rotate
-    for unit, its in zip(units, parts, strict=True):
-        if needs_reduction(its[0]) and (moment or turns or compensated):
+def check_whole_units(targets: Targets, rule: Rule, kind: type[Mode], compensated: bool) -> None:
+    """Raise where units of sharded parameters lie on several ranks and a setting needs whole units."""
+    for unit, parts in zip(targets.units, targets.local, strict=True):
+        if needs_reduction(parts[0]) and (kind.needs_whole_units or compensated):
             what = "compensated=True" if compensated else str(rule)
             raise ValueError(
-                f"{name_of(optimizer, unit.params[0])}: {what} needs whole units on one rank, and its "
-                f"sharding splits those along dim={unit.dim}: shard along that dim (fully_shard's "
+                f"{targets.name(unit.params[0])}: {what} needs whole units on one rank, and its sharding "
+                f"splits those along dim={unit.dim}: shard along that dim (fully_shard's "
                 "shard_placement_fn), or use another rule or setting"
             )
 
@@ -163,52 +180,42 @@ def parameters_of(optimizer: object) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
-def group_of(optimizer: Optimizer) -> dict[int, int]:
-    """Map the id of each parameter to the index of its group, as the optimizer holds them now."""
-    return {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
+def check_state(saved: Any, present: dict[str, Any], groups: int) -> None:
+    """Raise an error that names the first difference between a saved state and that of this Decay.
 
-
-def name_of(optimizer: Optimizer, param: Tensor) -> str:
-    """Name a parameter for an error, as the optimizer knows it."""
-    for k, group in enumerate(optimizer.param_groups):
-        for j, candidate in enumerate(group["params"]):
-            if candidate is param:
-                named = group.get("param_names")
-                where = repr(named[j]) if named else f"param_groups[{k}]['params'][{j}]"
-                return f"parameter {where} of shape {tuple(param.shape)}"
-    return f"a parameter of shape {tuple(param.shape)}"
-
-
-def check_state(theirs: Any, own: dict[str, Any], groups: int) -> None:
-    """Raise an error that names the first difference between a state_dict and what this Decay is."""
-    if not isinstance(theirs, dict) or set(theirs) != set(own):
-        raise ValueError(f"state_dict is not one of a Decay: it needs the keys {', '.join(own)}")
-    for key in ("format", "rule", "mode", "clock", "measure", "compensated"):
-        if theirs[key] != own[key]:
+    Args:
+        saved: The state_dict to load.
+        present: The state_dict of this Decay.
+        groups: How many param_groups the optimizer has.
+    """
+    if not isinstance(saved, dict) or set(saved) != set(present):
+        raise ValueError(f"state_dict is not one of a Decay: it needs the keys {', '.join(present)}")
+    for key in ("format", "rule", "mode", "clock", "measure", "every", "compensated"):
+        if saved[key] != present[key]:
             raise ValueError(
-                f"state_dict was made with {key}={_spoken(theirs[key])}, and this Decay has "
-                f"{key}={_spoken(own[key])}: construct it as it was, or start without the old state"
+                f"state_dict was made with {key}={_in_words(saved[key])}, and this Decay has "
+                f"{key}={_in_words(present[key])}: construct it as it was, or start without the old state"
             )
-    if len(theirs["units"]) != len(own["units"]):
+    if len(saved["units"]) != len(present["units"]):
         raise ValueError(
-            f"state_dict has {len(theirs['units'])} units, and this Decay has {len(own['units'])}: "
+            f"state_dict has {len(saved['units'])} units, and this Decay has {len(present['units'])}: "
             "construct it with the same parameters"
         )
-    for k, (their, mine) in enumerate(zip(theirs["units"], own["units"], strict=True)):
-        for key in mine:
-            if their[key] != mine[key]:
+    for k, (old, new) in enumerate(zip(saved["units"], present["units"], strict=True)):
+        for key in new:
+            if old[key] != new[key]:
                 raise ValueError(
-                    f"unit {k} of the state_dict has {key}={their[key]}, and of this Decay "
-                    f"{key}={mine[key]}: construct it with the same units"
+                    f"unit {k} of the state_dict has {key}={old[key]}, and of this Decay "
+                    f"{key}={new[key]}: construct it with the same units"
                 )
-    if len(theirs["max_lr"]) > groups:
+    if len(saved["max_lr"]) > groups:
         raise ValueError(
-            f"state_dict has the peak rates of {len(theirs['max_lr'])} param_groups, and the optimizer has "
+            f"state_dict has the peak rates of {len(saved['max_lr'])} param_groups, and the optimizer has "
             f"{groups}: add its groups before loading"
         )
 
 
-def _spoken(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         arguments = ", ".join(f"{k}={v!r}" for k, v in value.items() if k != "name")
         return f"{value.get('name')}({arguments})"

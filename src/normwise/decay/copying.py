@@ -1,35 +1,34 @@
-"""What an optimizer knows of the rules attached to it, and how both are copied together.
+"""What an optimizer knows of the Decays attached to it, and how both are copied together.
 
 ``copy.deepcopy`` and ``pickle`` of an optimizer keep its state but drop its hooks, so a copied optimizer
-would silently train without decay. Therefore an optimizer with a rule attached carries a ``__reduce_ex__``
-of its own, which rebuilds the rules beside the copy.
+would silently train without decay. Therefore attaching a Decay gives the optimizer instance a
+``__reduce_ex__`` that rebuilds the Decays beside the copy. This module knows no class: a Decay is rebuilt
+through its type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.units import Unit
 
-if TYPE_CHECKING:
-    from normwise.decay.decay import Decay
-
 __all__ = ["attached", "reduce_decay", "register", "unregister"]
 
 _LIST, _REDUCE = "_normwise_decays", "__reduce_ex__"
+_OPTIONS = ("mode", "clock", "measure", "every", "compensated", "nonfinite", "check_every")
 
 
-def attached(optimizer: Optimizer) -> list[Decay]:
-    """Return the rules at work beside this optimizer, in the order in which they were attached."""
+def attached(optimizer: Optimizer) -> list[Any]:
+    """Return the Decays attached to this optimizer, in the order in which they were attached."""
     return list(vars(optimizer).get(_LIST, ()))
 
 
-def register(optimizer: Optimizer, decay: Decay) -> None:
-    """Note that ``decay`` works beside ``optimizer``."""
+def register(optimizer: Optimizer, decay: Any) -> None:
+    """Record that ``decay`` is attached to ``optimizer``."""
     vars(optimizer).setdefault(_LIST, []).append(decay)
 
     def reduce_ex(protocol: Any) -> Any:
@@ -38,8 +37,8 @@ def register(optimizer: Optimizer, decay: Decay) -> None:
     vars(optimizer)[_REDUCE] = reduce_ex
 
 
-def unregister(optimizer: Optimizer, decay: Decay) -> None:
-    """Forget ``decay``; the last one takes every trace with it."""
+def unregister(optimizer: Optimizer, decay: Any) -> None:
+    """Forget ``decay``; forgetting the last Decay leaves no trace on the optimizer."""
     remaining = [other for other in attached(optimizer) if other is not decay]
     if remaining:
         vars(optimizer)[_LIST] = remaining
@@ -48,7 +47,7 @@ def unregister(optimizer: Optimizer, decay: Decay) -> None:
         vars(optimizer).pop(_REDUCE, None)
 
 
-def reduce_decay(decay: Decay) -> Any:
+def reduce_decay(decay: Any) -> Any:
     """Copy a Decay as a part of its optimizer: the copy is the one that the copied optimizer calls."""
     decays = attached(decay.optimizer)
     if decay not in decays:
@@ -58,38 +57,37 @@ def reduce_decay(decay: Decay) -> Any:
     return _nth, (decay.optimizer, decays.index(decay))
 
 
-def _nth(optimizer: Optimizer, index: int) -> Decay:
+def _nth(optimizer: Optimizer, index: int) -> Any:
     return attached(optimizer)[index]
 
 
 def _reduce_optimizer(optimizer: Optimizer, protocol: Any) -> Any:
     plain: Any = type(optimizer).__reduce_ex__(optimizer, protocol)
     construct, arguments, state = plain[0], plain[1], plain[2] if len(plain) > 2 else None
-    decays = [_specification(decay) for decay in attached(optimizer)]
-    return _rebuild, (construct, arguments, state, decays)
+    return _rebuild, (construct, arguments, state, [_recipe(decay) for decay in attached(optimizer)])
 
 
-def _specification(decay: Decay) -> tuple[Any, ...]:
+_Units = list[tuple[tuple[Tensor, ...], int | None, Tensor | None]]
+_Recipe = tuple[type, Any, _Units, dict[str, Any], Any, list[str]]
+
+
+def _recipe(decay: Any) -> _Recipe:
     units = [(unit.params, unit.dim, unit.mask) for unit in decay.units]
-    names = ("mode", "clock", "measure", "compensated", "nonfinite", "check_every")
-    return decay.rule, units, {name: getattr(decay, name) for name in names}, decay.state_dict()
+    options = {name: getattr(decay, name) for name in _OPTIONS}
+    return type(decay), decay.rule, units, options, decay.state_dict(), list(decay._notes)
 
 
 def _rebuild(
-    construct: Callable[..., Optimizer],
-    arguments: tuple[Any, ...],
-    state: Any,
-    decays: list[tuple[Any, list[tuple[tuple[Tensor, ...], int | None, Tensor | None]], dict[str, Any], Any]],
+    construct: Callable[..., Optimizer], arguments: tuple[Any, ...], state: Any, recipes: list[_Recipe]
 ) -> Optimizer:
-    from normwise.decay.decay import Decay
-
     optimizer = construct(*arguments)
     if isinstance(state, dict):
-        # a subclass whose __getstate__ returns its whole __dict__ must not pass on the original's notes
+        # a subclass whose __getstate__ returns its whole __dict__ must not pass on the original's Decays
         state = {key: value for key, value in state.items() if key not in (_LIST, _REDUCE)}
     if state is not None:
         optimizer.__setstate__(state)
-    for rule, units, settings, saved in decays:
-        made = [Unit(params, dim, mask) for params, dim, mask in units]
-        Decay(optimizer, rule, made, **settings).load_state_dict(saved)
+    for kind, rule, units, options, saved, notes in recipes:
+        decay: Any = kind(optimizer, rule, [Unit(*unit) for unit in units], **options)
+        decay.load_state_dict(saved)
+        decay._notes = notes
     return optimizer

@@ -1,8 +1,7 @@
-"""A decay rule at work beside a torch.optim optimizer."""
+"""A decay rule attached to a torch.optim optimizer."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -15,67 +14,72 @@ from normwise.collectives import check_same, together
 from normwise.decay import copying
 from normwise.decay.checks import (
     check_options,
-    check_parts,
     check_settings,
     check_state,
     check_units,
-    name_of,
+    check_whole_units,
     parameters_of,
 )
-from normwise.decay.clock import Clock
-from normwise.decay.compensation import Compensation
-from normwise.decay.coupling import Coupling
-from normwise.decay.live import Live, check_gradients, live_parameters
-from normwise.decay.rules import Rule, Sphere
-from normwise.decay.shrinking import Shrinking
-from normwise.decay.watch import report_non_finite
+from normwise.decay.clock import Clock, ElapsedTime
+from normwise.decay.kahan import KahanScale
+from normwise.decay.modes import Schedule, mode_class
+from normwise.decay.rules import Rule
+from normwise.decay.targets import Targets, check_gradients
 from normwise.sharding import meshes_of
-from normwise.units import Unit, from_checkpoint, local_units, to_checkpoint
+from normwise.units import Unit, from_checkpoint, to_checkpoint
 
 __all__ = ["Decay"]
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 
 class Decay:
     r"""Applies a decay rule at every ``optimizer.step()``, from the moment it is constructed.
 
-    The optimizer keeps it alive and calls it through its step hooks; there is no ``decay.step()``. A
-    parameter without a gradient is left alone, as the optimizer leaves it alone, and so is everything on a
-    step that a GradScaler skips.
+    The optimizer keeps it alive and calls it through step hooks; there is no ``decay.step()``. It leaves
+    alone what the optimizer leaves alone: parameters without a gradient, and all parameters on a step that a
+    GradScaler skips.
 
     Args:
         optimizer: Any torch.optim optimizer; it must hold the parameters.
         rule: A :class:`~normwise.decay.rules.Rule`.
-        params: A parameter, a :class:`~normwise.units.Unit`, or several of these. Tensors are read as
-            ``Unit(param, dim)``.
+        params: A parameter, a :class:`~normwise.units.Unit`, or several of these. A tensor means
+            ``Unit(tensor, dim)``.
         dim: Which dimension counts the units of plain parameters: 0 rows, 1 columns, None whole tensors.
         mode: How the rule acts in a step of time t:
 
             - ``"flow"``: after the step, w ← w·φ(n, t)/n. Decoupled, exact, stable for any coefficient.
             - ``"explicit"``: before the step, w ← (1 − t·c(n))·w. With L2 this is AdamW, bit for bit.
-            - ``"coupled"``: the optimizer sees ∇ + c(n)·w for ∇. With L2 this is torch's ``weight_decay``.
-              ``param.grad`` itself is the same after the step as before it.
+            - ``"coupled"``: the optimizer sees ∇ + c(n)·w instead of ∇. With L2 this is torch's
+              ``weight_decay``. ``param.grad`` is unchanged after the step.
         clock: The time t of a step in the modes "flow" and "explicit": ``"lr"``, the learning rate of the
             parameter's group; ``"lr^2/max_lr"``, with the largest rate of that group so far (Defazio, "Why
             gradients rapidly increase near the end of training", arXiv 2506.02285); ``"step"``, 1.
         measure: The magnitude n that the rule sees: ``"norm"``, or ``"rms"``, the norm over √numel of the
             unit (for Adam-like optimizers, whose steps are constant per element).
-        compensated: Whether to keep decay that is finer than the precision of a parameter beside it until it
-            can be seen (:class:`~normwise.decay.compensation.Compensation`). For bfloat16 and float16
-            parameters without a float32 copy, whose decay would else be lost. Not in mode "coupled", where
-            the optimizer itself rounds. Costs two more norms a step, and one number per unit in the state.
-        nonfinite: What happens to a unit whose norm is not finite: ``"skip"``, the rule leaves it alone;
+        every: In mode "flow", apply the rule after every so many steps, for the sum of their times. The other
+            steps cost almost nothing. Flows compose, φ(φ(n, s), t) = φ(n, s + t), so this changes only how
+            the rule and the gradient steps alternate. Under L2 the factor is exactly that of the single
+            steps. Under c(n) ∝ nᵖ, for the same updates, the norm after one application is smaller by a
+            fraction of about (1 + p)·D·G·(k − 1)/2k, where k = ``every``, D = c(n)·Σt, and G is the relative
+            growth of the norm by the updates in between; at equilibrium G = D. Both are of the order of a
+            learning rate, so the fraction is of second order. See also :meth:`flush`.
+        compensated: Whether to keep decay that is finer than a parameter's precision beside the parameter,
+            until it is large enough to apply (:class:`~normwise.decay.kahan.KahanScale`). For bfloat16 and
+            float16 parameters without a float32 copy, which would otherwise lose this decay. Not in mode
+            "coupled", where the optimizer rounds. Costs two more norms per application, and one number per
+            unit in the state.
+        nonfinite: What happens to a unit whose norm is not finite. ``"skip"``: the rule leaves it alone.
             ``"warn"`` or ``"raise"`` also say so, naming the parameter and the unit. Looking costs a pass
             over the weights and makes an accelerator wait; "skip" in mode "flow" never does.
         check_every: Look for such units in every so many steps only.
 
     Attributes:
-        optimizer: The optimizer that it is attached to.
+        optimizer: The optimizer.
         rule: The rule as given.
-        units: The units that it acts on, as a tuple.
-        steps: How many steps it has decayed; a scheduled coefficient is a function of this number. (Steps
-            that a GradScaler makes a fused optimizer skip count, unless the coefficient is scheduled.)
+        units: The units that the rule acts on, as a tuple.
+        steps: The number of steps so far; a scheduled coefficient is a function of this number. (Steps that a
+            GradScaler makes a fused optimizer skip count, unless the coefficient is scheduled.)
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -84,7 +88,7 @@ class Decay:
         RuntimeError: In ``step()``, with ``nonfinite="raise"``.
 
     In ``step()``, mode "explicit" raises ValueError where t·c(n) ≥ 1, which would flip the weight, before
-    anything has been changed; "coupled" raises on a closure, as the gradient does not exist yet when the
+    anything has been changed. Mode "coupled" raises on a closure, as the gradient does not exist yet when the
     step begins.
 
     Example:
@@ -107,40 +111,43 @@ class Decay:
         mode: str = "flow",
         clock: str = "lr",
         measure: str = "norm",
+        every: int = 1,
         *,
         compensated: bool = False,
         nonfinite: str = "skip",
         check_every: int = 1,
     ) -> None:
+        schedule = Schedule(every, check_every, nonfinite)
         sharded = meshes_of(parameters_of(optimizer))
         with together(sharded):
             check_settings(optimizer, rule, mode, clock, measure)
-            check_options(rule, mode, measure, compensated, nonfinite, check_every)
+            kind = mode_class(rule, mode)
+            check_options(rule, mode, kind, measure, compensated, schedule)
             self.units = check_units(optimizer, rule, params, dim)
-            self._parts = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
-            check_parts(optimizer, rule, compensated, self.units, self._parts)
+            self._targets = Targets(optimizer, self.units, measure)
+            check_whole_units(self._targets, rule, kind, compensated)
         self.optimizer = optimizer
         self.rule = rule
         self.mode = mode
         self.clock = clock
         self.measure = measure
+        self.every = every
         self.compensated = compensated
         self.nonfinite = nonfinite
         self.check_every = check_every
         self.steps = 0
         check_same(sharded, "what a Decay is given", self._in_words())
+        if compensated:
+            self._targets.kahan = KahanScale([parts[0] for parts in self._targets.local])
+        if rule.needs_initial_norms:
+            self._targets.keep_initial_magnitudes()
         self._clock = Clock(clock)
-        self._compensation = Compensation(tuple(its[0] for its in self._parts)) if compensated else None
-        self._shrinking = Shrinking(
-            optimizer, self.units, self._parts, self._clock, measure, self._compensation
-        )
-        if isinstance(rule, Sphere) and rule.radius is None:
-            self._shrinking.refer_to_present_norms()
-        self._coupling = Coupling()
+        self._elapsed = ElapsedTime()
+        self._mode = kind(rule, self._targets, self._clock, self._elapsed, schedule)
+        self._notes: list[str] = []  # further lines for explain()
         # A subclass whose step() calls super().step() fires the hooks twice, and a step that raises never
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
-        self._shrunk = False
         self._has_seen_gradients = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -158,95 +165,143 @@ class Decay:
                 'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the step '
                 'begins: call the closure before optimizer.step(), or use mode="flow"'
             )
-        if self.rule.scheduled and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA "
-                "graph cannot call: give a number, or schedule the learning rate, as a tensor"
-            )
+        self._check_capture()
         self._in_step = True
-        if self.mode == "flow":
-            self._shrinking.keep_weights(self.rule)
-        elif self.mode == "coupled":
-            live = self._live()
-            self._report(live)
-            self._coupling.add(self.optimizer, self.rule.at(self.steps), self._parts, live, self.measure)
-        elif closure is not None:
-            return self._with_closure(closure, args, kwargs)
-        else:
-            self._shrink_explicitly()
-        return None
+        if closure is None or not self._mode.inside_closure:
+            self._mode.before_step(self.steps)
+            return None
 
-    def _with_closure(self, closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Shrink after the closure has been evaluated and before the gradient step, as AdamW does."""
-
-        def closure_then_shrink() -> Any:
+        def closure_then_decay() -> Any:
             loss = closure()
-            self._shrink_explicitly()
+            self._mode.before_step(self.steps)
             return loss
 
         if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure_then_shrink}
-        return (args[0], closure_then_shrink, *args[2:]), kwargs
+            return args, {**kwargs, "closure": closure_then_decay}
+        return (args[0], closure_then_decay, *args[2:]), kwargs
 
-    def _shrink_explicitly(self) -> None:
-        if self._shrunk:
+    def _check_capture(self) -> None:
+        """Raise if a CUDA graph is being captured and a replay would not do what a step does."""
+        scheduled, counted = self.rule.scheduled, self.every > 1
+        if not (scheduled or counted) or not torch.cuda.is_available():
             return
-        live = self._live()
-        self._report(live)
-        self._clock.advance(self.optimizer)
-        self._shrinking.explicitly(self.rule.at(self.steps), live)
-        self._shrunk = True
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA "
+                "graph cannot call: give a number, or schedule the learning rate, as a tensor"
+                if scheduled
+                else f"every={self.every} counts steps, which a CUDA graph cannot do: use every=1"
+            )
 
     @torch.compiler.disable
     def _after_step(self, *_: Any) -> None:
         if not self._in_step:
             return
-        self._in_step = self._shrunk = False
+        self._in_step = False
         if not self._has_seen_gradients:
             check_gradients(self.optimizer)
             self._has_seen_gradients = True
-        self._coupling.restore()
-        if self.mode == "flow":
-            live = self._live()
-            self._report(live)
-            self._clock.advance(self.optimizer)
-            self._shrinking.by_flow(self.rule.at(self.steps), live)
+        self._mode.after_step(self.steps)
         if not (self.rule.scheduled and self._skipped()):
             self.steps += 1
 
     def _skipped(self) -> bool:
         """Whether a GradScaler makes a fused optimizer skip this step (reading this waits for CUDA)."""
-        found_inf = getattr(self.optimizer, "found_inf", None)
+        found_inf = self._targets.found_inf
         return found_inf is not None and bool(found_inf)
 
-    def _live(self) -> list[Live]:
-        return live_parameters(self.optimizer, self._parts)
+    def flush(self) -> None:
+        """Apply the time that has passed since the rule was last applied, with ``every`` above 1.
 
-    def _report(self, live: list[Live]) -> None:
-        if self.steps % self.check_every == 0:
-            report_non_finite(self.optimizer, live, self._parts, self.nonfinite)
+        Call it before an evaluation, an export, or a comparison of weights at the end of training, so that
+        the weights have all of their decay. It is not needed before a checkpoint: the time that has not been
+        applied is part of :meth:`state_dict`, and a resumed run equals an uninterrupted one to the bit. With
+        sharded parameters all ranks must call it together.
+
+        Example:
+            >>> import normwise as nw
+            >>> weight = torch.nn.Parameter(torch.ones(1, 4))
+            >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+            >>> decay = nw.Decay(optimizer, nw.AdaptiveWeightShrink(1.0), weight, every=8)
+            >>> weight.grad = torch.zeros(1, 4)
+            >>> optimizer.step()
+            >>> weight[0, 0].item()
+            1.0
+            >>> decay.flush()
+            >>> round(weight[0, 0].item(), 6)  # 1/(1 + λnt)
+            0.833333
+        """
+        self._mode.flush(self.steps)
+
+    def explain(self) -> str:
+        """Return what this Decay does, as text.
+
+        Example:
+            >>> import normwise as nw
+            >>> layer = torch.nn.Linear(3, 2)
+            >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+            >>> print(nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.01), layer.weight, every=8).explain())
+            AdaptiveWeightShrink(coefficient=0.01)
+              units    2 rows of 1 parameter
+              clock    "lr": the time of a step is the learning rate of the parameter's group
+              measure  "norm": the norm of a unit
+              mode     "flow": after the step, w ← w·φ(n, t)/n
+              every    8 steps, for the sum of their times; flush() applies it at once
+        """
+        lines = [
+            ("units", self._units_in_words()),
+            ("clock", _CLOCKS[self.clock]) if self.mode != "coupled" else ("clock", "none"),
+            ("measure", _MEASURES[self.measure]),
+            ("mode", _MODES[self.mode]),
+            (
+                "every",
+                "step"
+                if self.every == 1
+                else f"{self.every} steps, for the sum of their times; flush() applies it at once",
+            ),
+        ]
+        if self.compensated:
+            lines.append(("precision", "decay finer than the weights' precision is kept (compensated)"))
+        width = max(len(name) for name, _ in lines)
+        described = [f"  {name:{width}}  {text}" for name, text in lines]
+        return "\n".join([str(self.rule), *described, *(f"  {note}" for note in self._notes)])
+
+    def _units_in_words(self) -> str:
+        counts: dict[str, int] = {}
+        for unit in self.units:
+            kind = {None: "whole tensors", 0: "rows", 1: "columns"}.get(
+                unit.dim, f"slices along dim={unit.dim}"
+            )
+            acting = unit.count if unit.mask is None else int(unit.mask.sum())
+            counts[kind] = counts.get(kind, 0) + acting
+        number = len({id(param) for unit in self.units for param in unit.params})
+        units = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        return f"{units} of {number} parameter{'s' if number != 1 else ''}"
 
     # -- state -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values and tensors (``weights_only=True``)."""
+        local = self._targets.local
         return {
             "format": _STATE_FORMAT,
             "rule": self.rule.settings(),
             "mode": self.mode,
             "clock": self.clock,
             "measure": self.measure,
+            "every": self.every,
             "compensated": self.compensated,
             "units": [unit.describe() for unit in self.units],
             "steps": self.steps,
+            "elapsed": self._elapsed.state(len(unit.params) for unit in self.units),
             "max_lr": [rate.clone() if isinstance(rate, Tensor) else rate for rate in self._clock.max_lr],
-            "reference": [reference.clone() for reference in self._shrinking.reference],
+            "reference": [magnitudes.clone() for magnitudes in self._targets.initial],
             "pending": [
                 [
                     to_checkpoint(factors, part, k)
-                    for k, (factors, part) in enumerate(zip(one, parts, strict=True))
+                    for k, (factors, part) in enumerate(zip(of_unit, parts, strict=True))
                 ]
-                for one, parts in zip(self._pending(), self._parts, strict=False)  # none, or one for each
+                for of_unit, parts in zip(self._pending(), local, strict=False)  # none, or one for each
             ],
         }
 
@@ -254,34 +309,39 @@ class Decay:
         """Continue from the state_dict of a Decay with the same rule, settings and units.
 
         Raises:
-            ValueError: It was made by another rule, mode, clock, measure or by other units; the message
-                names the difference, and nothing has been changed.
+            ValueError: The state was saved with another rule, mode, clock, measure or ``every``, or with
+                other units; the message names the difference, and nothing has been changed.
         """
         check_state(state_dict, self.state_dict(), len(self.optimizer.param_groups))
         self.steps = state_dict["steps"]
+        self._elapsed.load(state_dict["elapsed"])
         peaks = state_dict["max_lr"]  # copied, as they are changed in place
         self._clock.max_lr = [peak.clone() if isinstance(peak, Tensor) else peak for peak in peaks]
-        for mine, theirs in zip(self._shrinking.reference, state_dict["reference"], strict=True):
-            mine.copy_(theirs)
-        for which, one in enumerate(self._pending()):
-            for mine, theirs, part in zip(one, state_dict["pending"][which], self._parts[which], strict=True):
-                mine.copy_(from_checkpoint(theirs, part))
+        for present, saved in zip(self._targets.initial, state_dict["reference"], strict=True):
+            present.copy_(saved)
+        for which, of_unit in enumerate(self._pending()):
+            parts = self._targets.local[which]
+            for present, saved, part in zip(of_unit, state_dict["pending"][which], parts, strict=True):
+                present.copy_(from_checkpoint(saved, part))
 
     def _pending(self) -> list[list[Tensor]]:
-        return [] if self._compensation is None else self._compensation.pending
+        return [] if self._targets.kahan is None else self._targets.kahan.pending
 
     def remove(self) -> None:
-        """Detach from the optimizer: its steps decay nothing any more. A second call does nothing."""
+        """Detach from the optimizer, whose steps decay nothing from then on. A second call does nothing.
+
+        Time that has passed and is not applied yet (``every``) is dropped: call :meth:`flush` before.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._coupling.restore()  # in case that the last step raised
+        self._mode.restore()  # in case that the last step raised
         copying.unregister(self.optimizer, self)
 
     def _in_words(self) -> str:
-        """Return what all ranks must have in common, to be compared and read."""
+        """Return what must be the same on all ranks, to be compared and read."""
         rule = ", ".join(f"{name}={value}" for name, value in self.rule.settings().items())
-        settings = f"mode={self.mode!r}, clock={self.clock!r}, measure={self.measure!r}"
+        settings = f"mode={self.mode!r}, clock={self.clock!r}, measure={self.measure!r}, every={self.every}"
         units = hashlib.sha256(repr([unit.describe() for unit in self.units]).encode()).hexdigest()[:8]
         options = (
             f"compensated={self.compensated}, nonfinite={self.nonfinite!r}, check_every={self.check_every}"
@@ -293,7 +353,24 @@ class Decay:
 
     def __repr__(self) -> str:
         count = len({id(param) for unit in self.units for param in unit.params})
+        every = f", every={self.every}" if self.every > 1 else ""
         return (
             f"Decay({self.rule}, {count} parameter{'s' if count != 1 else ''}, mode={self.mode!r}, "
-            f"clock={self.clock!r}, measure={self.measure!r})"
+            f"clock={self.clock!r}, measure={self.measure!r}{every})"
         )
+
+
+_CLOCKS = {
+    "lr": '"lr": the time of a step is the learning rate of the parameter\'s group',
+    "lr^2/max_lr": '"lr^2/max_lr": the time of a step is lr², over the largest lr of the group so far',
+    "step": '"step": the time of a step is 1',
+}
+_MEASURES = {
+    "norm": '"norm": the norm of a unit',
+    "rms": '"rms": the norm of a unit over the root of the number of its elements',
+}
+_MODES = {
+    "flow": '"flow": after the step, w ← w·φ(n, t)/n',
+    "explicit": '"explicit": before the step, w ← (1 − t·c(n))·w',
+    "coupled": '"coupled": the optimizer sees ∇ + c(n)·w instead of ∇',
+}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from normwise.decay.rule import checked
+from normwise.decay.rules import checked
 
 __all__ = ["Budget", "budgets_of", "simulated_budgets"]
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from normwise.decay.decay import Decay
-from normwise.decay.rule import checked
+from normwise.decay.rules import checked
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
 from normwise.planning.attach import attach

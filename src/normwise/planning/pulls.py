@@ -169,7 +169,7 @@ def _pulls(optimizer: Optimizer) -> dict[int, list[Pull]]:
     groups = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for decay in attached(optimizer):
         coupling = "coupled" if decay.mode == "coupled" else "decoupled"
-        rate = decay.rule.constant_rate if isinstance(decay.rule, L2) else None
+        rate = decay.rule.constant_rate
         for parameter in (p for unit in decay.units for p in unit.params):
             angle, steps = None, None
             if rate and decay.clock == "lr" and id(parameter) in groups:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normwise.decay.checks import MODES
-from normwise.decay.rules import Rule
+from normwise.decay.rules import MODES, Rule
 from normwise.norms import wide_dtype
 
 __all__ = ["check_degree", "check_mode", "check_momentum", "check_rule", "constant", "wide"]

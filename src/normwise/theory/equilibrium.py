@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from normwise.decay.rules import Rule, Sphere
+from normwise.decay.rules import Rule
 from normwise.theory._arguments import check_degree, check_mode, check_momentum, check_rule, constant, wide
 
 __all__ = ["effective_lr", "equilibrium_norm", "equilibrium_rotation"]
@@ -146,7 +146,7 @@ def equilibrium_rotation(
     step turns by the arctangent of the result. On a Sphere with momentum the projection slows the turn by a
     fraction of about θ²·(μ/(1−μ) + μ²/2(1−μ)²). Measured at μ = 0.9: 2 % at θ = 0.02, 7 % at 0.04, 17 % at
     0.08.
-    A ``Sphere(rotate=True)`` turns by lr.
+    A ``RotatingSphere`` turns by lr.
 
     Args:
         rule: A rule with a constant coefficient.
@@ -172,7 +172,7 @@ def equilibrium_rotation(
         tensor([0.0250, 0.4000], dtype=torch.float64)
     """
     norm = equilibrium_norm(rule, lr, gradient_scale, momentum, mode, degree)
-    if isinstance(rule, Sphere) and rule.rotate:
+    if not rule.function_of_norm:  # a sphere that prescribes the angle
         return wide("lr", lr).expand_as(norm).clone()
     # The momentum buffer is √(1/(1−μ²)) times as long as a gradient; u is already the norm of an average.
     update = wide("gradient_scale", gradient_scale) / (math.sqrt(1 - momentum**2) if degree == 2 else 1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normwise.decay.rules import Rule, Sphere
+from normwise.decay.rules import Rule
 from normwise.theory._arguments import check_degree, check_mode, check_momentum, check_rule, wide
 
 __all__ = ["UndecayedSteps", "without_decay"]
@@ -104,9 +104,9 @@ def without_decay(
     """
     mode, degree, momentum = check_mode(mode), check_degree(degree), check_momentum(momentum)
     rule = check_rule(rule, mode, degree)
-    if isinstance(rule, Sphere) and rule.rotate:
+    if not rule.function_of_norm:
         raise ValueError(
-            "rule=Sphere(rotate=True) scales the updates too, so the norms do not determine its steps: "
+            f"rule={rule} scales the updates too, so the norms do not determine its steps: "
             "give another rule"
         )
     norms = wide("norms", norms)

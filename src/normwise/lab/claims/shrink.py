@@ -222,7 +222,7 @@ def _arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
     if arm == CORRECTED:
         return replace(base.with_rule(nw.L2(pull), mode="explicit"), clock="lr^2/max_lr")
     if arm == PUBLISHED:
-        return base.with_rule(nw.EpsilonShiftedL2(coupled, form="std"), mode="coupled")
+        return base.with_rule(nw.PublishedEpsilonShift(coupled), mode="coupled")
     if arm == SPHERE:  # at the radius that has the effective learning rate of the equilibrium
         radius = float(multiple**-0.25)
         return scaled(base.with_rule(nw.Sphere(radius)), radius)

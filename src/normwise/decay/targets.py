@@ -1,0 +1,197 @@
+"""The units that a Decay acts on: which parameters a step concerns, and the norms of their units."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from normwise.decay.kahan import KahanScale
+from normwise.decay.rules import Rule
+from normwise.decay.scaling import scale_units
+from normwise.norms import concatenated_norms
+from normwise.units import LocalUnit, Unit, global_norms, local_units, local_values, needs_reduction
+
+__all__ = ["ActiveParam", "Targets", "check_gradients", "group_of", "name_of"]
+
+
+class ActiveParam(NamedTuple):
+    """A parameter that a step concerns, and the part of it that this rank holds."""
+
+    which: int  # the index of its Unit
+    place: int  # its index in the Unit
+    unit: Unit  # this rank's part of the Unit
+    param: Tensor  # this rank's part of the parameter
+    group: int  # the index of its param_group
+    owner: Tensor  # the parameter as the optimizer knows it
+
+
+class Targets:
+    """The units of a Decay, beside the optimizer that steps them.
+
+    Args:
+        optimizer: The optimizer.
+        units: The Units.
+        measure: The magnitude that the rule sees: "norm" or "rms".
+
+    Attributes:
+        local: This rank's part of each Unit, as :func:`normwise.units.local_units` returns it.
+        kahan: The decay that the weights' precision could not represent yet, or None.
+        initial: The magnitudes of each Unit when the rule was attached, for a rule that needs them; else
+            empty.
+    """
+
+    def __init__(self, optimizer: Optimizer, units: Sequence[Unit], measure: str) -> None:
+        self.optimizer = optimizer
+        self.units = tuple(units)
+        self.measure = measure
+        self.local = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
+        self.kahan: KahanScale | None = None
+        self.initial: list[Tensor] = []
+
+    @property
+    def found_inf(self) -> Tensor | None:
+        """What a GradScaler leaves with a fused optimizer during a step: 1 where the step is skipped."""
+        return getattr(self.optimizer, "found_inf", None)
+
+    def name(self, param: Tensor) -> str:
+        """Return the name of a parameter for an error."""
+        return name_of(self.optimizer, param)
+
+    def with_gradient(self) -> list[ActiveParam]:
+        """Return the parameters that have a gradient, with their groups as they are now.
+
+        Raises:
+            RuntimeError: A parameter is no longer in the optimizer.
+        """
+        return [active for active in self._all() if active.owner.grad is not None]
+
+    def at_places(self, places: Callable[[tuple[int, int]], bool]) -> list[ActiveParam]:
+        """Return the parameters for whose (index of the Unit, index in the Unit) ``places`` is true."""
+        return [active for active in self._all() if places((active.which, active.place))]
+
+    def _all(self) -> Iterator[ActiveParam]:
+        groups = group_of(self.optimizer)
+        for which, parts in enumerate(self.local):
+            for place, unit in enumerate(parts):
+                if isinstance(unit, LocalUnit):
+                    unit.refresh()
+                owner = self.units[which].params[place]
+                if id(owner) not in groups:
+                    raise RuntimeError(
+                        f"a parameter of shape {tuple(owner.shape)} that this Decay was attached to is no "
+                        "longer in the optimizer (was it replaced, as fully_shard does?): remove() this "
+                        "Decay and construct it anew"
+                    )
+                yield ActiveParam(which, place, unit, unit.params[place], groups[id(owner)], owner)
+
+    def magnitudes(self, active: Sequence[ActiveParam], measure: str | None = None) -> list[Tensor]:
+        """Return for each parameter the magnitudes of those of its units that this rank holds a part of.
+
+        All ranks must call this together, with any parameters: the norms of units that lie on several ranks
+        take one reduction, of all such Units of the Decay, so that all ranks communicate alike.
+
+        Args:
+            active: The parameters.
+            measure: "norm" or "rms"; None for the measure of the Decay.
+        """
+        split = [which for which, parts in enumerate(self.local) if needs_reduction(parts[0])]
+        whole = dict(zip(split, global_norms([self.local[which] for which in split]), strict=True))
+        norms: dict[int, Tensor] = {}
+        single: dict[object, list[ActiveParam]] = {}
+        for one in active:
+            if one.which in whole or one.which in norms:
+                continue
+            if self.kahan is not None:
+                norms[one.which] = self.kahan.norms(one.which)
+            elif len(one.unit.params) > 1:
+                norms[one.which] = one.unit.norms()
+            else:
+                single.setdefault((one.param.device, one.param.dtype, one.unit.dim), []).append(one)
+        # All norms first and then all products: after a pass over memory every Python step is slow, which
+        # costs more than finding a weight in the cache again would gain.
+        for some in single.values():
+            together, _ = concatenated_norms([one.param for one in some], some[0].unit.dim)
+            split_norms = together.split([one.unit.count for one in some])
+            norms.update(zip((one.which for one in some), split_norms, strict=True))
+        rms = (measure or self.measure) == "rms"
+        sizes = [one.unit.numel**0.5 for one in active]
+        found = [
+            local_values(one.unit, whole[one.which]) if one.which in whole else norms[one.which]
+            for one in active
+        ]
+        return [norm / size for norm, size in zip(found, sizes, strict=True)] if rms else found
+
+    def bind(self, rule: Rule, active: Sequence[ActiveParam]) -> Rule:
+        """Return the rule for the units of these parameters, bound to their initial magnitudes."""
+        if not self.initial:
+            return rule
+        return rule.bound_to(torch.cat([local_values(one.unit, self.initial[one.which]) for one in active]))
+
+    def keep_initial_magnitudes(self) -> None:
+        """Store the present magnitudes, for a rule that refers to them.
+
+        Raises:
+            ValueError: The norm of a unit is zero or not finite.
+        """
+        norms = global_norms(self.local)
+        rms = self.measure == "rms"
+        self.initial = [n / u.numel**0.5 if rms else n for n, u in zip(norms, self.units, strict=True)]
+        for unit, initial in zip(self.units, self.initial, strict=True):
+            acting = initial if unit.mask is None else initial[unit.mask]
+            if not bool(((acting > 0) & acting.isfinite()).all()):
+                raise ValueError(
+                    f"{self.name(unit.params[0])} has units whose norm is zero or not finite, through which "
+                    "no Sphere goes: give Sphere(radius=...), or initialise it first"
+                )
+
+    def scale(self, active: Sequence[ActiveParam], factors: Sequence[float | Tensor]) -> None:
+        """Scale the units of parameters in place, unless a GradScaler skips the step.
+
+        Args:
+            active: The parameters.
+            factors: For each a number, or a tensor with one value per unit.
+        """
+        if self.kahan is None:
+            units = [one.unit for one in active]
+            scale_units([one.param for one in active], factors, units, self.found_inf)
+            return
+        for one, factor in zip(active, factors, strict=True):
+            self.kahan.scale(one.which, one.place, one.unit, factor, self.found_inf)
+
+
+def group_of(optimizer: Optimizer) -> dict[int, int]:
+    """Map the id of each parameter to the index of its group, as the optimizer holds them now."""
+    return {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+
+def name_of(optimizer: Optimizer, param: Tensor) -> str:
+    """Name a parameter for an error, as the optimizer knows it."""
+    for k, group in enumerate(optimizer.param_groups):
+        for j, candidate in enumerate(group["params"]):
+            if candidate is param:
+                named = group.get("param_names")
+                where = repr(named[j]) if named else f"param_groups[{k}]['params'][{j}]"
+                return f"parameter {where} of shape {tuple(param.shape)}"
+    return f"a parameter of shape {tuple(param.shape)}"
+
+
+def check_gradients(optimizer: Optimizer) -> None:
+    """Raise if no parameter of an optimizer has a gradient while several processes train together.
+
+    Raises:
+        RuntimeError: No parameter has one. Most likely the model's parameters have been replaced.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if any(param.grad is not None for param in params):
+            return
+        raise RuntimeError(
+            f"{name_of(optimizer, params[0])} and all others of {type(optimizer).__name__} have no gradient "
+            "in the first step: if fully_shard or parallelize_module has replaced the model's parameters, "
+            "construct the optimizer, and then the Decay, after it"
+        )
