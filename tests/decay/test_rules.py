@@ -26,8 +26,21 @@ from normwise.decay.rules import (
     Rule,
     Sphere,
 )
+from normwise.decay.weight_rules import WEIGHT_RULES
 
-FLOWS = [rule for rule in RULES if not rule.projects]
+PAGE = (Path(__file__).parents[2] / "docs" / "decay.md").read_text(encoding="utf-8")
+
+
+def rule_of_the_docs() -> type[Rule]:
+    """The example of the section "Your own rule", as a reader would paste it."""
+    code = PAGE.split("## Your own rule")[1].split("```python\n")[1].split("```")[0]
+    namespace: dict[str, Any] = {"__name__": "pasted"}
+    exec(compile(code, "docs/decay.md", "exec", dont_inherit=True), namespace)
+    kind: type[Rule] = namespace["ShiftedShrink"]
+    return kind
+
+
+FLOWS = [*(rule for rule in RULES if not rule.projects), rule_of_the_docs()]
 each_flow = pytest.mark.parametrize("kind", FLOWS, ids=lambda kind: kind.__name__)
 quick = settings(deadline=None, max_examples=60)
 
@@ -279,7 +292,7 @@ def test_scheduled_coefficient() -> None:
 
 
 def test_every_rule_is_in_the_tables_of_the_docs() -> None:
-    page = Path(__file__).parents[2] / "docs" / "decay.md"
+    for kind in (*RULES, *WEIGHT_RULES):
+        assert f"| `{kind.__name__}(" in PAGE
     for kind in RULES:
-        assert f"| `{kind.__name__}(" in page.read_text(encoding="utf-8")
         assert f"| {kind.__name__}" in (rules.__doc__ or "")

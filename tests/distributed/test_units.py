@@ -143,7 +143,7 @@ def sum_on_a_part_of_the_world() -> tuple[float, list[int]]:
     """A mesh of two dimensions that is not all of the world: rank 4 has no part in it."""
     mesh, rank = DeviceMesh("cpu", [[0, 1], [2, 3]]), dist.get_rank()
     summed = collectives.sum_over(mesh, torch.tensor([10.0**rank]))
-    return float(summed), collectives._gathered(mesh, rank)
+    return float(summed), collectives._gather(mesh, rank)
 
 
 def test_meshes_within_the_world(worlds: dict[int, World]) -> None:

@@ -275,6 +275,9 @@ def _wrap_penalty(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return penalty
 
 
+# A caller may pass numbers, hence Any; the formulas see tensors.
+
+
 @dataclass(frozen=True)
 class L2(Rule):
     r"""L2: c(n) = λ, the usual weight decay.
@@ -296,13 +299,13 @@ class L2(Rule):
         """λ, where it is a number."""
         return None if self.scheduled else self.strength
 
-    def rate(self, norm: Tensor) -> Tensor:
+    def rate(self, norm: Any) -> Tensor:
         return torch.full_like(norm, self.strength)
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         return norm * torch.exp(-self.strength * time)
 
-    def penalty(self, norm: Tensor) -> Tensor:
+    def penalty(self, norm: Any) -> Tensor:
         return self.strength * norm**2 / 2
 
 
@@ -326,10 +329,10 @@ class PowerShrink(Rule):
         super().__post_init__()
         object.__setattr__(self, "power", checked("power", self.power, positive=True))
 
-    def rate(self, norm: Tensor) -> Tensor:
+    def rate(self, norm: Any) -> Tensor:
         return self.strength * norm**self.power
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         # x = pλtnᵖ may overflow, so small and large x have a form each; (n⁻ᵖ + pλt)^(−1/p) is the second
         power, pulled = self.power, self.power * self.strength * time
         x = torch.exp(torch.log(pulled) + power * torch.log(norm))
@@ -337,7 +340,7 @@ class PowerShrink(Rule):
         saturated = pulled ** (-1 / power) * torch.exp(-torch.log1p(1 / x) / power)
         return torch.where(x < 1, decayed, saturated)
 
-    def penalty(self, norm: Tensor) -> Tensor:
+    def penalty(self, norm: Any) -> Tensor:
         return self.strength * norm ** (self.power + 2) / (self.power + 2)
 
 
@@ -388,13 +391,13 @@ class AdaptiveWeightShrink(Rule):
         norm = checked("norm", norm, positive=True)
         return cls(checked("strength", strength, positive=True) / (norm * total_time))
 
-    def rate(self, norm: Tensor) -> Tensor:
+    def rate(self, norm: Any) -> Tensor:
         return self.strength * norm
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         return norm / (1 + self.strength * time * norm)
 
-    def penalty(self, norm: Tensor) -> Tensor:
+    def penalty(self, norm: Any) -> Tensor:
         return self.strength * norm**3 / 3
 
 
@@ -422,15 +425,15 @@ class EpsilonShiftedL2(Rule):
         super().__post_init__()
         object.__setattr__(self, "epsilon", checked("epsilon", self.epsilon))
 
-    def rate(self, norm: Tensor) -> Tensor:
+    def rate(self, norm: Any) -> Tensor:
         return self.strength * (1 - self.epsilon / norm)
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         # not ε + (n − ε)·e^(−λt), which loses all digits of a small n
         elapsed = -self.strength * time
         return norm * torch.exp(elapsed) - self.epsilon * torch.expm1(elapsed)
 
-    def penalty(self, norm: Tensor) -> Tensor:
+    def penalty(self, norm: Any) -> Tensor:
         return self.strength * (norm - self.epsilon) ** 2 / 2
 
 
@@ -468,17 +471,17 @@ class Sphere(Rule):
         """Return the sphere through these norms, where no radius was given."""
         return self if self.radius is not None else _BoundSphere(norms=norms)
 
-    def rate(self, norm: Tensor) -> Tensor:
+    def rate(self, norm: Any) -> Tensor:
         raise ValueError('a Sphere is a projection and has no rate: use mode="flow", or another rule')
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         if self.radius is None:
             raise ValueError(
                 "this Sphere takes its radius from the units it is attached to: give radius=, or use Decay"
             )
         return torch.full_like(norm, self.radius)
 
-    def penalty(self, norm: Tensor) -> Tensor:
+    def penalty(self, norm: Any) -> Tensor:
         raise ValueError("a Sphere is a projection and has no penalty: use another rule")
 
 
@@ -487,7 +490,7 @@ class _BoundSphere(Sphere):
     _: KW_ONLY
     norms: Tensor
 
-    def flow(self, norm: Tensor, time: Tensor) -> Tensor:
+    def flow(self, norm: Any, time: Any) -> Tensor:
         return self.norms.to(norm)
 
 
