@@ -106,8 +106,7 @@ def without_decay(
     rule = check_rule(rule, mode, degree)
     if not rule.function_of_norm:
         raise ValueError(
-            f"rule={rule} scales the updates too, so the norms do not determine its steps: "
-            "give another rule"
+            f"rule={rule} scales the updates too, so the norms do not determine its steps: give another rule"
         )
     norms = wide("norms", norms)
     if norms.ndim == 0:
