@@ -154,6 +154,20 @@ def test_folding_keeps_frozen_weights_frozen_and_other_parametrizations() -> Non
         (lambda: nw.convert(nn.Linear(4, 3), "wn"), "give one of weight_norm"),
         (lambda: nw.convert(nn.Linear(4, 3), "weight_norm", skip=["haed"]), "haed"),
         (lambda: nw.convert(nn.Linear(4, 3), "weight_norm", eps=1e-5), "eps"),
+        (lambda: nw.convert(nn.Linear(4, 3), "weight_norm", variant="pytorch_insight"), "omit gain"),
+        (
+            lambda: nw.convert(nn.Linear(4, 3), "weight_standardization", variant="insight"),
+            "'insight' is unk",
+        ),
+        (
+            lambda: nw.convert(_sequence(nn.Embedding(9, 4, sparse=True)), "weight_norm"),
+            "'1.weight'.*sparse=F",
+        ),
+        (
+            lambda: nw.convert(_sequence(nn.EmbeddingBag(9, 4, sparse=True)), "weight_norm"),
+            "'1.weight'.*sparse",
+        ),
+        (lambda: nw.weight_standardization(nn.Embedding(9, 4, sparse=True)), "'weight'.*sparse gradients"),
     ],
 )
 def test_refusals_name_the_layer(call: Callable[[], object], words: str) -> None:
@@ -206,6 +220,16 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
+def _groups(model: nn.Module, decayed: bool) -> Any:
+    """Return the groups of a new optimizer: if it decays weights, gains stand in a group without decay."""
+    named = list(model.named_parameters())
+    gains = [(name, p) for name, p in named if name.endswith("original0")]
+    if not (decayed and gains):
+        return named
+    rest = [(name, p) for name, p in named if not name.endswith("original0")]
+    return [{"params": rest}, {"params": gains, "weight_decay": 0.0}]
+
+
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_optimizer_moves_along(optimizer_name: str, kind: str) -> None:
@@ -219,10 +243,10 @@ def test_the_optimizer_moves_along(optimizer_name: str, kind: str) -> None:
     state = optimizer.state[weight_of(model[0])]
     state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
     nw.convert(model, kind, skip=["2"], optimizer=optimizer)
-    group = optimizer.param_groups[0]
-    fresh = OPTIMIZERS[optimizer_name](model.named_parameters()).param_groups[0]
-    assert [id(p) for p in group["params"]] == [id(p) for p in fresh["params"]]
-    assert group["param_names"] == fresh["param_names"]
+    fresh = OPTIMIZERS[optimizer_name](_groups(model, optimizer_name == "adamw"))
+    for group, expected_group in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        assert [id(p) for p in group["params"]] == [id(p) for p in expected_group["params"]]
+        assert {**group, "params": None} == {**expected_group, "params": None}
     assert set(optimizer.state) <= set(model.parameters())
     weight = originals(model[0])[-1]
     assert set(optimizer.state[weight]) == set(state)
@@ -244,7 +268,7 @@ def test_the_optimizer_moves_along(optimizer_name: str, kind: str) -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     twin = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
     nw.convert(twin, kind, skip=["2"])
-    resumed = OPTIMIZERS[optimizer_name](twin.named_parameters())
+    resumed = OPTIMIZERS[optimizer_name](_groups(twin, optimizer_name == "adamw"))
     resumed.load_state_dict(optimizer.state_dict())
     assert resumed.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
 
@@ -262,3 +286,61 @@ def test_momentum_carries_on_as_if_it_had_always_been_the_converted_model() -> N
         p.grad = torch.zeros_like(p)
     optimizer.step()
     torch.testing.assert_close((weight_of(layer) - before) / 1e-4, -0.9 * momentum, rtol=1e-2, atol=1e-2)
+
+
+def test_gains_go_to_a_group_without_decay_in_the_order_of_the_model() -> None:
+    model = Everything()
+    scale = nn.Parameter(torch.ones(1))
+    free: dict[str, Any] = {"params": [scale], "weight_decay": 0.0}
+    groups = [{"params": list(model.parameters())}, {**free, "lr": 0.2}]
+    optimizer = torch.optim.SGD(groups, 0.1, weight_decay=0.1)
+    names = nw.convert(model, "weight_norm", optimizer=optimizer)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert optimizer.param_groups[1]["params"] == [scale]  # its learning rate is another
+    added = optimizer.param_groups[2]
+    expected = [p for name, p in model.named_parameters() if name.endswith("original0")]
+    assert len(expected) == len(names)
+    assert all(p is q for p, q in zip(added["params"], expected, strict=True))
+    assert added["lr"] == 0.1
+    nw.fold(model)
+    groups = [{"params": list(model.parameters())}, free]
+    optimizer = torch.optim.SGD(groups, 0.1, weight_decay=0.1)
+    nw.convert(model, "weight_norm", optimizer=optimizer)
+    assert [len(group["params"]) for group in optimizer.param_groups][1:] == [1 + len(names)]
+
+
+def test_an_optimizer_that_cannot_take_the_gains_is_refused_before_anything_changes() -> None:
+    model = nn.Linear(6, 5, bias=False)
+    keys = list(model.state_dict())
+    muon = torch.optim.Muon(model.parameters())
+    scheduled = torch.optim.AdamW(model.parameters())
+    torch.optim.lr_scheduler.ConstantLR(scheduled)
+    for optimizer, words in (
+        (muon, "Muon would orthogonalise"),
+        (scheduled, "before building the scheduler"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            nw.convert(model, "weight_norm", optimizer=optimizer)
+        assert list(model.state_dict()) == keys
+    nw.convert(model, "weight_norm", gain=False, optimizer=muon)
+    assert muon.param_groups[0]["params"] == originals(model)
+
+
+def test_checkpoints_of_pytorch_insights_weight_standardization_keep_their_outputs() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3)), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        weight_of(model[0]).mul_(1e-4)  # where the 1e-5 matters
+    trained = []
+    for layer, dim in zip(model, (0, 1), strict=True):
+        w = weight_of(layer).detach().transpose(0, dim)
+        centered = w - w.mean((1, 2, 3), keepdim=True)
+        std = centered.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5
+        trained.append((centered / std).transpose(0, dim))
+    names = nw.convert(model, "weight_standardization", variant="pytorch_insight")
+    assert names.not_preserved == tuple(names)
+    for layer, expected in zip(model, trained, strict=True):
+        torch.testing.assert_close(weight_of(layer), expected)
+    y = model(x)
+    assert nw.fold(model) == names
+    torch.testing.assert_close(model(x), y)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from normwise.normalization._attachment import chains
-from normwise.normalization._optimizers import groups_in_order, move, put_in_order
+from normwise.normalization._optimizers import check_takes_gains, groups_in_order, move, put_in_order
 from normwise.normalization.parametrizations import build, install
 
 __all__ = ["Conversion", "convert"]
@@ -49,6 +49,7 @@ def convert(
     preserve: bool = False,
     eps: float = 0.0,
     fan_in_scale: bool = False,
+    variant: str | None = None,
 ) -> Conversion:
     """Normalise the weights of every layer of ``model``, in place.
 
@@ -58,9 +59,10 @@ def convert(
     unchanged.
 
     Convert before you build the optimizer, an EMA copy, DDP or FSDP: conversion makes new parameters. To
-    convert later, pass the existing optimizer as ``optimizer``: the weight and its gain then replace the old
-    parameter in its group and take over its state. First-order state (momentum, ``exp_avg``) transforms as a
-    gradient does, squared gradients as their squares. State under other names stays with the weight.
+    convert later, pass the existing optimizer as ``optimizer``: the weight then replaces the old parameter in
+    its group, the gain goes to a group without weight decay (a new one, if need be), and both take over the
+    state. First-order state (momentum, ``exp_avg``) transforms as a gradient does, squared gradients as their
+    squares. State under other names stays with the weight.
 
     Args:
         model: Any module, also a single layer.
@@ -73,6 +75,10 @@ def convert(
         preserve: Raise instead of changing the outputs; the error names the weights that would change.
         eps: For "weight_standardization", see there.
         fan_in_scale: For "weight_standardization", see there.
+        variant: "pytorch_insight": the model holds the plain weights of a checkpoint that was trained with
+            weight standardisation as PytorchInsight and its many copies compute it,
+            (v − mean)/(s + 1e-5) with s the unbiased standard deviation. A gain, which the conversion then
+            needs, starts at the value for which each weight equals this one. None: as in the paper.
 
     Returns:
         The qualified names of the converted weights, as a list. Its attribute ``not_preserved`` names those
@@ -82,7 +88,8 @@ def convert(
     Raises:
         ValueError: A layer is parametrized already, shares its weight with another layer (which conversion
             would split), has units without a direction, or would change its outputs although ``preserve``
-            forbids it; or ``kind`` or a name in ``skip`` is unknown.
+            forbids it; the optimizer cannot take the gains; or ``kind``, ``variant`` or a name in ``skip`` is
+            unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
@@ -95,24 +102,42 @@ def convert(
         raise ValueError(
             f"eps and fan_in_scale are options of weight_standardization, not of {kind}: omit them"
         )
-    gain = _GAIN_BY_DEFAULT[kind] if gain is None else gain
+    if variant is not None:
+        if variant != "pytorch_insight":
+            raise ValueError(f"variant={variant!r} is unknown: give 'pytorch_insight' or None")
+        if kind != "weight_standardization" or gain is False or preserve or eps or fan_in_scale:
+            raise ValueError(
+                f"variant={variant!r} is weight_standardization with a gain: omit gain, preserve, eps and "
+                "fan_in_scale"
+            )
+    gain = _GAIN_BY_DEFAULT[kind] or variant is not None if gain is None else gain
     targets = _select(model, skip)
     _refuse_shared(model, targets)
     built = [build(t.module, t.name, kind, t.dim, gain, eps, fan_in_scale, t.label) for t in targets]
     weights = [getattr(target.module, target.name) for target in targets]
-    changed = tuple(t.label for t, b, w in zip(targets, built, weights, strict=True) if not b.preserves(w))
+    changed = tuple(
+        target.label
+        for target, parametrization, weight in zip(targets, built, weights, strict=True)
+        if variant is not None or not parametrization.preserves(weight)
+    )
     if preserve and changed:
         raise ValueError(
             f"{kind} with gain={gain} would change the outputs of {', '.join(changed)}: "
             "skip them, use weight_norm with a gain, or omit preserve"
         )
-    in_order = [] if optimizer is None else groups_in_order(optimizer, model)
+    in_order, groups = [], 0
+    if optimizer is not None:
+        if gain:
+            check_takes_gains(optimizer, weights)
+        in_order, groups = groups_in_order(optimizer, model), len(optimizer.param_groups)
     for target, parametrization, old in zip(targets, built, weights, strict=True):
         install(target.module, target.name, parametrization)
+        if variant is not None:
+            _set_gain_of_pytorch_insight(chains(target.module)[target.name])
         if optimizer is not None:
             move(optimizer, old, list(chains(target.module)[target.name].parameters()), parametrization)
     if optimizer is not None:
-        put_in_order(optimizer, model, in_order)
+        put_in_order(optimizer, model, [*in_order, *range(groups, len(optimizer.param_groups))])
     result = Conversion(target.label for target in targets)
     result.not_preserved = changed
     return result
@@ -174,3 +199,12 @@ def _refuse_shared(model: nn.Module, targets: list[_Target]) -> None:
                 f"{target.label} is shared: {' and '.join(owners[id(value)])} are one parameter, "
                 "which conversion would split: skip all of them"
             )
+
+
+def _set_gain_of_pytorch_insight(originals: nn.Module) -> None:
+    """Turn the gain that preserves a weight, its biased standard deviation s′, into s′/(s + 1e-5)."""
+    gain, weight = originals.get_parameter("original0"), originals.get_parameter("original1")
+    size = weight.numel() // gain.numel()
+    with torch.no_grad():
+        std = gain.double()
+        gain.copy_(std / (std * (size / (size - 1)) ** 0.5 + 1e-5))

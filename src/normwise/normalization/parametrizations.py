@@ -135,8 +135,8 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
 
     Raises:
         TypeError: The parameter is not of a real floating-point type.
-        ValueError: No such parameter, already parametrized, ``dim`` out of range, or units of fewer than
-            2 elements, which carry no direction.
+        ValueError: No such parameter, already parametrized, ``dim`` out of range, units of fewer than 2
+            elements, which have no direction, or an embedding with sparse gradients.
 
     Example:
         >>> layer = weight_norm(nn.Linear(20, 40))
@@ -165,8 +165,8 @@ def centered_weight_norm(module: M, name: str = "weight", dim: int | None = 0, g
 
     Raises:
         TypeError: The parameter is not of a real floating-point type.
-        ValueError: No such parameter, already parametrized, ``dim`` out of range, or units of fewer than
-            3 elements, which carry no direction once centered.
+        ValueError: No such parameter, already parametrized, ``dim`` out of range, units of fewer than 3
+            elements, which have no direction once centered, or an embedding with sparse gradients.
 
     Example:
         >>> layer = centered_weight_norm(nn.Conv2d(8, 16, 3))
@@ -205,8 +205,8 @@ def weight_standardization(
 
     Raises:
         TypeError: The parameter is not of a real floating-point type.
-        ValueError: No such parameter, already parametrized, ``dim`` or ``eps`` out of range, or units of
-            fewer than 3 elements, which carry no direction once centered.
+        ValueError: No such parameter, already parametrized, ``dim`` or ``eps`` out of range, units of fewer
+            than 3 elements, which have no direction once centered, or an embedding with sparse gradients.
 
     Example:
         >>> layer = weight_standardization(nn.Linear(20, 40))
@@ -262,4 +262,9 @@ def _parameter(module: nn.Module, name: str, label: str | None) -> tuple[nn.Para
         raise ValueError(f"{label} is not a plain parameter: choose one of {present}")
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{label} has no shape yet: run the lazy module once first")
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        raise ValueError(
+            f"{label} has sparse gradients, which do not pass through a normalisation: "
+            "set sparse=False or skip it"
+        )
     return weight, label
