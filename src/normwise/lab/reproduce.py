@@ -1,4 +1,4 @@
-"""From the names of claims to verdicts in a folder."""
+"""Reproduce claims: execute their runs, judge them, and write results and report into a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.claim import Budget, Claim, Runs
 from normwise.lab.data.datasets import DATASETS, load
-from normwise.lab.data.text import load_text
-from normwise.lab.engine.cluster import Cluster, check_address, connected
-from normwise.lab.engine.execution import Progress, carry_out
+from normwise.lab.engine.cluster import connected
+from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, write_atomically
 from normwise.lab.report.compare import compare, read_reference
@@ -29,6 +28,7 @@ from normwise.lab.report.page import write_report
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
 Results = dict[str, Any]
+Announce = Callable[[str], None]
 
 
 def reproduce(
@@ -42,63 +42,63 @@ def reproduce(
     offline: bool = False,
     cluster: str | None = None,
     reference: Path | None = None,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = lambda line: None,
     progress: Progress = lambda done, total, share: None,
 ) -> Results:
-    """Put claims to the test and write ``results.json`` and ``report.html``.
+    """Test claims and write ``results.json`` and ``report.html``.
 
-    Runs that the folder already holds are not repeated, so the same call resumes a job that was killed.
-    Claims that were judged in this folder by earlier calls stay in the results, each with its own protocol.
+    Runs that the folder already holds are not repeated, so the same call resumes a killed job. Claims that
+    earlier calls judged in this folder stay in the results, each with its own protocol.
 
     Args:
-        names: Identifiers of claims; none: all of them.
+        names: Identifiers of claims; empty for all.
         out: The folder: new, empty, or of an earlier call.
         data: Name of the data set.
         budget: "quick" or "full".
-        seeds: Number of seeds; None: that of the budget.
-        jobs: How many runs go side by side; None: one per core, or with a cluster one per worker.
-        offline: Forbids fetching data.
-        cluster: Address of a Dask scheduler whose workers carry out the runs; None: this machine does.
+        seeds: Number of seeds; None for that of the budget.
+        jobs: Number of runs at a time; None for one per core, or with a cluster two per worker. More than one
+            job starts processes, so a script must then call this function under ``if __name__ ==
+            "__main__":``.
+        offline: Forbids downloads.
+        cluster: Address of a Dask scheduler whose workers execute the runs; None for this machine.
         reference: A ``results.json``, or a folder that holds one, to compare with
             (:func:`normwise.lab.report.compare.compare`).
-        announce: Is called with a line for each thing that takes time or is fetched.
-        progress: Is called as :data:`normwise.lab.engine.execution.Progress` says, from 0 again for the runs
-            whose settings the first ones choose.
+        announce: Called with a line for everything that takes time or is downloaded.
+        progress: Called as :data:`normwise.lab.engine.execution.Progress` says; it starts from 0 again for
+            the runs whose settings the first runs determine.
 
     Returns:
-        What is in ``results.json``.
+        The content of ``results.json``.
 
     Raises:
         ValueError: A claim, data set, budget or number is not allowed, the folder holds something else, the
-            data are missing or damaged, the cluster or the reference cannot be used, or a run ended in an
-            error. Nothing has been written over, and finished runs are kept.
+            data are missing or damaged, the cluster or the reference cannot be used, or a run failed. Nothing
+            has been overwritten, and finished runs are kept.
     """
     claims = claims_named(names)
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs} is not possible: give 1 or more")
     if data not in DATASETS:
         raise ValueError(f"--data {data} is not known: choose from {', '.join(DATASETS)}")
-    Budget.of(budget, data, "", seeds)  # before anything is fetched or written
+    Budget.of(budget, data, "", seeds)  # check before anything is downloaded or written
     compared_with = None if reference is None else read_reference(reference, [c.id for c in claims], data)
-    if cluster is not None:
-        check_address(cluster)
     begin = time.perf_counter()
-    with nullcontext() if cluster is None else connected(cluster, announce) as workers:
+    with nullcontext() if cluster is None else connected(cluster, announce) as connection:
         store = Store(out)
         fingerprint = load(data, offline=offline, announce=announce).fingerprint
         spent = Budget.of(budget, data, fingerprint, seeds)
-        needed = {data: fingerprint}
-        if any(claim.needs_text for claim in claims):
-            text = spent.text.data
-            needed[text] = load_text(text, offline=offline, announce=announce).fingerprint
-        if workers is not None:
-            workers.prepare(needed, offline)
-        runs = _all_runs(claims, spent, store, _side_by_side(jobs, workers), workers, announce, progress)
+        started: AbstractContextManager[Workers] = (
+            local_workers(jobs or _cores())
+            if connection is None
+            else nullcontext(connection.workers(data, fingerprint, offline, jobs))
+        )
+        with started as workers:
+            runs = _execute_all(claims, spent, store, workers, announce, progress)
     protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
     results = read_results(store) or {"format": 1, "claims": {}}
     for claim in claims:
         results["claims"][claim.id] = _judged(claim, spent, runs) | {"protocol": protocol}
-    results.pop("comparison", None)  # that of an earlier call
+    results.pop("comparison", None)  # of an earlier call
     if compared_with is not None:
         results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
     results["seconds"] = round(time.perf_counter() - begin, 1)
@@ -108,33 +108,30 @@ def reproduce(
     return results
 
 
-def _all_runs(
-    claims: list[Claim],
-    budget: Budget,
-    store: Store,
-    jobs: int | None,
-    cluster: Cluster | None,
-    announce: Callable[[str], None],
-    progress: Progress,
-) -> Runs:
-    """Carry out what the claims need, then what they need once they know that."""
-    first: list[Run] = [settings for claim in claims for settings in claim.runs(budget)]
-    runs = Runs(carry_out(first, store, jobs, progress, cluster), store)
-    second: list[Run] = [settings for claim in claims for settings in claim.second_runs(budget, runs)]
-    if second:
-        announce("now the runs with what the first ones have chosen")
-        runs = Runs(carry_out([*first, *second], store, jobs, progress, cluster), store)
-    return runs
-
-
-def _side_by_side(jobs: int | None, cluster: Cluster | None) -> int | None:
-    if jobs is not None or cluster is not None:
-        return jobs
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _execute_all(
+    claims: list[Claim],
+    budget: Budget,
+    store: Store,
+    workers: Workers,
+    announce: Announce,
+    progress: Progress,
+) -> Runs:
+    """Execute the runs of the claims, then the runs whose settings the first ones determine."""
+    first: list[Run] = [run for claim in claims for run in claim.runs(budget)]
+    runs = Runs(execute(first, store, workers, progress), store)
+    second: list[Run] = [run for claim in claims for run in claim.second_runs(budget, runs)]
+    if second:
+        announce("now the runs with what the first ones have chosen")
+        runs = Runs(execute([*first, *second], store, workers, progress), store)
+    return runs
+
+
 def read_results(store: Store) -> Results | None:
-    """Return what ``results.json`` of a folder holds, None where there is none yet.
+    """Return the content of ``results.json`` in a folder; None if there is none yet.
 
     Raises:
         ValueError: The file is damaged.
@@ -155,10 +152,10 @@ def read_results(store: Store) -> Results | None:
 
 
 def rebuild_report(out: Path) -> Path:
-    """Write ``report.html`` anew from ``results.json``; return its path.
+    """Write ``report.html`` again from ``results.json``; return its path.
 
     Raises:
-        ValueError: The folder is not one of results, or has none yet.
+        ValueError: The folder is no folder of results, or has none yet.
     """
     results = read_results(Store.existing(out))
     if results is None:
@@ -199,7 +196,7 @@ def _environment() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the name of the processor, where the system tells it."""
+    """Return the name of the processor, or "unknown"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from normwise.lab.claims.claim import BUDGETS, Budget, Claim, Runs
 from normwise.lab.claims.migration import PULL, Migration
 from normwise.lab.claims.what_to_decay import ARMS, CENTRE, MULTIPLES, WhatToDecay, with_rule
 from normwise.lab.claims.what_to_decay_shown import AWS, INVARIANT, L2, MATRICES, NOTHING
-from normwise.lab.engine.execution import carry_out
+from normwise.lab.engine.execution import execute
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
-from normwise.lab.reproduce import reproduce
 from normwise.lab.runs.base import rule_from
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
@@ -216,9 +214,9 @@ def test_twins_have_the_pull_of_the_recipe_at_the_norm_that_it_had_half_way() ->
 
 def test_migration_from_runs_to_a_finding(tmp_path: Path) -> None:
     store, claim = Store(tmp_path), Migration()
-    runs = Runs(carry_out(claim.runs(BUDGET), store), store)
+    runs = Runs(execute(claim.runs(BUDGET), store), store)
     needed = [*claim.runs(BUDGET), *claim.second_runs(BUDGET, runs)]
-    finding = claim.judge(BUDGET, Runs(carry_out(needed, store), store))
+    finding = claim.judge(BUDGET, Runs(execute(needed, store), store))
     assert finding.verdict in ("reproduced", "partly", "not reproduced")
     assert finding.notes == []
     assert {series.label for plot in finding.plots for series in plot.series} == {
@@ -226,27 +224,3 @@ def test_migration_from_runs_to_a_finding(tmp_path: Path) -> None:
         "AWS twin",
         "no decay",
     }
-
-
-@pytest.mark.parametrize(("claim", "fetched"), [("what-to-decay", ["numbers"]), ("under-fitting", [])])
-def test_the_text_is_fetched_only_where_a_claim_needs_it(
-    claim: str, fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class BegunError(Exception):
-        """The runs would begin now."""
-
-    def begin(*_: Any) -> None:
-        raise BegunError
-
-    asked: list[str] = []
-    monkeypatch.setattr(Budget, "of", lambda *_: BUDGET)
-
-    def fetch(name: str, **_: Any) -> SimpleNamespace:
-        asked.append(name)
-        return SimpleNamespace(fingerprint="f")
-
-    monkeypatch.setattr("normwise.lab.reproduce.load_text", fetch)
-    monkeypatch.setattr("normwise.lab.reproduce.carry_out", begin)
-    with pytest.raises(BegunError):
-        reproduce([claim], out=tmp_path, data="digits", offline=True)
-    assert asked == fetched

@@ -1,4 +1,4 @@
-"""Files from a data set's own site: a local web server that misbehaves on demand."""
+"""Downloads from a local web server that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import itertools
 import multiprocessing
 import queue
 import sys
-import types
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.lab.made_up import CONTENTS, PACKED, Site, ignore, never, put_cache
 
-from normwise.lab.data import download
+from normwise.lab.data import fetch
 from normwise.lab.data.fetch import obtain
 from normwise.lab.data.source import DataError, Source, SourceFile
 
 
-def test_fresh_fetch_from_the_site_says_what_from_where_to_where(
-    tmp_path: Path, source: Source, site: Site
-) -> None:
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock", "bin"}
+
+
+def test_a_download_says_what_from_where_to_where(tmp_path: Path, source: Source, site: Site) -> None:
     cache, said = tmp_path / "a" / "cache", list[str]()
     assert obtain(source, cache, offline=False, announce=said.append) == CONTENTS
-    assert {path.name for path in cache.iterdir()} == {*PACKED, ".lock"}
-    assert {name: (cache / name).read_bytes() for name in PACKED} == PACKED
+    assert {name: (cache / name).read_bytes() for name in _files(cache)} == PACKED
     assert site.requests == [("images.gz", None), ("labels.gz", None)]
     told = "\n".join(said)
     assert "not from Debian (there is no apt-get here)" in told
@@ -35,27 +37,22 @@ def test_fresh_fetch_from_the_site_says_what_from_where_to_where(
     assert obtain(source, cache, offline=True, announce=never) == CONTENTS
 
 
-def test_only_what_is_missing_is_fetched(tmp_path: Path, source: Source, site: Site) -> None:
+def test_only_what_is_missing_is_downloaded(tmp_path: Path, source: Source, site: Site) -> None:
     put_cache(tmp_path, {"images.gz": PACKED["images.gz"]})
     obtain(source, tmp_path, offline=False, announce=ignore)
     assert site.requests == [("labels.gz", None)]
 
 
-def test_a_download_goes_on_where_it_broke_off(tmp_path: Path, source: Source, site: Site) -> None:
-    put_cache(tmp_path, {"images.gz.part": PACKED["images.gz"][:7000]})
-    assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
-    assert site.requests[0] == ("images.gz", "bytes=7000-")
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_broken_connection_is_tried_again(tmp_path: Path, source: Source, site: Site) -> None:
+def test_a_broken_connection_is_tried_again_from_where_it_broke(
+    tmp_path: Path, source: Source, site: Site
+) -> None:
     site.break_off = [5000, 3000]
     assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
     asked = [wanted for name, wanted in site.requests if name == "images.gz"]
     assert asked == [None, "bytes=5000-", "bytes=8000-"]
 
 
-def test_three_broken_connections_are_an_error_and_leave_the_part(
+def test_three_broken_connections_are_an_error_and_the_next_call_resumes(
     tmp_path: Path, source: Source, site: Site
 ) -> None:
     site.break_off = [5000, 3000, 1000]
@@ -65,6 +62,7 @@ def test_three_broken_connections_are_an_error_and_leave_the_part(
     assert (tmp_path / "images.gz.part").read_bytes() == PACKED["images.gz"][:9000]
     assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
     assert site.requests[3] == ("images.gz", "bytes=9000-")
+    assert _files(tmp_path) == set(PACKED)
 
 
 @pytest.mark.parametrize("trouble", ["no ranges", "wrong range", "foreign part", "part too long"])
@@ -75,7 +73,7 @@ def test_a_part_that_cannot_be_resumed_starts_again(
     part = {"foreign part": bytes(7000), "part too long": PACKED["images.gz"] + bytes(10)}
     put_cache(tmp_path, {"images.gz.part": part.get(trouble, PACKED["images.gz"][:7000])})
     assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
-    assert not list(tmp_path.glob("*.part"))
+    assert _files(tmp_path) == set(PACKED)
     asked = [wanted for name, wanted in site.requests if name == "images.gz"]
     assert len(asked) == (1 if trouble == "no ranges" else 2)
 
@@ -102,7 +100,7 @@ def test_a_wrong_download_is_an_error_and_leaves_nothing(
         obtain(source, tmp_path, offline=False, announce=ignore)
     assert "\n" not in str(caught.value)
     assert "apt-get install dataset-made-up" in str(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} <= {".lock", "bin"}
+    assert _files(tmp_path) == set()
     assert len(site.requests) == 1
 
 
@@ -110,7 +108,7 @@ def test_a_site_without_the_file_or_without_anyone(tmp_path: Path, source: Sourc
     del site.files["labels.gz"]
     with pytest.raises(DataError, match=r"labels.gz: HTTP Error 404"):
         obtain(source, tmp_path, offline=False, announce=ignore)
-    assert (tmp_path / "images.gz").exists()
+    assert _files(tmp_path) == {"images.gz"}
     with pytest.raises(DataError, match=r"neither as Debian's package .* nor from its site .*refused"):
         obtain(replace(source, url="http://127.0.0.1:9/"), tmp_path, offline=False, announce=ignore)
 
@@ -118,23 +116,23 @@ def test_a_site_without_the_file_or_without_anyone(tmp_path: Path, source: Sourc
 def test_a_crash_in_the_middle_leaves_no_final_file(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(path: Path, file: SourceFile) -> bytes:
+    def crash(path: Path, target: Path, file: SourceFile) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "read_content", crash)
+        patch.setattr(fetch, "_store", crash)
         with pytest.raises(KeyboardInterrupt):
             obtain(source, tmp_path, offline=False, announce=ignore)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "bin", "images.gz.part"}
+    assert _files(tmp_path) == {"images.gz.part"}
     assert obtain(source, tmp_path, offline=False, announce=ignore) == CONTENTS
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "bin", *PACKED}
+    assert _files(tmp_path) == set(PACKED)
 
 
 def _obtain_in_a_process(source: Source, directory: Path) -> dict[str, bytes]:
     return obtain(source, directory, offline=False, announce=ignore)
 
 
-def test_three_processes_fetch_once_and_all_get_it(tmp_path: Path, source: Source, site: Site) -> None:
+def test_three_processes_download_once_and_all_get_it(tmp_path: Path, source: Source, site: Site) -> None:
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=spawn) as pool:
         futures = [pool.submit(_obtain_in_a_process, source, tmp_path / "cache") for _ in range(3)]
@@ -142,17 +140,15 @@ def test_three_processes_fetch_once_and_all_get_it(tmp_path: Path, source: Sourc
     assert sorted(site.requests) == [("images.gz", None), ("labels.gz", None)]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_who_comes_second_waits_aloud_and_fetches_nothing(tmp_path: Path, source: Source, site: Site) -> None:
-    import fcntl
-
+def test_the_second_process_says_that_it_waits_and_downloads_nothing(
+    tmp_path: Path, source: Source, site: Site
+) -> None:
     said: queue.Queue[str] = queue.Queue()
-    with (tmp_path / ".lock").open("w") as stream, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        second = pool.submit(obtain, source, tmp_path, offline=False, announce=said.put)
-        assert "waiting for another process that is fetching it" in said.get(timeout=30)
-        put_cache(tmp_path, PACKED)
-        stream.close()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".lock"):
+            second = pool.submit(obtain, source, tmp_path, offline=False, announce=said.put)
+            assert "waiting for another process that is fetching it" in said.get(timeout=30)
+            put_cache(tmp_path, PACKED)
         assert second.result(timeout=30) == CONTENTS
     assert said.empty()
     assert site.requests == []
@@ -163,13 +159,19 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("tick", "shown"), [(3.0, True), (0.0, False)])
-def test_a_download_of_more_than_two_seconds_shows_a_bar(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, tick: float, shown: bool
+@pytest.mark.parametrize(
+    ("seconds", "stream", "shown"), [(3.0, Terminal, True), (0.0, Terminal, False), (3.0, io.StringIO, False)]
+)
+def test_only_a_long_download_in_a_terminal_shows_a_bar(
+    tmp_path: Path,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    stream: type[io.StringIO],
+    shown: bool,
 ) -> None:
-    clock = itertools.count(0.0, tick)
-    monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
+    clock = itertools.count(time.time(), seconds)
+    monkeypatch.setattr(sys, "stderr", captured := stream())
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
     obtain(source, tmp_path, offline=False, announce=ignore)
-    assert ("images.gz" in terminal.getvalue()) is shown
+    assert ("images.gz" in captured.getvalue()) is shown

@@ -126,7 +126,7 @@ def test_the_package_through_apt(tmp_path: Path, source: Source, site: Site, com
     cache, said = tmp_path / "cache", list[str]()
     put_cache(cache, {"images.gz.part": b"from an earlier, broken download"})
     assert obtain(source, cache, offline=False, announce=said.append) == CONTENTS
-    assert {path.name for path in cache.iterdir()} == {*PACKED, ".lock"}
+    assert {path.name for path in cache.iterdir()} - {".lock"} == set(PACKED)
     assert asked.read_text().endswith("download dataset-made-up\n")
     assert said[0] == (f"made-up: fetching Debian's package dataset-made-up, 0.0 MB, with apt-get to {cache}")
     assert site.requests == []
@@ -150,7 +150,7 @@ def test_empty_lists_are_fetched_for_this_download_only(
     assert obtain(source, tmp_path / "cache", offline=False, announce=said.append) == CONTENTS
     assert len(asked.read_text().splitlines()) == 3
     assert "apt-get download: E: Unable to locate package; fetching package lists" in said[1]
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {*PACKED, ".lock"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} - {".lock"} == set(PACKED)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_apt_that_fails_leads_to_the_site_aloud(
 def test_apt_that_hangs_is_ended(
     tmp_path: Path, source: Source, site: Site, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("normwise.lab.data.debian._APT_SECONDS", 0.2)
+    monkeypatch.setattr("normwise.lab.data.debian._SECONDS", 0.2)
     put_debian(commands, PACKED, "exec sleep 60")
     said: list[str] = []
     assert obtain(source, tmp_path / "cache", offline=False, announce=said.append) == CONTENTS
@@ -209,7 +209,7 @@ def test_neither_apt_nor_site(tmp_path: Path, source: Source, commands: Path) ->
     assert "refused" in message
     assert "run again when the network is back" in message
     assert "\n" not in message
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {".lock"}
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path, source: Source, commands: Path) -> None:

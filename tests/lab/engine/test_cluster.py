@@ -16,7 +16,7 @@ import normwise as nw
 import normwise.lab.engine.cluster as cluster_module
 from normwise.cli import main
 from normwise.lab.engine.cluster import Cluster, ClusterError, check_address, connected
-from normwise.lab.engine.execution import RunError, attempt, carry_out
+from normwise.lab.engine.execution import RunError, attempt, execute
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 
@@ -53,7 +53,7 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
     monkeypatch.setattr(Store, "write_run", counted)
     (tmp_path / "dask").mkdir()
     with LocalCluster(tmp_path / "dask") as local:
-        workers = {name: local.start_worker(name) for name in ("one", "two")}
+        processes = {name: local.start_worker(name) for name in ("one", "two")}
         with distributed.Client(local.address, set_as_default=False) as observer:
             observer.wait_for_workers(2, timeout=PATIENCE)
             names = {address: w["name"] for address, w in observer.scheduler_info()["workers"].items()}
@@ -68,18 +68,18 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(
                     busy = [address for address, tasks in observer.processing().items() if tasks]
                     if busy:
                         killed.append(busy[0])
-                        workers[names[busy[0]]].kill()
-                        workers[names[busy[0]]].wait()
+                        processes[names[busy[0]]].kill()
+                        processes[names[busy[0]]].wait()
 
             with connected(local.address, patience=PATIENCE) as cluster:
-                cluster.prepare({"digits": fingerprint()}, offline=True)
-                summaries = carry_out(wanted, store, None, kill_one_that_is_at_work, cluster)
+                workers = cluster.workers("digits", fingerprint(), offline=True)
+                summaries = execute(wanted, store, workers, kill_one_that_is_at_work)
             assert len(observer.scheduler_info()["workers"]) == 1
         assert written == Counter(summaries.keys())  # each once
         _the_scheduler_is_killed(local, Store(tmp_path / "cut"))
     assert set(summaries) == {settings.identity for settings in wanted}
     alone = Store(tmp_path / "alone")
-    carry_out(wanted, alone)
+    execute(wanted, alone)
     assert _files(store, wanted) == _files(alone, wanted)
     # the client alone has files: a worker's folder holds none of a run
     assert not list((tmp_path / "dask").rglob("summary.json"))
@@ -99,9 +99,9 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
 
     with (
         connected(local.address, patience=PATIENCE) as cluster,
-        pytest.raises(RunError, match=r"the connection to the cluster was lost .* the same command goes on"),
+        pytest.raises(RunError, match=r"the connection to the cluster was lost; 2 finished runs are kept"),
     ):
-        carry_out(wanted, store, 1, cut, cluster)
+        execute(wanted, store, cluster.workers("digits", fingerprint(), offline=True, at_once=1), cut)
     assert [store.summary(settings) is not None for settings in wanted] == [True, True, False]
 
 
@@ -135,20 +135,20 @@ def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_pa
                 time.sleep(0.02)
 
         with connected(local.address, patience=PATIENCE) as cluster:
-            with pytest.raises(ClusterError, match="whose digits is another one"):
-                cluster.prepare({"digits": "f" * 64}, offline=True)
-            with pytest.raises(ClusterError, match=r"cannot carry out runs: data set 'mnist' is not known"):
-                cluster.prepare({"mnist": "f" * 64}, offline=True)
-            cluster.prepare({"digits": fingerprint()}, offline=True)
+            with pytest.raises(ClusterError, match="whose digits differs"):
+                cluster.workers("digits", "f" * 64, offline=True)
+            with pytest.raises(ClusterError, match=r"cannot execute runs: data set 'mnist' is not known"):
+                cluster.workers("mnist", "f" * 64, offline=True)
+            one, several = (cluster.workers("digits", fingerprint(), True, at_once) for at_once in (1, None))
             with pytest.raises(
                 RunError, match=r"\(OddRun: way=error, seed=0\) failed: ArithmeticError: the sum does"
             ):
-                carry_out([fine, failing], store, 1, cluster=cluster)
+                execute([fine, failing], store, one)
             # one at a time, in this order: the first is finished and kept
             assert Store(tmp_path / "out").summary(fine) is not None
             assert "run\n    raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
             with pytest.raises(RunError, match=r"\(OddRun: way=killed, seed=0\) failed: KilledWorker"):
-                carry_out([deadly], store, None, cluster=cluster)
+                execute([deadly], store, several)
 
 
 @pytest.mark.parametrize(
@@ -202,16 +202,10 @@ def test_where_nobody_listens_is_said_before_anything_is_written(
 
 
 class _Client:
-    """As many of a client's answers as the checks want."""
+    """Answers what Cluster asks, for a worker with the given number of threads and other versions."""
 
-    def __init__(self, threads: int = 1, **packages: str | None) -> None:
-        self.threads = threads
-        self.mine: dict[str, str | None] = {
-            "python": "3.11.7.final.0",
-            "normwise": "0.1.0",
-            "torch": "2.13.0",
-        }
-        self.theirs = self.mine | packages
+    def __init__(self, threads: int = 1, **versions: str | None) -> None:
+        self.threads, self.versions = threads, versions
 
     def wait_for_workers(self, n: int, timeout: float) -> None:
         pass
@@ -219,21 +213,19 @@ class _Client:
     def nthreads(self) -> dict[str, int]:
         return {"tcp://w:1": self.threads}
 
-    def get_versions(self, packages: list[str]) -> dict[str, Any]:
-        return {"client": {"packages": self.mine}, "workers": {"tcp://w:1": {"packages": self.theirs}}}
-
     def run(self, function: Any, *arguments: Any, on_error: str) -> dict[str, Any]:
-        return {"tcp://w:1": function(*arguments)}
+        answer = function(*arguments)
+        return {"tcp://w:1": answer | self.versions if isinstance(answer, dict) else answer}
 
 
 @pytest.mark.parametrize(
     ("client", "message"),
     [
-        (_Client(python="3.12.1.final.0"), "with Python 3.12, and here it is 3.11"),
-        (_Client(torch="2.12.0"), "with torch 2.12.0, and here it is 2.13.0"),
+        (_Client(Python="2.7"), r"with Python 2\.7, and here it is 3"),
+        (_Client(torch="1.0"), r"with torch 1\.0, and here it is"),
         (
             _Client(normwise=None),
-            r"with normwise \(none\), and here it is 0.1.0: its .* install normwise 0.1.0",
+            r"with normwise \(none\), and here it is 0\.1\.0: its .* same version there",
         ),
         (
             _Client(threads=4),
@@ -247,7 +239,7 @@ def test_workers_that_would_give_other_numbers_are_refused(client: _Client, mess
 
 
 def test_a_like_worker_is_taken_and_another_processor_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster("tcp://h:1", _Client(python="3.11.9.final.0"))
+    cluster = Cluster("tcp://h:1", _Client())
     cluster.check_workers(patience=0)
     assert cluster.other_processors() == []
     names = iter(["AVX2", "AVX512"])

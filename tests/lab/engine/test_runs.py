@@ -11,7 +11,7 @@ from tests.lab.engine.odd_runs import OddRun
 from tests.lab.small import replaying, training
 
 import normwise as nw
-from normwise.lab.engine.execution import RunError, carry_out
+from normwise.lab.engine.execution import RunError, execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.convnet import ConvNet, directions
@@ -33,8 +33,9 @@ def _wanted() -> list[Run]:
 
 
 def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
-    one = carry_out(_wanted(), Store(tmp_path / "one"), jobs=1)
-    two = carry_out(_wanted(), Store(tmp_path / "two"), jobs=2)
+    one = execute(_wanted(), Store(tmp_path / "one"))
+    with local_workers(2) as workers:
+        two = execute(_wanted(), Store(tmp_path / "two"), workers)
     assert set(one) == {settings.identity for settings in _wanted()}
     assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
     for settings in _wanted():
@@ -45,12 +46,15 @@ def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
 def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int) -> None:
     store = Store(tmp_path)
     fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
-    with pytest.raises(
-        RunError,
-        match=rf"^run {failing.identity} \(OddRun: way=error, seed=7\) failed: ArithmeticError: the sum does "
-        rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
-    ) as caught:
-        carry_out([*fine, failing], store, jobs)
+    with (
+        pytest.raises(
+            RunError,
+            match=rf"^run {failing.identity} \(OddRun: way=error, seed=7\) failed: ArithmeticError: the sum does "
+            rf"not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
+        ) as caught,
+        local_workers(jobs) as workers,
+    ):
+        execute([*fine, failing], store, workers)
     assert "\n" not in str(caught.value)
     assert all(store.summary(settings) for settings in fine)
     assert store.summary(failing) is None
@@ -63,21 +67,22 @@ def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int)
 def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(RunError, match="0 finished runs are kept"):
-        carry_out([OddRun(way="fine"), OddRun(way="error first")], store)
+        execute([OddRun(way="fine"), OddRun(way="error first")], store)
     assert store.summary(OddRun(way="fine")) is None
 
 
 def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
     wanted = [OddRun(way="killed"), OddRun(way="killed", seed=1)]
-    with pytest.raises(RunError, match=r"a process that carried out runs was killed, .* fewer than --jobs 2"):
-        carry_out(wanted, Store(tmp_path), jobs=2)
+    killed = pytest.raises(RunError, match="a process that executed runs was killed, .* fewer than --jobs 2")
+    with killed, local_workers(2) as workers:
+        execute(wanted, Store(tmp_path), workers)
 
 
 def test_threads_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        carry_out([training()], Store(tmp_path))
+        execute([training()], Store(tmp_path))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -89,7 +94,7 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
     store = Store(tmp_path)
     seen: list[tuple[int, int, float]] = []
     first, second = training(), training(seed=1)
-    summaries = carry_out([first, second, first], store, progress=lambda *now: seen.append(now))
+    summaries = execute([first, second, first], store, progress=lambda *now: seen.append(now))
     assert seen == [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0)]
     (store.run_folder(second) / "summary.json").write_text('{"status": "fini')
     done: list[Run] = []
@@ -101,7 +106,7 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
         return real(self, log)
 
     monkeypatch.setattr(TrainRun, "run", recorded)
-    again = carry_out([first, second], store)
+    again = execute([first, second], store)
     assert done == [second]
     assert _without_time(again[second.identity]) == _without_time(summaries[second.identity])
 
@@ -109,7 +114,7 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
     store = Store(tmp_path)
     run = training()
-    carry_out([run], store)
+    execute([run], store)
     config = store.run_folder(run) / "config.json"
     config.write_text(json.dumps(replace(run, lr=0.7).as_dict()))
     assert store.summary(run) is None
@@ -117,7 +122,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> No
 
 def test_a_refused_step_is_recorded_with_its_reason(tmp_path: Path) -> None:
     run = training(init_scale=1e3).with_rule(nw.AdaptiveWeightShrink(1.0), mode="explicit")
-    summary = carry_out([run], Store(tmp_path))[run.identity]
+    summary = execute([run], Store(tmp_path))[run.identity]
     assert (summary["status"], summary["step"]) == ("refused", 0)
     assert 'mode="explicit"' in summary["reason"]
 
@@ -171,7 +176,7 @@ def test_start_and_batches_depend_on_the_seed_alone() -> None:
 def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str, tmp_path: Path) -> None:
     to = nw.PowerShrink(1.0, 2.0) if isinstance(rule, nw.PowerShrink) else type(rule)
     run = replaying().with_rule(nw.theory.match(rule, to, momentum=0.9, to_mode=mode), mode=mode)
-    summary = carry_out([run], Store(tmp_path))[run.identity]
+    summary = execute([run], Store(tmp_path))[run.identity]
     assert summary["replay"]["largest_angle"] < 1e-11
     assert summary["naive"]["largest_angle"] > 1e-3
     assert summary["twin"]["largest_angle"] > 0

@@ -15,7 +15,7 @@ from tests.lab.small import text
 import normwise as nw
 from normwise.lab.claims.claim import BUDGETS, Budget
 from normwise.lab.data.text import NUMBERS, load_text
-from normwise.lab.engine.execution import carry_out
+from normwise.lab.engine.execution import execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.gpt import GPT, GROUPS, group_of, matrices, part, planned
@@ -150,13 +150,14 @@ def _without_time(summary: dict[str, Any]) -> dict[str, Any]:
 
 def test_two_processes_give_the_same_numbers_as_one_and_nothing_is_repeated(tmp_path: Path) -> None:
     stores = Store(tmp_path / "one"), Store(tmp_path / "two")
-    one, two = (carry_out(_wanted(), store, jobs=k + 1) for k, store in enumerate(stores))
+    with local_workers(2) as workers:
+        one, two = execute(_wanted(), stores[0]), execute(_wanted(), stores[1], workers)
     assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
     for settings in _wanted():
         assert stores[0].metrics(settings) == stores[1].metrics(settings)
     refused = one[_wanted()[2].identity]
     assert (refused["status"], refused["step"]) == ("refused", 1)
-    assert carry_out(_wanted(), stores[0]) == one  # with their times: nothing was carried out again
+    assert execute(_wanted(), stores[0]) == one  # with their times: nothing was carried out again
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def test_every_setting_is_part_of_the_identity(change: dict[str, Any]) -> None:
     )
 
 
-def test_identity_depends_on_kind_versions_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_depends_on_class_and_source_code(monkeypatch: pytest.MonkeyPatch) -> None:
     before = training().identity
     assert replaying().identity != before
-    monkeypatch.setattr(run_module, "REVISION", run_module.REVISION + 1)
+    monkeypatch.setattr(run_module, "source_hash", lambda cls: "another")
     assert training().identity != before
 
 

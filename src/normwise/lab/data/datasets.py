@@ -1,7 +1,7 @@
-"""The data sets that the paper's claims are tested on, as tensors.
+"""The image data sets of the claims, as tensors.
 
-Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv 1708.07747) is fetched when it is first needed;
-scikit-learn's digits (8x8 images) need no network.
+Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv 1708.07747) is downloaded when it is first needed. The
+digits of scikit-learn (8x8 images) need no network.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,9 @@ import torch.nn.functional as F
 from normwise.lab.data.fetch import obtain
 from normwise.lab.data.source import FASHION_MNIST, DataError, Source, parse_idx
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
 __all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_directory", "downsample", "load", "split"]
+
+Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 DATASETS = ("fashion-mnist", "digits")
 
@@ -47,17 +45,16 @@ _DIGITS_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set of grey images with its training and test part.
+    """A data set of grey images, in a training and a test set.
 
     Attributes:
-        name: one of ``DATASETS``.
-        train_images: shape (N, 1, H, W), float32, grey levels in [0, 1].
-        train_labels: shape (N,), int64, an index into ``classes``.
-        test_images: as ``train_images``.
-        test_labels: as ``train_labels``.
-        classes: what each label means.
-        fingerprint: SHA-256 (hex) of the name and all images and labels: equal if, and only if, the
-            data are.
+        name: One of ``DATASETS``.
+        train_images: Shape (N, 1, H, W), float32, grey levels in [0, 1].
+        train_labels: Shape (N,), int64, indices into ``classes``.
+        test_images: Like ``train_images``.
+        test_labels: Like ``train_labels``.
+        classes: Name of each class.
+        fingerprint: SHA-256 (hexadecimal) of the name and of all images and labels.
     """
 
     name: str
@@ -70,7 +67,7 @@ class Dataset:
 
 
 class Split(NamedTuple):
-    """Two disjoint parts of a training set; shapes and types as in ``Dataset``."""
+    """Two disjoint parts of a training set. Shapes and types are those of :class:`Dataset`."""
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -79,7 +76,7 @@ class Split(NamedTuple):
 
 
 def to_stderr(line: str) -> None:
-    """Print a line to stderr: how ``load`` says what it does unless told otherwise."""
+    """Print a line to stderr, the default way of :func:`load` to announce a download."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -91,22 +88,22 @@ def load(
     offline: bool = False,
     announce: Callable[[str], None] = to_stderr,
 ) -> Dataset:
-    """Load a data set, fetching its files first if they are not there.
+    """Load a data set; download its files if they are missing.
 
-    Fashion-MNIST's files come from the cache, else from Debian's package ``dataset-fashion-mnist`` where it
-    is installed, else they are fetched into the cache: as that package through apt (without being root),
-    else from the authors' site. Every file's content is verified at every load. A damaged file is never
-    used; it is announced and fetched again, or with ``offline`` an error.
+    The files of Fashion-MNIST come from the cache, or from the Debian package ``dataset-fashion-mnist`` if it
+    is installed. Otherwise they are downloaded into the cache: as that package through apt (without root
+    privileges), or from the authors' site. The content of every file is verified at every load. A damaged
+    file is never used: it is announced and downloaded again, or with ``offline`` it is an error.
 
     Args:
-        name: one of ``DATASETS``.
-        cache: folder of the cache; ``cache_directory()`` by default.
-        offline: forbids the network.
-        announce: is called with one line for each thing that is fetched, from where, to where.
+        name: One of ``DATASETS``.
+        cache: Folder of the cache. The default is ``cache_directory()``.
+        offline: Forbids the network.
+        announce: Called with one line for each download: what, from where, to where.
 
     Raises:
-        ValueError: there is no data set of that name.
-        DataError: a file is missing, truncated or altered and was not to be fetched, or could not be.
+        ValueError: There is no data set of that name.
+        DataError: A file is missing, truncated or altered, and downloading it is forbidden or failed.
 
     Example:
         >>> digits = load("digits")
@@ -121,21 +118,21 @@ def load(
 
 
 def cache_directory() -> Path:
-    """Folder for fetched data: $NORMWISE_CACHE, else $XDG_CACHE_HOME/normwise, else ~/.cache/normwise.
+    """Return the folder of the cache: $NORMWISE_CACHE, else $XDG_CACHE_HOME/normwise, else ~/.cache/normwise.
 
     Raises:
-        DataError: none of them can be determined.
+        DataError: No variable is set and there is no home directory.
     """
     try:
-        if own := os.environ.get("NORMWISE_CACHE"):
-            return Path(own).expanduser().absolute()
-        # the XDG specification has relative paths ignored
+        if chosen := os.environ.get("NORMWISE_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        # the XDG specification says to ignore relative paths
         if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
             return shared / "normwise"
         return Path.home() / ".cache" / "normwise"
     except RuntimeError as error:
         raise DataError(
-            f"the folder for fetched data is unknown ({error}); name one in the environment variable "
+            f"the folder for downloaded data is unknown ({error}); name one in the environment variable "
             "NORMWISE_CACHE"
         ) from error
 
@@ -147,10 +144,9 @@ def _fashion_mnist(source: Source, cache: Path, offline: bool, announce: Callabl
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1797 digits, split once and for all.
+    """Return scikit-learn's 1797 digits with a fixed, stratified split; a fifth is the test set.
 
-    The order is that of a stratified ranking (see ``_stratified_order``) under NumPy's legacy
-    ``RandomState(0)``, whose stream is frozen; the first fifth is the test part.
+    The permutation comes from NumPy's legacy ``RandomState(0)``, whose stream never changes.
     """
     from sklearn.datasets import load_digits
 
@@ -165,7 +161,7 @@ def _digits() -> Dataset:
 
 
 def _dataset(name: str, parts: list[Bytes], levels: int, classes: tuple[str, ...]) -> Dataset:
-    """From train images, train labels, test images, test labels as bytes; ``levels`` becomes 1."""
+    """Build a data set from train images and labels and test images and labels; ``levels`` maps to 1."""
     digest = hashlib.sha256(f"{name} {levels}".encode())
     for part in parts:
         digest.update(f" {part.shape} ".encode())
@@ -191,22 +187,22 @@ def _dataset(name: str, parts: list[Bytes], levels: int, classes: tuple[str, ...
 
 
 def split(dataset: Dataset, train_size: int, validation_size: int, seed: int) -> Split:
-    """Draw a training and a validation set from the training part, disjoint and stratified.
+    """Draw a training and a validation set from the training images, disjoint and stratified.
 
-    Each holds every class in proportion, to within about one example. With the same seed a smaller
-    ``train_size`` gives a subset of a larger one. The test part plays no role.
+    Each contains every class in proportion, to within about one example. For a given seed, a smaller
+    ``train_size`` gives a subset of a larger one.
 
     Args:
-        dataset: where to draw from.
-        train_size: number of examples to train on, at least 1.
-        validation_size: number of examples to validate on, at least 0.
-        seed: of the ``torch.Generator`` that draws.
+        dataset: The data set.
+        train_size: Number of training examples, at least 1.
+        validation_size: Number of validation examples, at least 0.
+        seed: Seed of the ``torch.Generator``.
 
     Returns:
-        The two sets, each in the data set's own order.
+        The two sets, each in the order of the data set.
 
     Raises:
-        ValueError: a size is out of range, or there are fewer examples than both sizes need.
+        ValueError: A size is out of range, or there are fewer examples than both sizes need.
 
     Example:
         >>> part = split(load("digits"), train_size=1000, validation_size=200, seed=0)
@@ -232,16 +228,16 @@ def split(dataset: Dataset, train_size: int, validation_size: int, seed: int) ->
 
 
 def _stratified_order(labels: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
-    """An order of all examples of which every stretch holds the classes nearly in proportion.
+    """Return an order of all examples in which every segment contains the classes nearly in proportion.
 
-    The j-th of a class's m examples, in the order of ``permutation``, is put at (j + 1/2)/m of the way.
+    The j-th of the m examples of a class, in the order of ``permutation``, gets the position (j + 1/2)/m.
     """
     shuffled = labels[permutation]
     position = torch.empty(len(labels), dtype=torch.float64)
     for label in shuffled.unique():
         members = (shuffled == label).nonzero()[:, 0]
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    # ties between classes of equal size are broken by the permutation, so that none is always first
+    # the permutation breaks ties between classes of equal size, so that no class is always first
     return permutation[position.argsort(stable=True)]
 
 
@@ -249,14 +245,14 @@ def downsample(images: torch.Tensor, size: int) -> torch.Tensor:
     """Shrink square images to ``size`` x ``size`` pixels, each the mean of the pixels that it covers.
 
     Args:
-        images: shape (N, C, H, H).
-        size: pixels on a side, a divisor of H.
+        images: Shape (N, C, H, H).
+        size: New height and width in pixels, a divisor of H.
 
     Returns:
         Shape (N, C, size, size).
 
     Raises:
-        ValueError: the images are not square, or ``size`` does not divide H.
+        ValueError: The images are not square, or ``size`` does not divide H.
 
     Example:
         >>> downsample(torch.tensor([[[[0.0, 1.0], [1.0, 1.0]]]]), 1)

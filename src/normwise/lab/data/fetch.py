@@ -1,46 +1,53 @@
-"""Getting the files of a data set: from the cache, from Debian's package, or from a web site.
+"""Get the files of a data set: from the cache, from the Debian package, or from the web.
 
-Whatever the way, a file counts only if its content has the expected checksum, and it appears in the
-cache under its name whole or not at all. Nothing here needs to be root.
+A file is accepted only if its content has the expected checksum, and it appears in the cache complete or not
+at all. Nothing here needs root privileges.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import os
 import shutil
-import sys
 import time
-from typing import TYPE_CHECKING
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from normwise.lab.data.debian import download_package, installed_files, unpack
-from normwise.lab.data.download import download, part_of, store
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from normwise.lab.data.debian import download_package, installed_files
 from normwise.lab.data.source import DataError, Source, SourceFile, read_content
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+__all__ = ["obtain"]
 
-    Announce = Callable[[str], None]
+Announce = Callable[[str], None]
+
+_SILENCE_SECONDS = 30.0  # give up on a site that sends nothing for this long
+_ATTEMPTS = 3
 
 
 def obtain(source: Source, directory: Path, *, offline: bool, announce: Announce) -> dict[str, bytes]:
-    """Decompressed, verified content of every file of ``source``, fetched into ``directory`` if need be.
+    """Return the verified, decompressed content of every file of a data set, downloading what is missing.
 
-    Files in ``directory`` come first, then those of Debian's package if it is installed (used where they
-    are), then the network: Debian's package through apt, then the web site of ``source``. A damaged file in
-    ``directory`` is announced, and replaced only once a verified one is there to replace it.
+    Files in ``directory`` come first, then those of the Debian package if it is installed, then the network:
+    the Debian package through apt, then the web. A damaged file in ``directory`` is announced, and replaced
+    only once a verified one has arrived.
 
     Args:
-        source: what is wanted.
-        directory: folder of the cache that holds the files; made if it does not exist.
-        offline: forbids the network.
-        announce: is called with one line for each thing that a user should know.
+        source: The data set.
+        directory: Folder of the cache; created if it does not exist.
+        offline: Forbids the network.
+        announce: Called with one line for everything that a user should know.
 
     Returns:
         The content by file name.
 
     Raises:
-        DataError: a file is missing or damaged and could not be fetched, or must not be (``offline``).
+        DataError: A file is missing or damaged and could not be downloaded, or must not be (``offline``).
     """
     cached = {file.name: directory / file.name for file in source.files}
     contents, problems = _read_all(source, cached)
@@ -67,8 +74,8 @@ def obtain(source: Source, directory: Path, *, offline: bool, announce: Announce
                 contents, problems = _read_all(source, cached)
     except OSError as error:
         raise DataError(
-            f"{source.name} cannot be stored in {directory}: {error.strerror or error}; name a folder that "
-            "can be written in the environment variable NORMWISE_CACHE"
+            f"{source.name} cannot be stored in {directory}: {error.strerror or error}; name a writable "
+            "folder in the environment variable NORMWISE_CACHE"
         ) from error
     if problems:  # only if something else changes the cache at the same time
         raise DataError(f"{_first(problems)}; run again, or {source.remedy(directory)}")
@@ -99,7 +106,7 @@ def _announce_damage(
 
 
 def _fetch(source: Source, directory: Path, announce: Announce) -> None:
-    """Put every file that is not good yet into ``directory``."""
+    """Put every file that is missing or damaged into ``directory``."""
     size = f"{source.download_size / 1e6:.1f} MB"
     started = time.monotonic()
     announce(
@@ -111,7 +118,8 @@ def _fetch(source: Source, directory: Path, announce: Announce) -> None:
         announce(f"{source.name}: not from Debian ({apt_error})")
         announce(f"{source.name}: fetching up to {size} from {source.url} to {directory}")
         try:
-            _fetch_from_site(source, directory)
+            for file in _missing(source, directory):
+                _download(source.url + file.name, directory / file.name, file)
         except DataError as site_error:
             raise DataError(
                 f"{source.name} could not be fetched, neither as Debian's package ({apt_error}) nor from its "
@@ -120,60 +128,108 @@ def _fetch(source: Source, directory: Path, announce: Announce) -> None:
     announce(f"{source.name}: fetched and verified in {time.monotonic() - started:.0f} s")
 
 
-def _fetch_from_site(source: Source, directory: Path) -> None:
-    """Download the files one by one, or the package that holds them, which is then unpacked without apt."""
-    if source.package_file is None:
-        for file in _not_good(source, directory):
-            download(source.url + file.name, directory / file.name, file)
-        return
-    package = directory / source.package_file.name
-    try:
-        download(source.url, package, source.package_file)
-        for file in _not_good(source, directory):
-            part = part_of(directory / file.name)
-            part.write_bytes(unpack(package, file.name))
-            store(part, directory / file.name, file)
-    finally:
-        package.unlink(missing_ok=True)
-
-
 def _fetch_package(source: Source, directory: Path, announce: Announce) -> None:
     work = directory / ".apt"
-    shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
+    shutil.rmtree(work, ignore_errors=True)  # left behind by a killed process: this one holds the lock
     work.mkdir()
     try:
         unpacked = download_package(source, work, announce)
-        for file in _not_good(source, directory):
+        for file in _missing(source, directory):
             path = next(iter(sorted(unpacked.rglob(file.name))), None)
             if path is None:
                 raise DataError(f"the package holds no {file.name}")
-            store(path, directory / file.name, file)
-            part_of(directory / file.name).unlink(missing_ok=True)
+            _store(path, directory / file.name, file)
+            _part(directory / file.name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _not_good(source: Source, directory: Path) -> list[SourceFile]:
+def _missing(source: Source, directory: Path) -> list[SourceFile]:
     _, problems = _read_all(source, {file.name: directory / file.name for file in source.files})
     return [file for file in source.files if file.name in problems]
 
 
+def _store(path: Path, target: Path, file: SourceFile) -> None:
+    """Verify ``path`` and move it to ``target`` on the same file system."""
+    read_content(path, file)
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())  # else a power cut could leave the name without the content
+    path.replace(target)
+
+
+def _part(target: Path) -> Path:
+    """Return where an unfinished download of ``target`` is kept."""
+    return target.with_name(f"{target.name}.part")
+
+
+def _download(url: str, target: Path, file: SourceFile) -> None:
+    """Download ``url`` to ``target``, continuing an earlier download that broke off.
+
+    What has arrived is kept beside ``target`` with the suffix ``.part``. ``target`` itself appears only once
+    it is complete and verified. A broken connection is tried again, three times in all.
+
+    Raises:
+        DataError: The site cannot be reached, or sends something else.
+    """
+    part = _part(target)
+    reason: Exception | None = None
+    for _ in range(_ATTEMPTS):
+        resumed = part.exists()
+        try:
+            _append(url, part, file.limit)
+            _store(part, target, file)
+            return
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = error
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                break
+        except DataError as error:
+            part.unlink(missing_ok=True)
+            reason = error
+            if not resumed:  # the site sent a complete file with the wrong content
+                break
+        except (OSError, http.client.HTTPException) as error:
+            reason = error
+    raise DataError(f"{url}: {reason or 'no answer'}")
+
+
+def _append(url: str, part: Path, limit: int) -> None:
+    """Download to the end of ``part``, at most ``limit`` bytes in all."""
+    size = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    with urllib.request.urlopen(request, timeout=_SILENCE_SECONDS) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            size = 0  # the site ignores ranges and sends the whole file (a wrong range fails the checksum)
+        length = response.headers.get("Content-Length", "")
+        total = size + int(length) if length.isdecimal() else None
+        # silent if stderr is not a terminal, and for the first two seconds
+        bar = tqdm(
+            desc=part.stem, total=total, initial=size, unit="B", unit_scale=True, disable=None, delay=2
+        )
+        with part.open("ab" if size else "wb") as stream, bar:
+            while chunk := response.read(1 << 16):
+                size += len(chunk)
+                if size > limit:
+                    raise DataError(f"expected at most {limit:,} bytes, found more")
+                stream.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and size < total:
+        raise ConnectionError(f"the connection broke off after {size:,} of {total:,} bytes")
+
+
 @contextlib.contextmanager
 def _lock(directory: Path, source: Source, announce: Announce) -> Iterator[None]:
-    """Let one process at a time fetch into ``directory``.
-
-    The operating system frees the lock when its holder ends in any way. Where it has no such locks
-    (Windows), two processes may fetch the same files; each file is verified all the same.
-    """
-    if sys.platform == "win32":
+    """Let one process at a time fetch into ``directory``. The system frees the lock when its holder ends."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        announce(f"{source.name}: waiting for another process that is fetching it to {directory}")
+        lock.acquire()
+    try:
         yield
-        return
-    import fcntl
-
-    with (directory / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce(f"{source.name}: waiting for another process that is fetching it to {directory}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    finally:
+        lock.release()

@@ -1,37 +1,37 @@
-"""Carry out runs: those that are not finished yet, several at a time, each on one thread."""
+"""Execute the runs that are not finished yet, several at a time, each on one thread."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 import torch
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from normwise.lab.engine.run import Run
+from normwise.lab.engine.run import Metrics, Run
 from normwise.lab.engine.store import Store
 
-if TYPE_CHECKING:
-    from normwise.lab.engine.cluster import Cluster
+__all__ = ["HERE", "Outcome", "Progress", "RunError", "Workers", "attempt", "execute", "local_workers"]
 
-__all__ = ["Outcome", "Progress", "RunError", "attempt", "carry_out", "describe"]
-
-Summary = dict[str, Any]
 Progress = Callable[[int, int, float], None]
-"""Is called with the number of runs done, that of runs to do, and the share of the expected time done."""
+"""Called with the number of finished runs, of runs to execute, and the finished fraction of their cost."""
 
-# The number of threads and the state of torch's generator belong to the process: two runs in one process
-# would not have the numbers of one.
+# Threads and torch's random state belong to the process: two runs at once would disturb each other.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class RunError(ValueError):
-    """A run ended in an error of its own, or what carried it out died. The message is one line."""
+    """A run failed, or the process that executed it died. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -39,132 +39,196 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes back from a run: what it logged and its summary, or the error in which it ended.
+    """What comes back from a run: its metrics and its summary, or an error.
 
     Attributes:
-        settings: The run.
-        metrics: What it logged.
-        summary: What came out; None where the run ended in an error.
-        error: The error in a line; "" where there was none.
-        details: The error's traceback.
+        metrics: The lines that it logged.
+        summary: The summary; None if the run failed.
+        error: The error in one line; "" if there was none.
+        traceback: The traceback of the error.
     """
 
-    settings: Run
-    metrics: list[dict[str, Any]]
-    summary: Summary | None
+    metrics: list[Metrics]
+    summary: Metrics | None
     error: str = ""
-    details: str = ""
+    traceback: str = ""
 
 
-def carry_out(
-    wanted: Iterable[Run],
-    store: Store,
-    jobs: int | None = 1,
-    progress: Progress = lambda done, total, share: None,
-    cluster: Cluster | None = None,
-) -> dict[str, Summary]:
-    """Return the summaries of all runs, by identity; carry out those that the store does not have.
-
-    Each run takes one thread and its own random streams, so the numbers depend neither on ``jobs`` nor on
-    ``cluster``. Runs come back to this process, which alone writes to the store, each run when it arrives: a
-    job that is killed loses only the runs under way. After a run that ended in an error no other is
-    begun; those under way are finished and kept.
+def attempt(run: Run, identity: str) -> Outcome:
+    """Execute one run on one thread and return its outcome, even if it fails.
 
     Args:
-        wanted: The runs; one that is named twice is carried out once.
-        store: Where finished runs are kept.
-        jobs: How many runs go side by side, each in a process of its own; 1: all in this process. With a
-            cluster, how many of its workers are used at a time; None: all of them.
-        progress: Is called at the start and after each run.
-        cluster: Where the runs are carried out; None: on this machine.
-
-    Raises:
-        RunError: A run ended in an error, or a process that carries out runs died for good.
+        run: The run.
+        identity: The identity of the run in the process that asked for it. If it differs here, as with
+            another version of normwise or torch, nothing is executed.
     """
-    distinct = {settings.identity: settings for settings in wanted}
-    summaries = {identity: store.summary(settings) for identity, settings in distinct.items()}
-    missing = [settings for identity, settings in distinct.items() if summaries[identity] is None]
-    # The long ones first, so that no process ends with a long one alone.
-    missing.sort(key=lambda settings: -settings.cost)
-    progress(0, len(missing), 0.0)
-    if not missing:
-        return {identity: summary for identity, summary in summaries.items() if summary is not None}
-    failures: list[Outcome] = []
-    if cluster is None:
-        jobs = min(jobs or 1, len(missing))
-        pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-        task = delayed(attempt)
-    else:
-        pool, task = cluster.parallel(jobs), delayed(cluster.task)
-    # joblib takes the next one when one is done, so none is begun after a failure
-    tasks = (task(settings, settings.identity) for settings in missing if not failures)
-    done, spent, whole = 0, 0.0, sum(settings.cost for settings in missing)
-    try:
-        for outcome in pool(tasks):
-            if outcome.summary is None:
-                failures.append(outcome)
-                store.write_failure(outcome.settings, outcome.details or outcome.error)
-                continue
-            store.write_run(outcome.settings, outcome.metrics, outcome.summary)
-            summaries[outcome.settings.identity] = outcome.summary
-            done += 1
-            spent += outcome.settings.cost
-            progress(done, len(missing), min(1.0, spent / whole))  # the sum was in another order
-    except BrokenProcessPool as error:
-        raise RunError(
-            f"a process that carried out runs was killed, as when memory runs out; {done} finished runs are "
-            f"kept: give the same command again, with fewer than --jobs {jobs}"
-        ) from error
-    if failures:
-        raise _error(failures, done, store)
-    return {identity: summary for identity, summary in summaries.items() if summary is not None}
-
-
-def attempt(settings: Run, identity: str) -> Outcome:
-    """Carry out one run on one thread; an error becomes part of the outcome.
-
-    Args:
-        settings: The run.
-        identity: That of the settings where the run was asked for. It is another one here if the versions
-            are, and then nothing is run.
-    """
-    metrics: list[dict[str, Any]] = []
-    if settings.identity != identity:
-        versions = settings.as_dict()["versions"]
-        return Outcome(settings, metrics, None, f"the worker has other versions than asked for: {versions}")
+    metrics: list[Metrics] = []
+    if run.identity != identity:
+        versions = run.as_dict()["versions"]
+        return Outcome(metrics, None, f"the worker has other versions than asked for: {versions}")
     with _ONE_AT_A_TIME:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         begin = time.perf_counter()
         try:
-            summary = settings.run(metrics.append)
-        except Exception as error:  # whatever it is, the other runs must not be lost for it
+            summary = run.run(metrics.append)
+        except Exception as error:  # no error of one run may stop the others
             line = traceback.format_exception_only(error)[-1].strip()
-            return Outcome(settings, metrics, None, line, traceback.format_exc())
+            return Outcome(metrics, None, line, traceback.format_exc())
         finally:
             torch.set_num_threads(threads)
     summary["seconds"] = round(time.perf_counter() - begin, 3)
-    return Outcome(settings, metrics, summary)
+    return Outcome(metrics, summary)
 
 
-def describe(settings: Run) -> str:
-    """Return a run's identity and what is not at its default, in a line."""
+class _InProcess(Executor):
+    """An executor that runs each task in this thread when it is submitted."""
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(task(*args, **kwargs))
+        return future
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What executes runs.
+
+    Attributes:
+        executor: Any executor of ``concurrent.futures``.
+        at_once: Number of runs that are submitted and not finished.
+        task: What the executor calls for each run, with the run and its identity.
+    """
+
+    executor: Executor
+    at_once: int = 1
+    task: Callable[[Run, str], Outcome] = attempt
+
+
+HERE = Workers(_InProcess())
+"""This process, one run at a time."""
+
+
+@contextlib.contextmanager
+def local_workers(jobs: int) -> Iterator[Workers]:
+    """Start ``jobs`` processes on this machine that execute runs; for one job, use this process.
+
+    The processes end with this one, however it ends.
+    """
+    if jobs == 1:
+        yield HERE
+        return
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    try:
+        yield Workers(executor, jobs)
+    except BaseException:  # such as Ctrl-C: do not wait for the runs in progress
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this worker process ignore Ctrl-C, which its parent handles, and end when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def execute(
+    wanted: Iterable[Run],
+    store: Store,
+    workers: Workers = HERE,
+    progress: Progress = lambda done, total, share: None,
+) -> dict[str, Metrics]:
+    """Execute the runs that the store does not have, and return the summaries of all runs by identity.
+
+    Each run uses one thread and its own random streams, so the numbers do not depend on ``workers``. Only
+    this process writes to the store, each run when it arrives, so a killed job loses only the runs in
+    progress. After a run has failed no other run is submitted; those already submitted are finished and kept.
+
+    Args:
+        wanted: The runs; duplicates are executed once.
+        store: Where finished runs are kept.
+        workers: What executes the runs.
+        progress: Called at the start and after each run.
+
+    Raises:
+        RunError: A run failed, a worker process died, or the connection to a cluster was lost.
+    """
+    distinct = {run.identity: run for run in wanted}
+    summaries = {identity: store.summary(run) for identity, run in distinct.items()}
+    missing = [run for identity, run in distinct.items() if summaries[identity] is None]
+    # Start the long runs first, so that no worker is left alone with a long one at the end.
+    missing.sort(key=lambda run: -run.cost)
+    progress(0, len(missing), 0.0)
+    queue = iter(missing)
+    pending: dict[Future[Outcome], Run] = {}
+    failures: list[tuple[Run, Outcome]] = []
+    done, spent, whole = 0, 0.0, sum(run.cost for run in missing)
+    while True:
+        if not failures:
+            for run in islice(queue, workers.at_once - len(pending)):
+                pending[workers.executor.submit(workers.task, run, run.identity)] = run
+        if not pending:
+            break
+        lost: BaseException | None = None
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            run = pending.pop(future)
+            try:
+                outcome = future.result()
+            except (BrokenProcessPool, CancelledError) as error:
+                lost = error
+                continue
+            except Exception as error:  # the worker died too often, or its result could not be sent
+                outcome = Outcome([], None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            if outcome.summary is None:
+                failures.append((run, outcome))
+                store.write_failure(run, outcome.traceback or outcome.error)
+                continue
+            store.write_run(run, outcome.metrics, outcome.summary)
+            summaries[run.identity] = outcome.summary
+            done += 1
+            spent += run.cost
+            progress(done, len(missing), min(1.0, spent / whole))  # rounding: summed in another order
+        if lost is not None:
+            raise _lost(lost, done, workers) from lost
+    if failures:
+        run, outcome = failures[0]
+        others = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
+        raise RunError(
+            f"run {_described(run)} failed: {outcome.error}{others}; more in "
+            f"{store.run_folder(run) / 'failure.txt'}; {done} finished runs are kept, the same command goes "
+            "on from here"
+        )
+    return {identity: summary for identity, summary in summaries.items() if summary is not None}
+
+
+def _lost(error: BaseException, done: int, workers: Workers) -> RunError:
+    """Return the error for workers that are gone."""
+    kept = f"{done} finished runs are kept"
+    if isinstance(error, BrokenProcessPool):
+        return RunError(
+            f"a process that executed runs was killed, as when memory runs out; {kept}: give the same "
+            f"command again, with fewer than --jobs {workers.at_once}"
+        )
+    return RunError(f"the connection to the cluster was lost; {kept}: the same command goes on from here")
+
+
+def _described(run: Run) -> str:
+    """Return identity, class and settings of a run in one line, without the settings at their default."""
     changed = [
-        f"{field.name}={getattr(settings, field.name)}"
-        for field in fields(settings)
+        f"{field.name}={getattr(run, field.name)}"
+        for field in fields(run)
         if field.name not in ("fingerprint", "seed")
-        and (field.default is MISSING or getattr(settings, field.name) != field.default)
+        and (field.default is MISSING or getattr(run, field.name) != field.default)
     ]
-    return (
-        f"{settings.identity} ({type(settings).__name__}: {', '.join([*changed, f'seed={settings.seed}'])})"
-    )
-
-
-def _error(failures: list[Outcome], done: int, store: Store) -> RunError:
-    first = failures[0]
-    others = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
-    return RunError(
-        f"run {describe(first.settings)} failed: {first.error}{others}; more in "
-        f"{store.run_folder(first.settings) / 'failure.txt'}; {done} finished runs are kept, the same "
-        "command goes on from here"
-    )
+    return f"{run.identity} ({type(run).__name__}: {', '.join([*changed, f'seed={run.seed}'])})"

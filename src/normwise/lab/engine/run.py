@@ -12,15 +12,13 @@ from typing import Any
 import torch
 
 import normwise as nw
+from normwise.lab.engine.sources import source_hash
 
 __all__ = ["Log", "Metrics", "Run"]
 
 Metrics = dict[str, Any]
 Log = Callable[[Metrics], None]
 """Called by a run with one line of metrics."""
-
-# Raise this number in a commit that changes what a run computes. Earlier runs are then not reused.
-REVISION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,9 @@ class Run(ABC):
         """
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything that the results depend on, as plain values."""
-        versions = {"normwise": nw.__version__, "revision": REVISION, "torch": torch.__version__}
+        """Return everything that the results depend on, as plain values: settings, versions, source code."""
+        code = source_hash(type(self))
+        versions = {"normwise": nw.__version__, "code": code, "torch": torch.__version__}
         return {"run": type(self).__name__, **asdict(self), "versions": versions}
 
     @property

@@ -211,7 +211,7 @@ def _not_finite(step: int, reason: str) -> Metrics:
 @lru_cache(maxsize=1)
 def _text(name: str, fingerprint: str) -> Text:
     """Return the text. It is cached, as successive runs use the same one."""
-    text = load_text(name, offline=True, announce=lambda line: None)
+    text = load_text(name)
     if text.fingerprint != fingerprint:
         raise ValueError(
             f"{name} is not the text of these settings: its SHA-256 is {text.fingerprint[:12]}…, "
