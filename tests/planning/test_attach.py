@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.planning.models import planned, shared
+from tests.planning.models import made, planned, shared
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -138,7 +138,7 @@ def test_it_logs_what_it_chose_and_why_and_prints_nothing(
     assert "Σlr = 0.505 over 100 steps of CosineAnnealingLR, simulated on a copy" in text
     assert '"rms", as the steps of Adam do not grow with the gradient' in text
     assert f"{decay.rule.settings()['coefficient']:.4g}" in text
-    assert vars(decay)["_notes"] == caplog.messages
+    assert all(message in decay.explain() for message in caplog.messages)
     decay.remove()
 
 
@@ -202,6 +202,25 @@ def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
         _attach(plan, torch.optim.SGD(plan.param_groups(), lr=0.0), total_steps=10)
     with pytest.raises(ValueError, match="degree=3 is not allowed: give 2 for SGD"):
         _attach(plan, total_steps=10, degree=3)
+
+
+def test_frozen_parameters_need_not_be_in_the_optimizer() -> None:
+    model, batches = made("resnet")
+    model.get_submodule("one").requires_grad_(False)
+    plan = nw.plan(model, batches)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    decay = _attach(plan, optimizer, total_steps=10)
+    frozen = {id(p) for p in model.get_submodule("one").parameters()}
+    assert decay.units
+    assert not frozen & {id(p) for unit in decay.units for p in unit.params}
+
+
+def test_a_weight_that_was_frozen_since_the_plan_is_named() -> None:
+    model, batches = made("resnet")
+    plan = nw.plan(model, batches)
+    model.get_submodule("one").requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'one\.conv1\.weight' is not frozen in the plan.*plan anew"):
+        _attach(plan, total_steps=10)
 
 
 def _all_but(model: nn.Module, name: str) -> list[nn.Parameter]:

@@ -153,6 +153,26 @@ def test_a_frozen_parameter_is_not_missing() -> None:
     assert audit.parameters[0].decayed_by == "frozen"
 
 
+def test_frozen_parameters_in_the_optimizer_are_not_decayed() -> None:
+    first = nn.Linear(6, 8, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model[:2].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    audit = nw.audit(model, optimizer, [torch.randn(16, 6)])
+    assert found(audit) == {"decayed vectors": {"2.bias"}}
+    assert [p.decayed_by for p in audit.parameters[:3]] == ["frozen"] * 3
+    assert audit.parameters[3].effect == "regularises"  # its partner in the pair is frozen
+    before = first.weight.clone()
+    model(torch.randn(16, 6)).sum().backward()
+    optimizer.step()
+    assert torch.equal(first.weight, before)
+    # a gradient from before the freezing is another matter: the optimizer steps with it
+    first.weight.grad = torch.zeros_like(first.weight)
+    assert "weight_decay" in nw.audit(model, optimizer).parameters[0].decayed_by
+    optimizer.step()
+    assert not torch.equal(first.weight, before)
+
+
 def test_decay_through_the_gradient_of_adam_is_divided() -> None:
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
     audit = nw.audit(model, torch.optim.Adam(model.parameters(), weight_decay=0.1))

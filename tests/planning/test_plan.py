@@ -223,6 +223,76 @@ def test_what_is_undetermined_is_left_alone_and_says_so() -> None:
     assert "undetermined, so left alone (too noisy)" in treatment.reason
 
 
+class Adapter(nn.Module):
+    """A linear map W + BA before a norm."""
+
+    W: nn.Parameter
+    A: nn.Parameter
+    B: nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {"W": (8, 6), "A": (2, 6), "B": (8, 2)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x @ (self.W + self.B @ self.A).T)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "verdicts", "symmetries"),
+    [
+        ("", {"W": "shrink", "A": "shrink", "B": "shrink"}, 2),  # W with A and W with B
+        ("W", {"W": "none", "A": "balance", "B": "balance"}, 1),
+        ("A", {"W": "shrink", "A": "none", "B": "shrink"}, 1),
+        ("AB", {"W": "L2", "A": "none", "B": "none"}, 0),
+    ],
+)
+def test_symmetries_of_a_plan_leave_frozen_parameters_alone(
+    frozen: str, verdicts: dict[str, str], symmetries: int
+) -> None:
+    torch.manual_seed(0)
+    model, x = Adapter().double(), torch.randn(16, 6, dtype=torch.float64)
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    plan = nw.plan(model, [x])
+    assert {name: plan.verdicts[name] for name in "WAB"} == verdicts
+    assert len(plan.symmetries) == symmetries
+    assert all(plan.treatments["WAB".index(name)].cause == "frozen" for name in frozen)
+    before = model(x)
+    for symmetry in plan.symmetries:  # each changes nothing, without the frozen parameters
+        assert not set(frozen) & set(symmetry)
+        with torch.no_grad():
+            for name, exponent in symmetry.items():
+                model.get_parameter(name).mul_(1.7**exponent)
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_gain_leaves_its_partner_without_a_symmetry() -> None:
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    model[1].requires_grad_(False)
+    plan = nw.plan(model, [torch.randn(16, 4)], overrides={"*": "L2", "0.*": "shrink"})
+    assert plan.verdicts["0.weight"] == "shrink"
+    last = plan.treatments[-2]
+    assert (last.name, last.cause, last.reason) == ("3.weight", "in no symmetry", last.reason)
+    assert plan.verdicts["1.weight"] == "none"  # overrides do not reach frozen parameters
+    assert "no optimizer step" in plan.treatments[1].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.cfloat])
+def test_parameters_that_are_not_real_numbers_are_left_alone(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.LayerNorm(5))
+    model.table = nn.Parameter(torch.ones(3, 4).to(dtype), requires_grad=dtype.is_complex)
+    plan = nw.plan(model, [torch.randn(16, 4)])
+    assert plan.verdicts["table"] == "none"
+    assert plan.verdicts["0.weight"] == "shrink"
+    assert plan.treatments[0].cause == ("not real numbers" if dtype.is_complex else "frozen")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    assert nw.audit(model, optimizer, plan=plan).parameters[0].decayed_by in ("–", "frozen")
+
+
 def test_a_module_may_mark_its_parameters() -> None:
     layer = nn.Linear(4, 5, bias=False)
     layer.weight._no_weight_decay = True  # type: ignore[attr-defined]

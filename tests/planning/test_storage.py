@@ -107,6 +107,16 @@ def test_ties_are_part_of_the_fit() -> None:
         other_plan.apply_to(tied)
 
 
+def test_frozen_parameters_are_part_of_the_fit(tmp_path: Path) -> None:
+    model, batches = made("resnet")
+    model.get_submodule("fc").requires_grad_(False)
+    plan = nw.plan(model, batches)
+    plan.save(tmp_path / "plan.json")
+    assert nw.Plan.load(tmp_path / "plan.json", model).treatments == plan.treatments
+    with pytest.raises(ValueError, match=r"'fc\.weight' is frozen in the plan, unlike in the model"):
+        nw.Plan.load(tmp_path / "plan.json", CASES["resnet"].build())
+
+
 def _changed(*path: Any, to: Any = None, drop: bool = False) -> str:
     """Return a valid plan for :class:`_Model` with one value replaced, or dropped."""
     symmetry = {"w": 1, "v": -1}
@@ -182,8 +192,8 @@ def _places(value: Any, *path: Any) -> list[tuple[Any, ...]]:
 
 
 _PLACES = _places(json.loads(_changed("format", to=2)))
-_ODD = [None, True, 0, -1, 3, 10**9, 1.5, float("nan"), "", "w", "v", "shrink", "rôle\n", [], [[0, 1]], ["w"]]
-_ODD += [{}, {"w": 1}, {"verdict": "none", "cause": "no effect"}]
+_ODD: list[Any] = [None, True, 0, -1, 3, 10**9, 1.5, float("nan"), "", "w", "v", "shrink", "rôle\n"]
+_ODD += [[], [[0, 1]], ["w"], {}, {"w": 1}, {"verdict": "none", "cause": "no effect"}]
 
 
 @settings(max_examples=300, deadline=None)

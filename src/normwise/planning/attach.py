@@ -73,7 +73,7 @@ def attach(
         notes.append("weights in half precision: decay below their precision is kept (compensated=True)")
     for note in notes:
         _logger.info(note)
-    vars(decay)["_notes"] = notes  # decay.explain() shows them
+    decay._notes += notes
     return decay
 
 

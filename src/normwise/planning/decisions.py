@@ -27,20 +27,28 @@ def decide(
         overrides: {pattern: verdict}; the last pattern that matches a name decides.
     """
     parameters = dict(model.named_parameters())
-    if list(parameters) != inv.names:
-        stray = sorted(set(parameters) ^ set(inv.names))
+    real = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
+    if real != inv.names:
+        stray = sorted(set(real) ^ set(inv.names))
         raise ValueError(
             "invariances are those of another model (different parameters: "
             f"{', '.join(stray[:3]) or 'the order'}): find them for this one"
         )
     aliases = parameter_aliases(model)
     roles = {name: role_of(model, name, parameter) for name, parameter in parameters.items()}
-    symmetries = readable_symmetries(inv, lambda name: roles[name] == "weight")
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    symmetries = readable_symmetries(inv, lambda name: roles[name] == "weight", frozen)
     treatments = []
     for name, parameter in parameters.items():
         blank = Treatment(name, tuple(parameter.shape), role=roles[name], aliases=aliases[name])
-        marked = getattr(parameter, "_no_weight_decay", False)
-        treatments.append(replace(blank, cause=Cause.MARKED) if marked else _decided(blank, inv, symmetries))
+        if name in frozen:
+            treatments.append(replace(blank, cause=Cause.FROZEN))
+        elif not parameter.is_floating_point():
+            treatments.append(replace(blank, cause=Cause.NOT_REAL))
+        elif getattr(parameter, "_no_weight_decay", False):
+            treatments.append(replace(blank, cause=Cause.MARKED))
+        else:
+            treatments.append(_decided(blank, inv, symmetries))
     return _overridden(treatments, inv, overrides or {}), symmetries
 
 
@@ -121,7 +129,8 @@ def _matches(treatment: Treatment, pattern: str) -> bool:
 
 def _override(before: Treatment, inv: Invariances, overrides: Mapping[str, str]) -> Treatment:
     matching = [pattern for pattern in overrides if _matches(before, pattern)]
-    if not matching or overrides[matching[-1]] == before.verdict:
+    fixed = before.cause in (Cause.FROZEN, Cause.NOT_REAL)
+    if fixed or not matching or overrides[matching[-1]] == before.verdict:
         return before
     verdict = Verdict(overrides[matching[-1]])
     dim = inv.scale_invariant.get(before.name) if verdict == Verdict.SHRINK else None

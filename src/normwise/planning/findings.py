@@ -140,7 +140,7 @@ def _about_pulls(parameters: Sequence[AuditedParameter]) -> Iterable[Finding]:
 def _about_undecayed(parameters: Sequence[AuditedParameter]) -> Iterable[Finding]:
     yield from _finding(
         "undecayed weights",
-        _names(parameters, lambda p: p.role == "weight" and p.in_optimizer and not p.pulls),
+        _names(parameters, lambda p: p.role == "weight" and p.stepped and not p.pulls),
         "weights that nothing decays",
         "give batches to nw.audit, to see which of them only have a direction",
     )
@@ -148,7 +148,7 @@ def _about_undecayed(parameters: Sequence[AuditedParameter]) -> Iterable[Finding
 
 def _about_effects(parameters: Sequence[AuditedParameter]) -> Iterable[Finding]:
     decayed = [p for p in parameters if p.pulls]
-    undecayed = [p for p in parameters if p.in_optimizer and not p.pulls]
+    undecayed = [p for p in parameters if p.stepped and not p.pulls]
     # Whoever attaches a rule wants the effective learning rate: only the optimizer's decay is a finding.
     only_rate = [
         p

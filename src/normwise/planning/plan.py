@@ -46,7 +46,11 @@ def plan(
     - ``"balance"``: in a symmetry that scales some weights up and others down, so that gradient flow
       conserves ‖w_a‖² − ‖w_b‖². Decay balances the two sides and regularises their product.
     - ``"L2"``: in no symmetry. Plain L2 regularises.
-    - ``"none"``: gains, biases and other vectors; parameters without effect; undetermined parameters.
+    - ``"none"``: gains, biases and other vectors; parameters that are frozen, have no effect, are
+      undetermined or do not hold real numbers.
+
+    A symmetry with a frozen parameter does not count, as decay cannot scale that parameter. So freeze first,
+    and plan anew after you freeze or unfreeze parameters.
 
     Args:
         model: Any module with a trainable parameter; it is not changed.
@@ -208,6 +212,7 @@ class Plan:
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
         weights = [(t, self._named[t.name][1]) for t in self.treatments if t.verdict == Verdict.SHRINK]
         budgets, source = budgets_of(optimizer, total_time, scheduler, total_steps, scheduler_interval)
         return attach(weights, optimizer, budgets, source, degree, strength)

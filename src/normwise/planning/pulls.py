@@ -60,7 +60,7 @@ class AuditedParameter:
         role: "weight", "bias", "gain" or "vector".
         pulls: What decays it.
         in_optimizer: Whether the optimizer holds it.
-        trainable: Whether it requires a gradient.
+        trainable: Whether it gets gradients. The optimizer neither steps nor decays other parameters.
         treatment: The treatment that a plan gives it; None if the audit had neither batches nor a plan.
     """
 
@@ -71,6 +71,11 @@ class AuditedParameter:
     in_optimizer: bool
     trainable: bool
     treatment: Treatment | None = None
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the optimizer steps it."""
+        return self.in_optimizer and self.trainable
 
     @property
     def verdict(self) -> Verdict | None:
@@ -99,14 +104,16 @@ class AuditedParameter:
     @property
     def decayed_by(self) -> str:
         """What decays the parameter, in words."""
+        if not self.trainable:
+            return "frozen"
         if not self.in_optimizer:
-            return "not in the optimizer" if self.trainable else "frozen"
+            return "not in the optimizer"
         return " and ".join(map(str, self.pulls)) or "–"
 
     @property
     def effect(self) -> str:
         """What the decay, or its absence, does."""
-        if not self.in_optimizer:
+        if not self.stepped:
             return "–"
         if self.without_effect:
             return "changes nothing"
@@ -143,18 +150,25 @@ def audited_parameters(
     named = dict(model.named_parameters())
     pulls = _pulls(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [
-        AuditedParameter(
-            name,
-            named[name].numel(),
-            role_of(model, name, named[name]),
-            tuple(dict.fromkeys(pulls.get(id(named[name]), ()))),
-            id(named[name]) in held,
-            named[name].requires_grad,
-            treatments.get(name),
+    audited = []
+    for name in parameter_aliases(model):
+        parameter = named[name]
+        in_optimizer = id(parameter) in held
+        stale_gradient = in_optimizer and parameter.grad is not None
+        trainable = parameter.requires_grad or stale_gradient
+        acting = pulls.get(id(parameter), ()) if trainable else ()
+        audited.append(
+            AuditedParameter(
+                name=name,
+                numel=parameter.numel(),
+                role=role_of(model, name, parameter),
+                pulls=tuple(dict.fromkeys(acting)),
+                in_optimizer=in_optimizer,
+                trainable=trainable,
+                treatment=treatments.get(name),
+            )
         )
-        for name in parameter_aliases(model)
-    ]
+    return audited
 
 
 def _pulls(optimizer: Optimizer) -> dict[int, list[Pull]]:

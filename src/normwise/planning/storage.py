@@ -14,7 +14,7 @@ from normwise.invariance import parameter_of
 from normwise.planning.parameters import ROLES, bare, parameter_aliases
 from normwise.planning.treatment import Cause, Symmetry, Treatment, Verdict, keys_of
 
-__all__ = ["bind", "from_json", "read", "to_json"]
+__all__ = ["bind", "check_frozen", "from_json", "read", "to_json"]
 
 _FORMAT = 2
 
@@ -113,12 +113,13 @@ def _checked(parse: Any, entry: Any, *arguments: Any) -> Any:
 
 
 def _fingerprint(entry: dict[str, Any]) -> Treatment:
-    """Return a treatment with the name, shape, role and aliases of an entry, and no decision."""
+    """Return a treatment with the fields of an entry that :func:`bind` compares, and no decision."""
     shape, role = _list(entry["shape"], int), _typed(entry, "role", str)
     if min(shape, default=0) < 0 or role not in ROLES:
         raise ValueError(f"role {role!r} and shape {shape!r}")
     aliases = _list(entry.get("aliases", []), str)
-    return Treatment(_typed(entry, "name", str), shape, role=role, aliases=aliases)
+    cause = Cause(entry["cause"])
+    return Treatment(_typed(entry, "name", str), shape, cause=cause, role=role, aliases=aliases)
 
 
 def _treatment(entry: dict[str, Any], blank: Treatment, names: set[str]) -> Treatment:
@@ -194,7 +195,7 @@ def bind(treatments: Sequence[Treatment], model: nn.Module) -> dict[str, tuple[s
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: The model has other parameters, shapes or ties than the plan; the message names the
+        ValueError: The model has other parameters, shapes, ties or frozen parameters; the message names the
             first difference.
     """
     if not isinstance(model, nn.Module):
@@ -223,7 +224,22 @@ def bind(treatments: Sequence[Treatment], model: nn.Module) -> dict[str, tuple[s
     for name, full in in_model.items():
         if name not in planned:
             raise _misfit(f"{full!r} is in the model and not in the plan")
-    return {t.name: (in_model[name], named[in_model[name]]) for name, t in planned.items()}
+    bound = {t.name: (in_model[name], named[in_model[name]]) for name, t in planned.items()}
+    check_frozen(treatments, {name: parameter for name, (_, parameter) in bound.items()})
+    return bound
+
+
+def check_frozen(treatments: Sequence[Treatment], parameters: Mapping[str, Tensor]) -> None:
+    """Raise an error that names the first parameter that is frozen only in the plan, or only in the model.
+
+    Args:
+        treatments: The treatments of the plan.
+        parameters: {name in the plan: parameter}.
+    """
+    for t in treatments:
+        frozen = t.cause == Cause.FROZEN
+        if parameters[t.name].requires_grad == frozen:
+            raise _misfit(f"{t.name!r} is {'' if frozen else 'not '}frozen in the plan, unlike in the model")
 
 
 def _misfit(difference: str) -> ValueError:

@@ -6,15 +6,21 @@ is a symmetry too, so the former could replace the latter in the group. Decaying
 product. So each group is reduced to the best of its equivalents: the one with the most weights (a layer that
 writes, rather than the gain of its layer scale), then with the fewest members (no further bias), then without
 parts of packed parameters, then the latest in the model (a layer that writes, rather than one that it reads).
+
+Decay changes no frozen parameter, so only symmetries without frozen parameters remain. In a low-rank adapter
+W + BA, W and B are jointly scale-invariant. If W is frozen, decay of B changes the outputs; only A against
+B remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from normwise.invariance import Invariances, expand_parts, merge_parts, parameter_of
+from normwise.invariance.symmetries import jointly_invariant_groups
 from normwise.planning.treatment import Symmetry, is_group
 
 __all__ = ["readable_symmetries"]
@@ -22,18 +28,26 @@ __all__ = ["readable_symmetries"]
 Cost = tuple[int, int, int, int]
 
 
-def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> list[Symmetry]:
+def readable_symmetries(
+    inv: Invariances, is_weight: Callable[[str], bool], frozen: Collection[str] = ()
+) -> list[Symmetry]:
     """Return a basis of the joint symmetries: groups first, reduced as the module says, then the others.
 
     Args:
         inv: The invariances.
         is_weight: Whether the parameter of this name is a weight (no gain, bias or other vector).
+        frozen: The parameters that do not change.
     """
     place: dict[str, int] = {}
     for name in inv.names:  # a parameter before its parts
         for key in [name, *inv.parts.get(name, ())]:
             place[key] = len(place)
-    joint = [expand_parts(s, inv.parts) for s in inv.joint]
+    joint: list[Symmetry] = [expand_parts(s, inv.parts) for s in inv.joint]
+    groups: list[Symmetry] = [expand_parts(s, inv.parts) for s in inv.groups]
+    fixed = [key for key in place if parameter_of(key) in frozen]
+    if any(key in s for s in joint for key in fixed):
+        joint = _without(joint, fixed)
+        groups = _groups(joint, place)
     mixed = [s for s in joint if not is_group(s)]
 
     def cost(symmetry: Symmetry) -> Cost:
@@ -42,10 +56,28 @@ def readable_symmetries(inv: Invariances, is_weight: Callable[[str], bool]) -> l
         in_part = sum(parameter_of(key) != key for key in written)
         return -weights, len(written), in_part, -sum(place[key] for key in written)
 
-    candidates = [*(expand_parts(s, inv.parts) for s in inv.groups), *filter(is_group, joint)]
-    groups = [_reduced(group, mixed, cost) for group in candidates]
-    ordered = sorted(groups, key=cost) + sorted(mixed, key=cost) + sorted(joint, key=cost)
+    reduced = [_reduced(group, mixed, cost) for group in (*groups, *filter(is_group, joint))]
+    ordered = sorted(reduced, key=cost) + sorted(mixed, key=cost) + sorted(joint, key=cost)
     return [_oriented(merge_parts(s, inv.parts), place) for s in _independent(ordered, place)]
+
+
+def _without(basis: list[Symmetry], fixed: Sequence[str]) -> list[Symmetry]:
+    """Return a basis of the combinations of symmetries in which each of these keys has exponent 0."""
+    for key in fixed:
+        with_key = sorted((s for s in basis if key in s), key=lambda s: (abs(s[key]), len(s)))
+        basis = [s for s in basis if key not in s]
+        for s in with_key[1:]:
+            pivot = with_key[0]
+            basis.append(_sum(s, pivot, pivot[key], -s[key]))
+    return basis
+
+
+def _groups(basis: Sequence[Symmetry], place: dict[str, int]) -> list[Symmetry]:
+    """Return jointly scale-invariant groups that contain every parameter of any such group."""
+    keys = list(place)
+    vectors = [np.array([s.get(key, 0) for key in keys]) for s in basis]
+    groups = jointly_invariant_groups(vectors)
+    return [{keys[k]: int(group[k]) for k in np.flatnonzero(group)} for group in groups]
 
 
 def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
@@ -58,16 +90,18 @@ def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
 def _reduced(group: Symmetry, mixed: Sequence[Symmetry], cost: Callable[[Symmetry], Cost]) -> Symmetry:
     """Return the cheapest group that is reached by adding or subtracting one symmetry at a time."""
     while True:
-        sums = [_sum(group, s, sign) for s in mixed for sign in (1, -1)]
+        sums = [_sum(group, s, 1, sign) for s in mixed for sign in (1, -1)]
         best = min((s for s in sums if s and is_group(s)), key=cost, default=group)
         if cost(best) >= cost(group):
             return group
         group = best
 
 
-def _sum(a: Symmetry, b: Symmetry, sign: int) -> Symmetry:
-    total = {name: a.get(name, 0) + sign * b.get(name, 0) for name in [*a, *b]}
-    return {name: exponent for name, exponent in total.items() if exponent}
+def _sum(a: Symmetry, b: Symmetry, of_a: int = 1, of_b: int = 1) -> Symmetry:
+    """Return the linear combination of two symmetries, in lowest terms."""
+    total = {key: of_a * a.get(key, 0) + of_b * b.get(key, 0) for key in [*a, *b]}
+    divisor = math.gcd(*total.values()) or 1
+    return {key: exponent // divisor for key, exponent in total.items() if exponent}
 
 
 def _independent(symmetries: list[Symmetry], place: dict[str, int]) -> list[Symmetry]:

@@ -34,6 +34,8 @@ class Verdict(_Word):
 class Cause(_Word):
     """Why a plan does it."""
 
+    FROZEN = "frozen"
+    NOT_REAL = "not real numbers"
     NO_EFFECT = "no effect"
     UNDETERMINED = "undetermined"
     MARKED = "marked by its module"
@@ -181,6 +183,8 @@ def _overridden(t: Treatment, names: bool) -> tuple[str, str]:
 
 
 _WORDS = {
+    Cause.FROZEN: lambda t, names: ("frozen (requires_grad=False)", "no optimizer step changes it"),
+    Cause.NOT_REAL: lambda t, names: ("not real floating-point numbers", "no rule applies to it"),
     Cause.NO_EFFECT: lambda t, names: ("no effect", "any values give the same outputs"),
     Cause.UNDETERMINED: lambda t, names: (f"undetermined, so left alone ({t.note})", ""),
     Cause.MARKED: lambda t, names: ("its module marks it as not to be decayed (_no_weight_decay)", ""),
