@@ -149,15 +149,16 @@ class Decay:
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
         self._has_seen_gradients = False
+        # torch.compile leaves the hooks to Python, so that no number in them is compiled in. Disabling it here,
+        # not by a decorator, keeps torch._dynamo, whose import takes a second, out of the import of normwise.
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
         copying.register(optimizer, self)
 
-    # -- the hooks; torch.compile leaves them to Python, so that no number in them is compiled in ----------
+    # -- the hooks ---------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if self.mode == "coupled" and closure is not None:
@@ -193,7 +194,6 @@ class Decay:
                 else f"every={self.every} counts steps, which a CUDA graph cannot do: use every=1"
             )
 
-    @torch.compiler.disable
     def _after_step(self, *_: Any) -> None:
         if not self._in_step:
             return
