@@ -111,8 +111,10 @@ def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else(
             for p in unit.params:
                 p.mul_(1e4)
     optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)
+    announced: list[str] = []
     with caplog.at_level(logging.INFO, "normwise"):
-        plan.attach(optimizer, total_steps=100)
+        plan.attach(optimizer, total_steps=100, announce=announced.append)
+    assert announced == [record.message for record in caplog.records]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     others = {n: p.clone() for n, p in model.named_parameters() if plan.verdicts[n] != "shrink"}
@@ -200,8 +202,8 @@ def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
         _attach(plan, torch.optim.SGD(_all_but(model, "two.conv1.weight"), lr=0.1), total_steps=10)
     with pytest.raises(ValueError, match="sum to 0"):
         _attach(plan, torch.optim.SGD(plan.param_groups(), lr=0.0), total_steps=10)
-    with pytest.raises(ValueError, match="degree=3 is not allowed: give 2 for SGD"):
-        _attach(plan, total_steps=10, degree=3)
+    with pytest.raises(ValueError, match="kind='adamw' is not known"):
+        _attach(plan, total_steps=10, kind="adamw")
 
 
 def test_frozen_parameters_need_not_be_in_the_optimizer() -> None:
@@ -254,7 +256,7 @@ class _Sign(Optimizer):
 def test_an_optimizer_that_cannot_be_measured_needs_a_word() -> None:
     _, plan = shared("resnet")
     optimizer = _Sign(plan.param_groups(), needed=3)
-    with pytest.raises(ValueError, match="give degree=2 if they grow"):
+    with pytest.raises(ValueError, match="give kind='sgd' if they grow"):
         _attach(plan, optimizer, total_steps=10)
-    decay = _attach(plan, optimizer, total_steps=10, degree=1)
+    decay = _attach(plan, optimizer, total_steps=10, kind="adam")
     assert decay.measure == "rms"

@@ -149,8 +149,8 @@ class Decay:
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
         self._has_seen_gradients = False
-        # torch.compile leaves the hooks to Python, so that no number in them is compiled in. Disabling it here,
-        # not by a decorator, keeps torch._dynamo, whose import takes a second, out of the import of normwise.
+        # torch.compile must leave the hooks to Python, or it would compile their numbers in. It is disabled
+        # here, not by a decorator, as that would import torch._dynamo, which takes a second, with normwise.
         self._handles = [
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
             optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),

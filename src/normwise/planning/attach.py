@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from normwise.units import Unit
 __all__ = ["attach"]
 
 _logger = logging.getLogger("normwise")
+_DEGREES = {"sgd": 2, "adam": 1}
 
 
 def attach(
@@ -27,8 +28,9 @@ def attach(
     optimizer: Optimizer,
     budgets: Sequence[Budget],
     source: str,
-    degree: int | None,
+    kind: str | None,
     strength: float,
+    announce: Callable[[str], None] | None,
 ) -> Decay:
     """Construct the Decay of a plan, and log what was chosen; see :meth:`normwise.planning.plan.Plan.attach`.
 
@@ -37,8 +39,9 @@ def attach(
         optimizer: See there.
         budgets: The budget of each param_group.
         source: In words, where the budgets come from.
-        degree: See there.
+        kind: See there.
         strength: See there.
+        announce: See there.
     """
     if not weights:
         raise ValueError(
@@ -46,7 +49,7 @@ def attach(
             "nothing for a rule to shrink; use plan.param_groups(weight_decay=...) for plain L2"
         )
     groups = _groups_of(weights, optimizer)
-    degree = _degree(optimizer, groups[0], degree)
+    degree = _degree(optimizer, groups[0], kind)
     budget, spread = _mean_budget([budgets[k] for k in groups], [p.numel() for _, p in weights])
     if degree == 2:
         measure, steps = "norm", "grow with the gradient"
@@ -73,6 +76,8 @@ def attach(
         notes.append("weights in half precision: decay below their precision is kept (compensated=True)")
     for note in notes:
         _logger.info(note)
+        if announce is not None:
+            announce(note)
     decay._notes += notes
     return decay
 
@@ -98,16 +103,17 @@ def _groups_of(weights: Sequence[tuple[Treatment, Tensor]], optimizer: Optimizer
     return groups
 
 
-def _degree(optimizer: Optimizer, group: int, degree: int | None) -> int:
-    if degree in (1, 2):
-        return int(degree)
-    if degree is not None:
-        raise ValueError(f"degree={degree!r} is not allowed: give 2 for SGD, 1 for Adam-like optimizers")
+def _degree(optimizer: Optimizer, group: int, kind: str | None) -> int:
+    """Return 2 if the steps of the optimizer grow with the gradient (kind "sgd"), 1 if not (kind "adam")."""
+    if kind in _DEGREES:
+        return _DEGREES[kind]
+    if kind is not None:
+        raise ValueError(f"kind={kind!r} is not known: choose from {', '.join(map(repr, _DEGREES))}")
     grows = step_grows_with_gradient(optimizer, group)
     if grows is None:
         raise ValueError(
             f"how the steps of {type(optimizer).__name__} depend on the gradient could not be measured: give "
-            "degree=2 if they grow with it (SGD), degree=1 if they do not (Adam)"
+            "kind='sgd' if they grow with it, kind='adam' if they do not"
         )
     return 2 if grows else 1
 

@@ -169,8 +169,9 @@ class Plan:
         scheduler: LRScheduler | None = None,
         total_steps: int | None = None,
         scheduler_interval: int = 1,
-        degree: int | None = None,
+        kind: str | None = None,
         strength: float = 3.0,
+        announce: Callable[[str], None] | None = None,
     ) -> Decay:
         """Decay the units by Adaptive Weight Shrink, with nothing to tune.
 
@@ -189,9 +190,10 @@ class Plan:
                 optimizer changes.
             total_steps: The number of steps to come; without a ``scheduler``, at the present rate.
             scheduler_interval: The number of optimizer steps per ``scheduler.step()``.
-            degree: 2 for an optimizer whose step grows with the gradient, 1 for others; only for an optimizer
-                that cannot be measured.
+            kind: "sgd" for an optimizer whose steps grow with the gradient, "adam" for others. Only an
+                optimizer that cannot be measured needs it.
             strength: See ``for_budget``.
+            announce: Called with each line that is logged.
 
         Returns:
             The :class:`normwise.Decay`, at work from now on; ``optimizer`` keeps it alive.
@@ -215,7 +217,7 @@ class Plan:
         storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
         weights = [(t, self._named[t.name][1]) for t in self.treatments if t.verdict == Verdict.SHRINK]
         budgets, source = budgets_of(optimizer, total_time, scheduler, total_steps, scheduler_interval)
-        return attach(weights, optimizer, budgets, source, degree, strength)
+        return attach(weights, optimizer, budgets, source, kind, strength, announce)
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
         """Return a table: parameter, verdict, rule, reason.
