@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +80,42 @@ def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
     killed = pytest.raises(RunError, match=r"a process that executed .* fewer than --jobs 2")
     with killed, local_workers(2) as workers:
         execute(wanted, Store(tmp_path), workers)
+
+
+_ENDLESS = """
+import multiprocessing
+import sys
+from pathlib import Path
+from tests.lab.engine.odd_runs import OddRun
+from normwise.lab.engine.execution import execute, local_workers
+from normwise.lab.engine.store import Store
+
+def tell(done, total, share):
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+
+with local_workers(2) as workers:
+    runs = [OddRun(way="fine"), OddRun(way="endless"), OddRun(way="endless", seed=1)]
+    execute(runs, Store(Path(sys.argv[1])), workers, tell)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_worker_processes_end_with_the_job(tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-c", _ENDLESS, str(tmp_path)]
+    job = subprocess.Popen(
+        command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert job.stdout is not None
+    job.stdout.readline()
+    pids = job.stdout.readline().split()  # once the first run is done, both workers are there
+    assert len(pids) == 2
+    job.send_signal(how)
+    job.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{int(pid)}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlives its job"
+        time.sleep(0.05)
 
 
 def test_threads_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:

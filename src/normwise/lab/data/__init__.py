@@ -1,1 +1,1 @@
-"""The data sets of the experiments."""
+"""Data sets and texts of the claims."""

@@ -1,1 +1,1 @@
-"""What carries out runs and keeps their results."""
+"""Execution of runs, here or on a cluster, and the folder of their results."""

@@ -1,10 +1,10 @@
-"""The folder of a job: one folder for each run, named by the hash of its settings.
+"""The folder of results, with one folder for each run, named by the identity of the run.
 
-OUT/normwise.json                what the folder is
+OUT/normwise.json                marks the folder as one of normwise
 OUT/runs/<hash>/config.json      the settings
-OUT/runs/<hash>/metrics.jsonl    one line for each epoch
-OUT/runs/<hash>/summary.json     what came out; its presence says that the run is finished
-OUT/runs/<hash>/failure.txt      the error in which the last attempt at the run ended, until one succeeds
+OUT/runs/<hash>/metrics.jsonl    the metrics, one line for each time that the run logged
+OUT/runs/<hash>/summary.json     the summary; it exists once the run is finished
+OUT/runs/<hash>/failure.txt      the traceback of the last attempt, until an attempt succeeds
 OUT/results.json, report.html    the verdicts
 """
 
@@ -24,13 +24,13 @@ _MARK = {"what": "a folder of normwise reproduce", "format": 1}
 
 
 class Store:
-    """The runs under a folder.
+    """The runs in a folder.
 
     Args:
-        folder: A new or empty folder, or one that a Store made.
+        folder: A new or empty folder, or one that a Store created.
 
     Raises:
-        ValueError: It is a file, cannot be written to, or holds something else; nothing has been changed.
+        ValueError: It is a file, is not writable, or holds something else. Nothing has been changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,50 +52,50 @@ class Store:
 
     @classmethod
     def existing(cls, folder: Path) -> Store:
-        """Open a folder that a Store made; ValueError where it is something else."""
+        """Open a folder that a Store created; raise ValueError for any other."""
         if not _is_marked(folder / "normwise.json"):
             raise ValueError(f"{folder} is not a folder of results: give the --out of a normwise reproduce")
         return cls(folder)
 
-    def run_folder(self, settings: Run) -> Path:
-        """Where the files of a run are."""
-        return self.folder / "runs" / settings.identity
+    def run_folder(self, run: Run) -> Path:
+        """Return the folder of a run."""
+        return self.folder / "runs" / run.identity
 
-    def summary(self, settings: Run) -> dict[str, Any] | None:
-        """Return what came out of a run, or None where it is not finished or its files are damaged."""
-        folder = self.run_folder(settings)
+    def summary(self, run: Run) -> dict[str, Any] | None:
+        """Return the summary of a run, or None if it is not finished or its files are damaged."""
+        folder = self.run_folder(run)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        # json turns tuples to lists and knows no other difference
-        same = config == json.loads(json.dumps(settings.as_dict()))
+        # JSON turns tuples into lists
+        same = config == json.loads(json.dumps(run.as_dict()))
         return summary if same and isinstance(summary, dict) and "status" in summary else None
 
-    def metrics(self, settings: Run) -> list[dict[str, Any]]:
-        """Return the metrics of a finished run, a dict for each epoch."""
-        text = (self.run_folder(settings) / "metrics.jsonl").read_text(encoding="utf-8")
+    def metrics(self, run: Run) -> list[dict[str, Any]]:
+        """Return the lines of metrics of a finished run."""
+        text = (self.run_folder(run) / "metrics.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def write_run(self, settings: Run, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        """Keep a finished run; the summary is written last."""
-        folder = self.run_folder(settings)
+    def write_run(self, run: Run, metrics: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """Write a finished run, the summary last."""
+        folder = self.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(settings.as_dict(), indent=1) + "\n")
+        write_atomically(folder / "config.json", json.dumps(run.as_dict(), indent=1) + "\n")
         write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         (folder / "failure.txt").unlink(missing_ok=True)
 
-    def write_failure(self, settings: Run, text: str) -> None:
-        """Keep the error in which a run ended; the run is not finished by that."""
-        folder = self.run_folder(settings)
+    def write_failure(self, run: Run, text: str) -> None:
+        """Write the error of a failed attempt. The run does not count as finished."""
+        folder = self.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "failure.txt", text.rstrip() + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, also when two processes write it."""
+    """Write a file so that it appears complete or not at all, even if two processes write it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

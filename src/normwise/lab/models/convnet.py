@@ -11,17 +11,17 @@ __all__ = ["INITIALISERS", "MEMBERS", "ConvNet", "directions", "initialise", "sc
 
 MEMBERS = ("weight_norm", "centered_weight_norm", "weight_standardization", "plain")
 INITIALISERS = ("units", "layers", "torch", "kaiming_normal", "xavier_uniform", "orthogonal", "normal_0.02")
-SPREAD = 3.0  # decades to either side that "layers" draws from
+SPREAD = 3.0  # "layers" draws scales from this many decades on either side of 1
 
 
 class ConvNet(nn.Module):
     """Three 3×3 convolutions (strides 1, 2, 2), each with ReLU, global average pooling, and a linear head.
 
     Args:
-        member: How the convolutions are normalised: one of :data:`MEMBERS`. ``"plain"`` leaves them as
-            they are, which is scale-invariant only with batch norm.
-        batch_norm: Whether a batch norm follows each convolution. Without it the convolutions have a gain
-            and a bias instead.
+        member: How the convolutions are normalised: one of :data:`MEMBERS`. ``"plain"`` does not normalise
+            them, so they are scale-invariant only with batch norm.
+        batch_norm: Whether a batch norm follows each convolution. Without it, the convolutions have a gain
+            and a bias.
         width: Channels of the first convolution; the others have two and four times as many.
         classes: Outputs of the head.
 
@@ -38,7 +38,9 @@ class ConvNet(nn.Module):
         if member not in MEMBERS:
             raise ValueError(f"member={member!r} is not known: choose from {', '.join(MEMBERS)}")
         if member == "plain" and not batch_norm:
-            raise ValueError('member="plain" is not normalised at all without batch norm: batch_norm=True')
+            raise ValueError(
+                'member="plain" without batch norm is not normalised at all: use batch_norm=True'
+            )
         blocks: list[nn.Module] = []
         inputs = 1
         for stride, factor in ((1, 1), (2, 2), (2, 4)):
@@ -68,7 +70,7 @@ def _normalized(conv: nn.Conv2d, member: str, batch_norm: bool) -> nn.Conv2d:
 
 
 def directions(model: ConvNet) -> dict[str, nn.Parameter]:
-    """Return the weights of which only the direction matters, by layer: what the rules under test decay."""
+    """Return by layer the weights of which only the direction matters. The rules under test decay these."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -86,25 +88,25 @@ def directions(model: ConvNet) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def scale_directions(model: ConvNet, scale: float) -> None:
-    """Give every unit of :func:`directions` the norm ``scale``; the function of the model is the same."""
+    """Rescale every unit of :func:`directions` to the norm ``scale``. The model's outputs do not change."""
     for weight in directions(model).values():
         weight.mul_((scale / nw.Unit(weight).norms()).to(weight.dtype).view(-1, 1, 1, 1))
 
 
 @torch.no_grad()
 def initialise(model: ConvNet, initialiser: str, scale: float) -> None:
-    """Set the weights of :func:`directions`, drawing from torch's global random state.
+    """Initialise the weights of :func:`directions` from torch's global random state.
 
     Args:
-        model: The network, as it was constructed.
-        initialiser: "units": torch's directions, every unit of norm ``scale``; "layers": the same, but each
-            layer at ``scale`` times a power of ten of its own, drawn evenly from 10⁻³ … 10³; "torch": torch's
-            default; or another usual one of its name in ``torch.nn.init`` ("normal_0.02": of that standard
-            deviation). The latter are multiplied by ``scale``.
+        model: The newly constructed network.
+        initialiser: "units": torch's directions, with every unit at norm ``scale``. "layers": the same, but
+            each layer is multiplied by a random power of ten from 10⁻³ to 10³. "torch": torch's default,
+            times ``scale``. Otherwise a function of ``torch.nn.init``, or "normal_0.02" with that standard
+            deviation, times ``scale``.
         scale: Positive.
 
     Raises:
-        ValueError: The initialiser is not known.
+        ValueError: The initialiser is unknown.
     """
     if initialiser not in INITIALISERS:
         raise ValueError(f"initialiser={initialiser!r} is not known: choose from {', '.join(INITIALISERS)}")

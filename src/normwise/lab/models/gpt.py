@@ -12,10 +12,10 @@ import normwise as nw
 
 __all__ = ["GPT", "GROUPS", "group_of", "matrices", "part", "planned"]
 
-_EMBEDDING = 0.5  # standard deviation: token and position together are about as large as what a block adds
+_EMBEDDING = 0.5  # standard deviation; token plus position are then about as large as the output of a block
 _EPS = 1e-6
 
-# What reads, what writes, and what is neither, by the last part of a parameter's name.
+# Groups of matrices, by the name of their layer.
 GROUPS = {
     "q, k": ("query", "key"),
     "embeddings, writers": ("token", "position", "out", "down"),
@@ -25,7 +25,7 @@ _PARTS = {"attention": "q, k", "stream": "embeddings, writers"}
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each on the normalised stream and added to it.
+    """Attention and a two-layer perceptron, each on the normalised stream, with residual connections.
 
     Shapes:
         (N, T, width) to (N, T, width).
@@ -61,11 +61,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A GPT over characters: pre-norm, QK-norm, ReLU, no biases, learned positions.
 
-    Matrices are drawn from N(0, 1/fan-in), those that write to the residual stream smaller by √(2·depth), as
-    in GPT-2, and embeddings from N(0, 1/4). (With GPT-2's 0.02 everywhere so narrow a network is slow at
-    first, and trained better with frozen queries and keys.) QK-norm is that of Dehghani et al. (2023, arXiv
-    2302.05442): a layer norm of each head's queries and keys. LayerNorm and ReLU, and not RMSNorm and GELU,
-    as they are faster on a CPU.
+    Matrices start from N(0, 1/fan-in), divided by √(2·depth) where they write to the residual stream, as in
+    GPT-2; embeddings start from N(0, 1/4). (With GPT-2's 0.02 everywhere, such a narrow network starts slowly
+    and trains better with frozen queries and keys.) QK-norm is the layer norm of each head's queries and keys
+    of Dehghani et al. (2023, arXiv 2302.05442). LayerNorm and ReLU are faster on a CPU than RMSNorm and GELU.
 
     Shapes:
         Character indices (N, T), T at most ``context``, to logits (N, T, characters).
@@ -91,7 +90,7 @@ class GPT(nn.Module):
             nn.init.normal_(weight, std=std / shrunk)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the logits of the next character at each place."""
+        """Return the logits of the next character at each position."""
         x = self.token(ids) + self.position.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -100,27 +99,27 @@ class GPT(nn.Module):
 
 
 def matrices(model: GPT) -> dict[str, nn.Parameter]:
-    """Return all matrices by name: every parameter but the gains of norms."""
+    """Return all matrices by name: every parameter except the gains of norms."""
     return {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
 
 
 def group_of(name: str) -> str:
-    """Return the entry of :data:`GROUPS` that a matrix belongs to."""
+    """Return the key of :data:`GROUPS` for the matrix of this name."""
     layer = name.split(".")[-2]
     return next(group for group, layers in GROUPS.items() if layer in layers)
 
 
 def part(model: GPT, name: str) -> list[nn.Parameter]:
-    """Return the weights of "attention" (queries, keys) or "stream" (embeddings, writers), or of "": none."""
+    """Return the weights of "attention" (queries, keys) or "stream" (embeddings, writers); none for ""."""
     return [weight for key, weight in matrices(model).items() if name and group_of(key) == _PARTS[name]]
 
 
 @lru_cache(maxsize=8)
 def planned(characters: int, width: int, heads: int, depth: int, context: int) -> nw.Plan:
-    """Return what ``normwise.plan`` says of a GPT of this architecture; ``plan.apply_to`` carries it over.
+    """Return the plan of ``normwise.plan`` for a GPT of this architecture, to be applied with ``apply_to``.
 
-    Found once in a process, on a network and a batch of their own: the verdicts are those of the
-    architecture and not of a seed.
+    The plan is computed once per process, on a separate network and batch, so it depends on the architecture
+    and not on the seed of a run.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""The kinds of run: settings, and what each run computes."""
+"""The runs of the claims: settings, and the code that executes them."""

@@ -1,7 +1,8 @@
-"""The decay rules under comparison, with coefficients matched as design and paper ask.
+"""The decay rules that claims compare, with matched coefficients.
 
-Every coefficient follows from the budget Σlr of the run, and none is tuned. The reference is AWS with
-``AdaptiveWeightShrink.for_budget``; the others have its pull at one norm (``normwise.theory.match``).
+Every coefficient follows from the Σlr of the run; none is tuned. The reference is AWS with
+``AdaptiveWeightShrink.for_budget``. The other rules have the same pull at a reference norm
+(``normwise.theory.match``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ARMS = (NONE, L2, EPSILON, SPHERE, EXPLICIT_AWS, AWS)
 
 
 def with_arm(settings: S, arm: str) -> S:
-    """Return the same run under the rule of this arm.
+    """Return the same run with the rule of this arm.
 
     Example:
         >>> from normwise.lab.runs.train import TrainRun
@@ -63,10 +64,10 @@ def with_arm(settings: S, arm: str) -> S:
 
 
 def reference_norm(settings: ImageRun) -> float:
-    """Return the norm at which the arms have the same pull.
+    """Return the norm at which all arms have the same pull.
 
-    Under SGD 1, the norm of a unit. Under Adam, which moves every element by about the learning rate, the RMS
-    that an undecayed weight reaches from zero, √Σlr²; the run must then have ``measure="rms"``.
+    For SGD it is 1, the norm of a unit. Adam moves every element by about the learning rate, so for Adam it
+    is the RMS that an undecayed weight reaches from zero, √Σlr²; the run must then have ``measure="rms"``.
     """
     if getattr(settings, "optimizer", "sgd") != "adam":
         return 1.0
@@ -74,5 +75,5 @@ def reference_norm(settings: ImageRun) -> float:
 
 
 def scaled(settings: S, scale: float) -> S:
-    """Return the same run from units of this norm."""
+    """Return the same run with this initial norm of every unit."""
     return replace(settings, init_scale=float(scale))
