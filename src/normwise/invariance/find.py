@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.invariance.inputs_outputs import bind_forward, take_batches
+from normwise.invariance.inputs_outputs import bind_forward, is_about_precision, take_batches
 from normwise.invariance.joint import find_joint
 from normwise.invariance.parts import Part, propose_parts
 from normwise.invariance.probe import (
@@ -58,7 +58,8 @@ def find_invariances(
     Args:
         model: Any module with a trainable parameter. Frozen parameters get verdicts too.
         batches: An iterable of batches, of which at most 8 are read, or a single tensor or mapping. A batch
-            is a tensor (``model(x)``), a tuple (``model(*x)``) or a mapping (``model(**x)``).
+            is a tensor (``model(x)``), a tuple (``model(*x)``) or a mapping (``model(**x)``). If the model
+            fails on a tuple, only the first part of each batch is used, as from a loader of (inputs, labels).
         forward: A function (model, batch) → outputs, if the model is called differently or only some outputs
             count. A symmetry leaves all outputs unchanged: tensors in nested tuples, lists, mappings and
             dataclasses.
@@ -107,7 +108,7 @@ def find_invariances(
                     if jitter != JITTER:
                         raise
                 except RuntimeError as error:
-                    if (dtype, narrow) == precisions[-1] or not _is_about_precision(error):
+                    if (dtype, narrow) == precisions[-1] or not is_about_precision(error):
                         raise
                     break
     raise AssertionError("unreachable: the last precision returns or raises")
@@ -125,13 +126,6 @@ def _precisions(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
     precisions = [(torch.float64, True), (torch.float64, False), (torch.float32, False)]
     return precisions if fits else precisions[-1:]
-
-
-def _is_about_precision(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    # torch.func transforms support neither saved-tensor hooks nor the autograd functions of narrow weights.
-    words = ("dtype", "scalar type", "double", "float64", "functorch", "torch.func", "saved tensor hooks")
-    return any(word in text for word in words)
 
 
 @dataclass(frozen=True)

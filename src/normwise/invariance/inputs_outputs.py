@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Forward", "bind_forward", "describe", "differentiable_outputs", "map_tensors", "take_batches"]
+__all__ = [
+    "Forward",
+    "bind_forward",
+    "describe",
+    "differentiable_outputs",
+    "is_about_precision",
+    "map_tensors",
+    "suggested_forward",
+    "take_batches",
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -50,15 +60,15 @@ def bind_forward(forward: Callable[..., Any] | None) -> Forward:
     """Return a function (model, batch) → outputs.
 
     Args:
-        forward: None (a tensor is passed as ``model(x)``, a tuple or list as ``model(*x)``, a mapping as
-            ``model(**x)``), a function of (model, batch), or a function of the batch alone, such as a bound
-            method or a closure.
+        forward: None, a function of (model, batch), or a function of the batch alone, such as a bound method
+            or a closure. None passes a tensor as ``model(x)``, a mapping as ``model(**x)``, and a tuple or
+            list as ``model(*x)``, or as ``model(x[0])`` if the model fails on that.
 
     Raises:
         TypeError: If ``forward`` is not callable.
     """
     if forward is None:
-        return _call
+        return _DirectCall()
     if not callable(forward):
         raise TypeError(f"forward must be a function (model, batch) -> outputs or None, not {forward!r}")
     given = forward
@@ -73,12 +83,45 @@ def bind_forward(forward: Callable[..., Any] | None) -> Forward:
     return lambda model, batch: given(model, batch)
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
+class _DirectCall:
+    """Call the model with a batch; if it fails on all parts of a tuple, with the first part from then on.
+
+    So the pairs (inputs, labels) of a DataLoader serve a model that takes inputs only.
+    """
+
+    def __init__(self) -> None:
+        self._first_part_only: bool | None = None  # None: not known yet
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if not isinstance(batch, (tuple, list)):
+            return model(batch)
+        if self._first_part_only:
+            return model(batch[0])
+        random_state = torch.get_rng_state()
+        try:
+            outputs = model(*batch)
+        except Exception as error:
+            if self._first_part_only is not None or len(batch) < 2 or is_about_precision(error):
+                raise
+            torch.set_rng_state(random_state)
+            try:
+                outputs = model(batch[0])
+            except Exception:
+                outputs = None
+            if outputs is None:
+                raise  # what the model said about the whole batch
+            self._first_part_only = True
+            logging.getLogger("normwise").warning(
+                "the model takes the first of the %d parts of a batch %s only, and the others are ignored: "
+                "pass forward= to choose",
+                len(batch),
+                describe(batch),
+            )
+        else:
+            self._first_part_only = False
+        return outputs
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -125,6 +168,28 @@ def differentiable_outputs(outputs: Any) -> list[Tensor]:
     unique = {id(t): t for t in _tensors(outputs)}
     carrying = [t for t in unique.values() if (t.is_floating_point() or t.is_complex()) and t.requires_grad]
     return [torch.view_as_real(t) if t.is_complex() else t for t in carrying]
+
+
+def is_about_precision(error: BaseException) -> bool:
+    """Return whether a model may have failed because the probe computes in another type."""
+    text = str(error).lower()
+    # torch.func transforms support neither saved-tensor hooks nor the autograd functions of narrow weights.
+    words = ("dtype", "scalar type", "double", "float64", "functorch", "torch.func", "saved tensor hooks")
+    return any(word in text for word in words)
+
+
+def suggested_forward(batch: Any) -> str:
+    """Return how to pass one part of a batch only, for an error message.
+
+    Example:
+        >>> suggested_forward({"image": 0, "label": 1})
+        "forward=lambda model, batch: model(batch['image'])"
+    """
+    if isinstance(batch, Mapping) and batch:
+        return f"forward=lambda model, batch: model(batch[{next(iter(batch))!r}])"
+    if isinstance(batch, (tuple, list)) and batch:
+        return "forward=lambda model, batch: model(batch[0])"
+    return "forward="
 
 
 def describe(tree: Any) -> str:

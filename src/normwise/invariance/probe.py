@@ -6,7 +6,9 @@ import contextlib
 import math
 import random
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from normwise.invariance.inputs_outputs import Forward, describe, differentiable_outputs, map_tensors
+from normwise.invariance.inputs_outputs import (
+    Forward,
+    describe,
+    differentiable_outputs,
+    map_tensors,
+    suggested_forward,
+)
 from normwise.invariance.stand_ins import CHUNK, StandIns
 from normwise.invariance.torch_overrides import TorchOverrides
 
@@ -127,7 +135,7 @@ class Probe:
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
         with torch.enable_grad(), self.narrow.not_saved_for_backward(), self._overrides(real_eps):
             result = _with_short_errors(
-                lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}"
+                lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}", batch
             )
         outputs = differentiable_outputs(result)
         if not outputs:
@@ -220,18 +228,32 @@ def _remixed(noise: Tensor) -> Tensor:
     return torch.remainder(noise * 4096.0, 1.0)
 
 
-def _with_short_errors(run: Callable[[], Any], what: str) -> Any:
-    """Return ``run()``; turn an error of torch into one line that names ``what`` and the remedy."""
+def _with_short_errors(run: Callable[[], Any], what: str, batch: Any) -> Any:
+    """Return ``run()``; turn any error into one line that names ``what``, the place and the remedy."""
     try:
         return run()
-    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+    except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
             raise RuntimeError(
                 f"out of memory in the probe of {what}: give smaller batches ({text})"
             ) from error
         raised = type(error) if type(error) in (ValueError, TypeError) else RuntimeError
-        raise raised(f"the model failed on {what}: give batches it can run, or forward=: {text}") from error
+        if type(error) not in (RuntimeError, ValueError, TypeError):
+            text = f"{type(error).__name__}: {text}"
+        raise raised(
+            f"the model failed on {what}: give batches it can run, or {suggested_forward(batch)}: "
+            f"{text}{_place(error)}"
+        ) from error
+
+
+def _place(error: Exception) -> str:
+    """Return where an error was raised, in the last code that is neither torch nor normwise."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*libraries, "<")):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 def check_model(model: Any) -> None:

@@ -27,9 +27,10 @@ def decide(
         overrides: {pattern: verdict}; the last pattern that matches a name decides.
     """
     parameters = dict(model.named_parameters())
-    real = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
-    if real != inv.names:
-        stray = sorted(set(real) ^ set(inv.names))
+    known = set(inv.names)
+    expected = [name for name, p in parameters.items() if name in known or p.is_floating_point()]
+    if expected != inv.names:
+        stray = sorted(set(expected) ^ known)
         raise ValueError(
             "invariances are those of another model (different parameters: "
             f"{', '.join(stray[:3]) or 'the order'}): find them for this one"
