@@ -59,9 +59,9 @@ def test_the_same_parameter_under_two_rules() -> None:
         with pytest.raises(ValueError, match=r"is under L2\(coefficient=0.1\) already"):
             nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.1), again)
     nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.1), nw.Unit(param, mask=[False, True, True]))
-    other, its = setup()
+    other, another = setup()
     with pytest.raises(ValueError, match="would be decayed twice"):
-        nw.Decay(its, L2, [other, other])
+        nw.Decay(another, L2, [other, other])
 
 
 def test_a_named_parameter_is_named() -> None:

@@ -60,8 +60,8 @@ def test_l2_coupled_is_weight_decay_to_the_bit(name: str, dtype: torch.dtype) ->
     optimizer = COUPLED[name](ours)
     nw.Decay(optimizer, nw.L2(DECAY), ours, mode="coupled")
     expected = trained(COUPLED[name](theirs, weight_decay=DECAY), theirs)
-    for mine, its in zip(trained(optimizer, ours), expected, strict=True):
-        assert torch.equal(mine, its)
+    for actual, wanted in zip(trained(optimizer, ours), expected, strict=True):
+        assert torch.equal(actual, wanted)
 
 
 @pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"foreach": True}, {"foreach": False}])
@@ -71,8 +71,8 @@ def test_l2_explicit_is_adamw_to_the_bit(dtype: torch.dtype, settings: dict[str,
     optimizer = torch.optim.AdamW(ours, lr=0.01, weight_decay=0, **settings)
     nw.Decay(optimizer, nw.L2(DECAY), ours, mode="explicit")
     adamw = torch.optim.AdamW(theirs, lr=0.01, weight_decay=DECAY, **settings)
-    for mine, its in zip(trained(optimizer, ours), trained(adamw, theirs), strict=True):
-        assert torch.equal(mine, its)
+    for actual, wanted in zip(trained(optimizer, ours), trained(adamw, theirs), strict=True):
+        assert torch.equal(actual, wanted)
 
 
 def fused_kinds() -> list[Any]:
@@ -92,8 +92,8 @@ def test_l2_beside_fused_optimizers(kind: Any, settings: dict[str, Any], mode: s
     optimizer = kind(ours, weight_decay=0, **settings)
     nw.Decay(optimizer, nw.L2(DECAY), ours, mode=mode)
     expected = trained(kind(theirs, weight_decay=DECAY, **settings), theirs)
-    for mine, its in zip(trained(optimizer, ours), expected, strict=True):
-        torch.testing.assert_close(mine, its, rtol=80 * 2**-23, atol=80 * 2**-23)
+    for actual, wanted in zip(trained(optimizer, ours), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=80 * 2**-23, atol=80 * 2**-23)
 
 
 @pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
@@ -223,11 +223,11 @@ def test_a_copied_optimizer_decays_on(mode: str, copied: Callable[[Any], Any]) -
     if mode == "flow":
         nw.Decay(optimizer, nw.Sphere(), params[2], dim=None, clock="lr^2/max_lr")
     trained(optimizer, params, 3)
-    twin, twin_first = copied((optimizer, first))
-    assert twin_first.optimizer is twin
-    assert repr(twin_first) == repr(first)
-    twin_params = twin.param_groups[0]["params"]
-    for mine, other in zip(trained(optimizer, params), trained(twin, twin_params), strict=True):
+    copied_optimizer, copied_first = copied((optimizer, first))
+    assert copied_first.optimizer is copied_optimizer
+    assert repr(copied_first) == repr(first)
+    copied_params = copied_optimizer.param_groups[0]["params"]
+    for mine, other in zip(trained(optimizer, params), trained(copied_optimizer, copied_params), strict=True):
         assert torch.equal(mine, other)
-    twin_first.remove()
+    copied_first.remove()
     assert first.optimizer._normwise_decays  # type: ignore[attr-defined]

@@ -213,6 +213,20 @@ def test_a_step_that_does_not_apply_the_rule_computes_nothing(lr: float | Tensor
     assert min(counts[7], counts[15]) > 20
 
 
+def test_l2_computes_as_much_for_many_parameters_as_for_few() -> None:
+    counts = []
+    for number in (2, 20):
+        params = [weight(4, 5) for _ in range(number)]
+        optimizer = Idle(params, 0.1)
+        nw.Decay(optimizer, nw.L2(0.3), params)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        with Operations() as operations:
+            optimizer.step()
+        counts.append(operations.count)
+    assert counts[0] == counts[1]
+
+
 # -- errors --------------------------------------------------------------------------------------------------
 
 

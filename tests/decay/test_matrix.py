@@ -3,10 +3,10 @@
 Mode "flow" also applies the rule at every second step.
 
 Each cell takes three steps with two parameter groups whose learning rates change at every step, one decayed
-parameter without a gradient and one parameter that is not decayed. A twin optimizer without a rule is given
+parameter without a gradient and one parameter that is not decayed. A bare optimizer without a rule is given
 what the optimizer saw when its step began. Where the rule acts before the step or through the gradient, the
-twin must end at the same bits; where it acts after the step, within 8 ULP of each unit's norm of the slow
-reference below, and so must what the optimizer saw.
+bare optimizer must end at the same bits; where it acts after the step, within 8 ULP of each unit's norm of
+the slow reference below, and so must what the optimizer saw.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def built(name: str, params: list[torch.nn.Parameter]) -> Optimizer:
 
 
 def run(cell: Cell, clock: str, dim: int | None, every: int, what: str) -> None:
-    rule, params, twins = RULE_CASES[cell.rule], parameters(), parameters()
+    rule, params, bare_params = RULE_CASES[cell.rule], parameters(), parameters()
     first, second, idle, _ = params
-    optimizer, twin = built(cell.optimizer, params), built(cell.optimizer, twins)
+    optimizer, bare = built(cell.optimizer, params), built(cell.optimizer, bare_params)
     nw.Decay(optimizer, rule, [first, second, idle], dim=dim, mode=cell.mode, clock=clock, every=every)
     seen: list[tuple[Tensor, Tensor | None]] = []
     optimizer.register_step_pre_hook(
@@ -113,8 +113,10 @@ def run(cell: Cell, clock: str, dim: int | None, every: int, what: str) -> None:
     generator = torch.Generator().manual_seed(4)
     lrs, peaks, elapsed = [0.1, 0.2, 0.05], [0.0, 0.0], [0.0, 0.0]
     for step, lr in enumerate(lrs):
-        for group, its_twin, factor in zip(optimizer.param_groups, twin.param_groups, (1, 0.3), strict=False):
-            group["lr"] = its_twin["lr"] = lr * factor
+        for group, bare_group, factor in zip(
+            optimizer.param_groups, bare.param_groups, (1, 0.3), strict=False
+        ):
+            group["lr"] = bare_group["lr"] = lr * factor
         before = [p.detach().clone() for p in params]
         given = [torch.randn(p.shape, generator=generator) for p in params]
         for param, grad in zip(params, given, strict=True):
@@ -122,17 +124,17 @@ def run(cell: Cell, clock: str, dim: int | None, every: int, what: str) -> None:
         seen.clear()
         if cell.optimizer == "LBFGS":
             optimizer.step(functools.partial(quadratic, params, given, skip=2))
-            twin.step(functools.partial(quadratic, twins, given, skip=2))
+            bare.step(functools.partial(quadratic, bare_params, given, skip=2))
         else:
             optimizer.step()
-            for its_twin_param, (weight, saw) in zip(twins, seen, strict=True):
-                its_twin_param.data.copy_(weight)
-                its_twin_param.grad = None if saw is None else saw.clone()
-            twin.step()
+            for bare_param, (weight, saw) in zip(bare_params, seen, strict=True):
+                bare_param.data.copy_(weight)
+                bare_param.grad = None if saw is None else saw.clone()
+            bare.step()
         sign = -1 if optimizer.param_groups[0].get("maximize") else 1
         groups = [min(k % 2, len(optimizer.param_groups) - 1) for k in range(4)]
         peaks = [max(peak, g["lr"]) for peak, g in zip(peaks, optimizer.param_groups, strict=False)]
-        for k, (param, other) in enumerate(zip(params, twins, strict=True)):
+        for k, (param, other) in enumerate(zip(params, bare_params, strict=True)):
             rate = optimizer.param_groups[groups[k]]["lr"]
             time = {"lr": rate, "lr^2/max_lr": rate**2 / peaks[groups[k]], "step": 1.0}[clock]
             decayed = param is first or param is second
@@ -155,7 +157,7 @@ def run(cell: Cell, clock: str, dim: int | None, every: int, what: str) -> None:
                 close(param.detach(), slow_flow(rule, other.detach(), dim, elapsed[k]), dim, f"{k}, {what}")
                 elapsed[k] = 0.0
             else:
-                assert torch.equal(param, other), f"parameter {k} differs from its twin: {what}"
+                assert torch.equal(param, other), f"parameter {k} differs from the bare optimizer: {what}"
             other.data.copy_(param.data)
 
 

@@ -49,9 +49,9 @@ SCALED: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 def test_grad_scaler_decays_steps_taken_and_no_step_skipped(name: str, mode: str, rule: Rule) -> None:
     """The run under a GradScaler equals the run without, less the step whose gradient overflowed."""
     scaled, plain = weight(4, 6), weight(4, 6)
-    optimizer, its_twin = SCALED[name]([scaled]), SCALED[name]([plain])
-    for one, param in ((optimizer, scaled), (its_twin, plain)):
-        nw.Decay(one, rule, param, mode=mode)
+    optimizer, bare = SCALED[name]([scaled]), SCALED[name]([plain])
+    for stepped, param in ((optimizer, scaled), (bare, plain)):
+        nw.Decay(stepped, rule, param, mode=mode)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
     for step, grad in enumerate(gradients(scaled, 6)):
         before = scaled.detach().clone()
@@ -67,7 +67,7 @@ def test_grad_scaler_decays_steps_taken_and_no_step_skipped(name: str, mode: str
             assert torch.equal(scaled, before)
             continue
         plain.grad = grad.clone()
-        its_twin.step()
+        bare.step()
         if mode == "coupled":  # the sum is rounded at another scale
             torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-6)
         else:

@@ -126,16 +126,16 @@ def test_a_step_within_a_step_decays_once(mode: str, rule: Rule, parent_hooked: 
     if parent_hooked:
         SGD([weight(1, 1)], lr=1.0)  # from now on SGD.step itself calls hooks
     param, plain = weight(3, 5), weight(3, 5)
-    nested, its_twin = Nested([param], lr=0.1), SGD([plain], lr=0.1 if tamper == "nothing" else 0.05)
+    nested, other = Nested([param], lr=0.1), SGD([plain], lr=0.1 if tamper == "nothing" else 0.05)
     nested.tamper = tamper
     nw.Decay(nested, rule, param, mode=mode, clock="step" if mode == "flow" else "lr")
     if tamper != "nothing" and mode == "explicit":
         rule = type(rule)(**{**vars(rule), "coefficient": vars(rule)["coefficient"] * 2})
-    nw.Decay(its_twin, rule, plain, mode=mode, clock="step" if mode == "flow" else "lr")
+    nw.Decay(other, rule, plain, mode=mode, clock="step" if mode == "flow" else "lr")
     for grad in gradients(param, 3):
         param.grad, plain.grad = grad.clone(), grad.clone()
         nested.step()
-        its_twin.step()
+        other.step()
     torch.testing.assert_close(param, plain, rtol=1e-5, atol=1e-6)
 
 
@@ -150,9 +150,9 @@ def test_a_step_that_raised_is_not_decayed_again(mode: str) -> None:
             return super().step(closure)
 
     param, plain = weight(3, 5), weight(3, 5)
-    optimizer, its_twin = Failing([param], lr=0.1), SGD([plain], lr=0.1)
+    optimizer, other = Failing([param], lr=0.1), SGD([plain], lr=0.1)
     nw.Decay(optimizer, nw.AdaptiveWeightShrink(0.3), param, mode=mode)
-    nw.Decay(its_twin, nw.AdaptiveWeightShrink(0.3), plain, mode=mode)
+    nw.Decay(other, nw.AdaptiveWeightShrink(0.3), plain, mode=mode)
     for step, grad in enumerate(gradients(param, 3)):
         param.grad, plain.grad = grad.clone(), grad.clone()
         optimizer.fails = step == 1
@@ -161,7 +161,7 @@ def test_a_step_that_raised_is_not_decayed_again(mode: str) -> None:
                 optimizer.step()
             optimizer.fails = False  # the same step is tried again
         optimizer.step()
-        its_twin.step()
+        other.step()
         assert torch.equal(param, plain)
         assert torch.equal(param.grad, grad)
 
@@ -211,19 +211,19 @@ def test_an_optimizer_per_parameter_stepped_inside_backward(mode: str, rule: Rul
 def test_closures(mode: str, keyword: bool, rule: Rule) -> None:
     """As AdamW does: the closure sees the weights before they are shrunk, the gradient step after."""
     param, plain = weight(3, 5), weight(3, 5)
-    optimizer, its_twin = SGD([param], lr=0.1), SGD([plain], lr=0.1)
+    optimizer, other = SGD([param], lr=0.1), SGD([plain], lr=0.1)
     nw.Decay(optimizer, rule, param, mode=mode)
-    nw.Decay(its_twin, rule, plain, mode=mode)
+    nw.Decay(other, rule, plain, mode=mode)
 
-    def loss_of(one: nn.Parameter) -> Tensor:
-        one.grad = None
-        loss = (one - 1).pow(4).sum()
+    def loss_of(weights: nn.Parameter) -> Tensor:
+        weights.grad = None
+        loss = (weights - 1).pow(4).sum()
         loss.backward()
         return loss
 
     for _ in range(3):
         expected = loss_of(plain)
-        its_twin.step()
+        other.step()
         given: dict[str, Any] = {"closure": lambda: loss_of(param)}
         value: Any = optimizer.step(**given) if keyword else optimizer.step(given["closure"])
         assert torch.equal(value, expected)
@@ -235,23 +235,23 @@ def test_adamw_with_a_closure_to_the_bit() -> None:
     optimizer, adamw = AdamW([param], lr=0.1, weight_decay=0), AdamW([plain], lr=0.1, weight_decay=0.3)
     nw.Decay(optimizer, nw.L2(0.3), param, mode="explicit")
     for _ in range(5):
-        for one, its in ((optimizer, param), (adamw, plain)):
+        for stepped, weights in ((optimizer, param), (adamw, plain)):
 
-            def closure(its: nn.Parameter = its) -> float:
-                its.grad = None
-                loss = (its - 1).pow(4).sum()
+            def closure(weights: nn.Parameter = weights) -> float:
+                weights.grad = None
+                loss = (weights - 1).pow(4).sum()
                 loss.backward()
                 return loss.item()
 
-            one.step(closure)
+            stepped.step(closure)
     assert torch.equal(param, plain)
 
 
 def test_a_closure_that_raised_costs_no_decay() -> None:
     param, plain = weight(3, 5), weight(3, 5)
-    optimizer, its_twin = SGD([param], lr=0.1), SGD([plain], lr=0.1)
+    optimizer, other = SGD([param], lr=0.1), SGD([plain], lr=0.1)
     nw.Decay(optimizer, nw.L2(0.5), param, mode="explicit")
-    nw.Decay(its_twin, nw.L2(0.5), plain, mode="explicit")
+    nw.Decay(other, nw.L2(0.5), plain, mode="explicit")
     param.grad, plain.grad = torch.ones(3, 5), torch.ones(3, 5)
 
     def fails() -> float:
@@ -260,7 +260,7 @@ def test_a_closure_that_raised_costs_no_decay() -> None:
     with pytest.raises(MemoryError):
         optimizer.step(fails)
     optimizer.step(lambda: 0.0)
-    its_twin.step()
+    other.step()
     assert torch.equal(param, plain)
 
 

@@ -108,24 +108,24 @@ def compare(
     """
     generator = torch.Generator().manual_seed(5)
     params = [layout(value) for layout, value in zip(layouts, values, strict=True)]
-    twins = [nn.Parameter(value.clone()) for value in values]
-    optimizer, twin = (torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (params, twins))
-    made = units(twins)
+    dense_params = [nn.Parameter(value.clone()) for value in values]
+    optimizer, dense = (torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (params, dense_params))
+    made = units(dense_params)
     nw.Decay(optimizer, rule, units(params), **settings)
-    nw.Decay(twin, rule, made, **settings)
+    nw.Decay(dense, rule, made, **settings)
     dims = {id(p): unit.dim for unit in made for p in unit.params}
     worst = [0.0] * len(values)
     for _ in range(steps):
-        for param, other, layout in zip(params, twins, layouts, strict=True):
+        for param, other, layout in zip(params, dense_params, layouts, strict=True):
             scale = other.detach().abs().max()
             other.grad = scale * torch.randn(other.shape, generator=generator).to(other.dtype)
             param.grad = layout(other.grad).detach()
         with CommDebugMode() as communication:
             optimizer.step()
-        twin.step()
+        dense.step()
         wholes = [whole(param) for param in params]
         assert_same_on_all_ranks(wholes, what)
-        for k, (found, other) in enumerate(zip(wholes, twins, strict=True)):
+        for k, (found, other) in enumerate(zip(wholes, dense_params, strict=True)):
             worst[k] = max(worst[k], ulps(found, other.detach(), dims[id(other)]))
             other.data.copy_(found)
     assert max(worst) <= 8, f"{what}: parameter {worst.index(max(worst))} is {max(worst):.3g} ULP off"

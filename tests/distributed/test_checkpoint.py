@@ -21,6 +21,7 @@ import normwise as nw
 
 CASES = {
     "for a budget": (nw.AdaptiveWeightShrink(0.5), torch.float32, {"clock": "lr^2/max_lr"}),
+    "between applications": (nw.AdaptiveWeightShrink(0.5), torch.float32, {"every": 3}),
     "sphere": (nw.Sphere(), torch.float32, {}),
     "scheduled": (nw.L2(lambda step: 0.5 / (1 + step)), torch.float32, {"mode": "explicit"}),
     "coupled": (nw.EpsilonShiftedL2(0.5, 0.3), torch.float32, {"mode": "coupled", "measure": "rms"}),

@@ -33,8 +33,9 @@ def trained(
     model: nn.Module, build: Callable[..., Optimizer], clip: float | None = None, **settings: Any
 ) -> list[torch.Tensor]:
     optimizer = build(model.parameters())
-    nw.Decay(optimizer, RULE, units_of(model), **settings)
+    decay = nw.Decay(optimizer, RULE, units_of(model), **settings)
     train(model, optimizer, BATCHES, clip)
+    decay.flush()
     return [whole(param) for param in model.parameters()]
 
 
@@ -68,6 +69,7 @@ def fsdp() -> None:
             compare(sharded, build, f"{name}, {mode}", mode=mode)
     compare(sharded, OPTIMIZERS["AdamW"], "clipped", clip=0.1)
     compare(sharded, OPTIMIZERS["SGD foreach"], "rms", measure="rms")
+    compare(sharded, OPTIMIZERS["AdamW"], "every 3, and a flush after 8 steps", every=3)
     offload = functools.partial(sharded, offload_policy=CPUOffloadPolicy(pin_memory=False))
     for mode in MODES:
         compare(offload, OPTIMIZERS["AdamW"], f"offloaded, {mode}", mode=mode)

@@ -86,6 +86,21 @@ def joint_aligned(size: int) -> None:
     assert outcome.collectives == 0
 
 
+def every_second_step(size: int) -> None:
+    """Ranks communicate only in the steps that apply the rule."""
+    for steps in (1, 2, 3, 4):
+        outcome = compare(
+            layouts(mesh_of(size), *ALL),
+            random(*[(5, 4)] * len(ALL)),
+            functools.partial(along, 0),
+            RULES["AdaptiveWeightShrink"],
+            f"every second step, {steps} steps",
+            steps=steps,
+            every=2,
+        )
+        assert outcome.collectives == (steps + 1) % 2
+
+
 def measures_and_precisions(size: int) -> None:
     mesh = mesh_of(size)
     for dim in (0, 1, None):
@@ -129,6 +144,10 @@ def test_masks(world: World) -> None:
 def test_joint_units(world: World) -> None:
     world.run(joint, world.size)
     world.run(joint_aligned, world.size)
+
+
+def test_every_second_step(world: World) -> None:
+    world.run(every_second_step, world.size)
 
 
 def test_measures_precisions_and_scales(world: World) -> None:

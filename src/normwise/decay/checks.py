@@ -115,16 +115,16 @@ def check_options(
 def check_units(
     optimizer: Optimizer, rule: Rule, params: Tensor | Unit | Iterable[Tensor | Unit], dim: int | None
 ) -> tuple[Unit, ...]:
-    """Return the Units to decay; raise where one is unknown to the optimizer or under a rule already."""
+    """Return the Units to decay; raise where a parameter is not in the optimizer or under a rule already."""
     given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
     if not given:
         raise ValueError("params is empty: give at least one parameter of the optimizer")
     groups = group_of(optimizer)
     units: list[Unit] = []
-    for one in given:
-        if not isinstance(one, (Tensor, Unit)):
-            raise TypeError(f"params must be parameters or Units, not {type(one).__name__}")
-        for param in one.params if isinstance(one, Unit) else (one,):
+    for item in given:
+        if not isinstance(item, (Tensor, Unit)):
+            raise TypeError(f"params must be parameters or Units, not {type(item).__name__}")
+        for param in item.params if isinstance(item, Unit) else (item,):
             if id(param) not in groups:
                 raise ValueError(
                     f"params holds a tensor of shape {tuple(param.shape)} that is not in the optimizer: "
@@ -135,7 +135,7 @@ def check_units(
                     f"{name_of(optimizer, param)} was flattened by FullyShardedDataParallel (FSDP1), which "
                     "leaves no rows or columns: use fully_shard (FSDP2)"
                 )
-        units.append(one if isinstance(one, Unit) else Unit(one, dim))
+        units.append(item if isinstance(item, Unit) else Unit(item, dim))
     taken = [(unit, other.rule) for other in copying.attached(optimizer) for unit in other.units]
     for unit in units:
         for other, present in taken:

@@ -7,6 +7,7 @@ no norm is taken.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -68,7 +69,7 @@ class Mode:
         """Act before the optimizer's step with this number. May be called twice for one step."""
 
     def after_step(self, step: int) -> None:
-        """Act after it. Not called if the step raised."""
+        """Act after the step. Not called if the step raised."""
 
     def flush(self, step: int) -> None:
         """Apply the time that has not been applied yet."""
@@ -77,7 +78,7 @@ class Mode:
         """Undo what :meth:`before_step` changed for the length of the step."""
 
     def collect(self, step: int) -> list[ActiveParam]:
-        """Return the parameters that have a gradient; see also ``nonfinite`` of the Decay."""
+        """Return the parameters that have a gradient, and look for norms that are not finite."""
         active = self.targets.with_gradient()
         if step % self.schedule.check_every == 0:
             report_non_finite(self.targets, active, self.schedule.nonfinite)
@@ -85,7 +86,7 @@ class Mode:
 
     def times(self, active: Sequence[ActiveParam]) -> dict[int, float | Tensor]:
         """Return the time of this step for each group of these parameters."""
-        groups = {one.group for one in active}
+        groups = {entry.group for entry in active}
         return {group: self.clock.time(self.targets.optimizer, group) for group in groups}
 
     def in_batches(
@@ -98,15 +99,15 @@ class Mode:
         """Evaluate a function of norms at once for all parameters of the same time and device."""
         magnitudes = self.targets.magnitudes(active)
         batches: dict[object, list[int]] = {}
-        for k, (one, time) in enumerate(zip(active, times, strict=True)):
+        for k, (entry, time) in enumerate(zip(active, times, strict=True)):
             when = id(time) if isinstance(time, Tensor) else time
-            batches.setdefault((when, one.param.device), []).append(k)
+            batches.setdefault((when, entry.param.device), []).append(k)
         results: list[Any] = [None] * len(active)
         for batch in batches.values():
             some = [active[k] for k in batch]
             norms = torch.cat([magnitudes[k] for k in batch])
             values = evaluate(self.targets.bind(rule, some), norms, times[batch[0]], some)
-            for k, value in zip(batch, values.split([one.unit.count for one in some]), strict=True):
+            for k, value in zip(batch, values.split([entry.unit.count for entry in some]), strict=True):
                 results[k] = value
         return results
 
@@ -116,12 +117,12 @@ class Flow(Mode):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Add the time of the step, and apply the rule if it is its turn."""
+        """Add the time of the step, and apply the rule after every ``every`` steps."""
         active = self.collect(step)
         self.clock.advance(self.targets.optimizer)
         times = self.times(active)
         found_inf = self.targets.found_inf if self.schedule.every > 1 else None
-        self.elapsed.add((((one.which, one.place), times[one.group]) for one in active), found_inf)
+        self.elapsed.add((((entry.which, entry.place), times[entry.group]) for entry in active), found_inf)
         if (step + 1) % self.schedule.every == 0:
             self._apply(step)
             self.elapsed.clear(found_inf)
@@ -135,14 +136,15 @@ class Flow(Mode):
 
     def _apply(self, step: int) -> None:
         active = self.targets.at_places(self.elapsed.__contains__)
-        times = [self.elapsed[one.which, one.place] for one in active]
+        times = [self.elapsed[entry.which, entry.place] for entry in active]
         self.apply(self.rule.at(step), active, times)
 
     def apply(self, rule: Rule, active: list[ActiveParam], times: list[float | Tensor]) -> None:
         """Scale the units of parameters by the flow of a rule over a time for each."""
         factors: list[float | Tensor]
         if rule.constant_rate is not None:
-            by_time = {id(time): constant_flow_factor(rule, time) for time in times}
+            distinct = {id(time): time for time in times}
+            by_time = {key: constant_flow_factor(rule, time) for key, time in distinct.items()}
             factors = [by_time[id(time)] for time in times]
         else:
             factors = self.in_batches(rule, active, times, lambda rule, n, t, _: flow_factors(rule, n, t))
@@ -167,12 +169,12 @@ class Explicit(Mode):
         active = self.collect(step)
         self.clock.advance(self.targets.optimizer)
         rule, by_group = self.rule.at(step), self.times(active)
-        times = [by_group[one.group] for one in active]
+        times = [by_group[entry.group] for entry in active]
         factors: list[float | Tensor]
         if rule.constant_rate is not None:
             factors = [
-                explicit_factors(rule, torch.empty(0), t, None, self._namer([one]))
-                for one, t in zip(active, times, strict=True)
+                explicit_factors(rule, torch.empty(0), time, None, lambda _: self.targets.name(entry.owner))  # noqa: B023
+                for entry, time in zip(active, times, strict=True)
             ]
         else:
             # a rank does not see the units of another
@@ -187,16 +189,17 @@ class Explicit(Mode):
 
     def _factors(self, rule: Rule, norms: Tensor, time: float | Tensor, some: list[ActiveParam]) -> Any:
         mask = None
-        if any(one.unit.mask is not None for one in some):
-            masks = [(one.unit.mask, one.unit.count) for one in some]
-            mask = torch.cat(
-                [norms.new_ones(n, dtype=torch.bool) if mask is None else mask for mask, n in masks]
-            )
-        return explicit_factors(rule, norms, time, mask, self._namer(some))
+        if any(entry.unit.mask is not None for entry in some):
+            every_unit = [norms.new_ones(entry.unit.count, dtype=torch.bool) for entry in some]
+            masks = [entry.unit.mask for entry in some]
+            mask = torch.cat([ones if m is None else m for m, ones in zip(masks, every_unit, strict=True)])
 
-    def _namer(self, some: list[ActiveParam]) -> Callable[[int], str]:
-        owners = [one.owner for one in some for _ in range(one.unit.count)] or [some[0].owner]
-        return lambda unit: self.targets.name(owners[unit])
+        def name(unit: int) -> str:
+            ends = itertools.accumulate(entry.unit.count for entry in some)
+            owner = next(entry.owner for entry, end in zip(some, ends, strict=True) if unit < end)
+            return self.targets.name(owner)
+
+        return explicit_factors(rule, norms, time, mask, name)
 
 
 class _Replaced(NamedTuple):
@@ -225,10 +228,10 @@ class Coupled(Mode):
             ValueError: A gradient is sparse; then nothing has been changed.
         """
         active, optimizer = self.collect(step), self.targets.optimizer
-        for one in active:
-            if one.owner.grad is not None and one.owner.grad.is_sparse:
+        for entry in active:
+            if entry.owner.grad is not None and entry.owner.grad.is_sparse:
                 raise ValueError(
-                    f'{self.targets.name(one.owner)} has a sparse gradient, to which mode="coupled" cannot '
+                    f'{self.targets.name(entry.owner)} has a sparse gradient, to which mode="coupled" cannot '
                     'add a dense pull: use mode="flow"'
                 )
         if self._replaced:
@@ -239,17 +242,17 @@ class Coupled(Mode):
         magnitudes = [torch.empty(0)] * len(active)
         if constant is None or masked:
             magnitudes = self.targets.magnitudes(active)
-        for one, norms in zip(active, magnitudes, strict=True):
-            owner, grad = one.owner, one.owner.grad
+        for entry, norms in zip(active, magnitudes, strict=True):
+            owner, grad = entry.owner, entry.owner.grad
             assert grad is not None  # or the parameter would not be active
-            sign = -1.0 if optimizer.param_groups[one.group].get("maximize") else 1.0
+            sign = -1.0 if optimizer.param_groups[entry.group].get("maximize") else 1.0
             local = local_tensor(placed_as(owner, grad))
-            if constant is not None and one.unit.mask is None:  # the very expression of torch.optim
-                changed = torch.add(local, one.param, alpha=sign * constant)
+            if constant is not None and entry.unit.mask is None:  # the very expression of torch.optim
+                changed = torch.add(local, entry.param, alpha=sign * constant)
             else:
-                vector, rates = self.pull(rule, one, norms)
-                finite = one.param.device.type == "cpu" and bool(norms.isfinite().all())
-                changed = _add_pull(local, vector, rates * sign, one.unit, scale, finite)
+                vector, rates = self.pull(rule, entry, norms)
+                finite = entry.param.device.type == "cpu" and bool(norms.isfinite().all())
+                changed = _add_pull(local, vector, rates * sign, entry.unit, scale, finite)
             owner.grad = like(changed, owner)
             self._replaced.append(_Replaced(owner, grad, owner.grad))
 
@@ -264,10 +267,10 @@ class Coupled(Mode):
                 param.grad = grad
         self._replaced = []
 
-    def pull(self, rule: Rule, one: ActiveParam, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, rule: Rule, entry: ActiveParam, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
         """Return a tensor and one rate per unit, whose product is the pull on the parameter."""
         rates = rule.rate(magnitudes)
-        return one.param, torch.where(has_direction(magnitudes), rates, torch.zeros_like(rates))
+        return entry.param, torch.where(has_direction(magnitudes), rates, torch.zeros_like(rates))
 
 
 def _add_pull(
@@ -298,6 +301,6 @@ MODE_CLASSES: dict[str, type[Mode]] = {"flow": Flow, "explicit": Explicit, "coup
 
 
 def mode_class(rule: Rule, mode: str) -> type[Mode]:
-    """Return the class that applies a rule in a mode: the rule's own where it brings one."""
-    found: type[Mode] = rule.applied_by.get(mode, MODE_CLASSES[mode])
-    return found
+    """Return the class that applies a rule in a mode: that of the mode, unless the rule names another."""
+    kind: type[Mode] = rule.applied_by.get(mode, MODE_CLASSES[mode])
+    return kind

@@ -28,11 +28,11 @@ def report_non_finite(targets: Targets, active: list[ActiveParam], policy: str) 
     """
     if policy == "skip":
         return
-    active = list({one.which: one for one in active}.values())
+    active = list({entry.which: entry for entry in active}.values())
     spoiled = []
-    for one, norms in zip(active, targets.magnitudes(active, "norm"), strict=True):
+    for entry, norms in zip(active, targets.magnitudes(active, "norm"), strict=True):
         wrong = ~norms.isfinite()
-        spoiled.append(wrong if one.unit.mask is None else wrong & one.unit.mask)
+        spoiled.append(wrong if entry.unit.mask is None else wrong & entry.unit.mask)
     message = _message(targets, active, spoiled)
     if policy == "raise":
         with together(meshes_with_distributed_units(targets.local)):  # a rank sees its own units only
@@ -46,11 +46,11 @@ def _message(targets: Targets, active: list[ActiveParam], spoiled: list[Tensor])
     """Return the message, or None; reads from an accelerator once where all norms are finite."""
     if not active or not bool(torch.stack([wrong.any().to(spoiled[0].device) for wrong in spoiled]).any()):
         return None
-    one, wrong = next((one, wrong) for one, wrong in zip(active, spoiled, strict=True) if wrong.any())
+    entry, wrong = next((entry, wrong) for entry, wrong in zip(active, spoiled, strict=True) if wrong.any())
     others = sum(int(wrong.sum()) for wrong in spoiled) - 1
-    index = int(local_indices(one.unit)[wrong][0])
+    index = int(local_indices(entry.unit)[wrong][0])
+    where = f"its unit {index} along dim={entry.unit.dim}"
     return (
-        f"{targets.name(one.owner)}: the norm of its unit {index} along dim={one.unit.dim} is not finite, "
-        f"and so for {others} other unit(s): lower the learning rate or initialise smaller; "
-        'nonfinite="skip" leaves such units alone'
+        f"{targets.name(entry.owner)}: the norm of {where} is not finite, and so for {others} other unit(s): "
+        'lower the learning rate or initialise smaller; nonfinite="skip" leaves such units alone'
     )

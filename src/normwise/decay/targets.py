@@ -103,26 +103,26 @@ class Targets:
         whole = dict(zip(split, global_norms([self.local[which] for which in split]), strict=True))
         norms: dict[int, Tensor] = {}
         single: dict[object, list[ActiveParam]] = {}
-        for one in active:
-            if one.which in whole or one.which in norms:
+        for entry in active:
+            if entry.which in whole or entry.which in norms:
                 continue
             if self.kahan is not None:
-                norms[one.which] = self.kahan.norms(one.which)
-            elif len(one.unit.params) > 1:
-                norms[one.which] = one.unit.norms()
+                norms[entry.which] = self.kahan.norms(entry.which)
+            elif len(entry.unit.params) > 1:
+                norms[entry.which] = entry.unit.norms()
             else:
-                single.setdefault((one.param.device, one.param.dtype, one.unit.dim), []).append(one)
+                single.setdefault((entry.param.device, entry.param.dtype, entry.unit.dim), []).append(entry)
         # All norms first and then all products: after a pass over memory every Python step is slow, which
         # costs more than finding a weight in the cache again would gain.
         for some in single.values():
-            together, _ = concatenated_norms([one.param for one in some], some[0].unit.dim)
-            split_norms = together.split([one.unit.count for one in some])
-            norms.update(zip((one.which for one in some), split_norms, strict=True))
+            together, _ = concatenated_norms([entry.param for entry in some], some[0].unit.dim)
+            split_norms = together.split([entry.unit.count for entry in some])
+            norms.update(zip((entry.which for entry in some), split_norms, strict=True))
         rms = (measure or self.measure) == "rms"
-        sizes = [one.unit.numel**0.5 for one in active]
+        sizes = [entry.unit.numel**0.5 for entry in active]
         found = [
-            local_values(one.unit, whole[one.which]) if one.which in whole else norms[one.which]
-            for one in active
+            local_values(entry.unit, whole[entry.which]) if entry.which in whole else norms[entry.which]
+            for entry in active
         ]
         return [norm / size for norm, size in zip(found, sizes, strict=True)] if rms else found
 
@@ -130,7 +130,9 @@ class Targets:
         """Return the rule for the units of these parameters, bound to their initial magnitudes."""
         if not self.initial:
             return rule
-        return rule.bound_to(torch.cat([local_values(one.unit, self.initial[one.which]) for one in active]))
+        return rule.bound_to(
+            torch.cat([local_values(entry.unit, self.initial[entry.which]) for entry in active])
+        )
 
     def keep_initial_magnitudes(self) -> None:
         """Store the present magnitudes, for a rule that refers to them.
@@ -157,11 +159,11 @@ class Targets:
             factors: For each a number, or a tensor with one value per unit.
         """
         if self.kahan is None:
-            units = [one.unit for one in active]
-            scale_units([one.param for one in active], factors, units, self.found_inf)
+            units = [entry.unit for entry in active]
+            scale_units([entry.param for entry in active], factors, units, self.found_inf)
             return
-        for one, factor in zip(active, factors, strict=True):
-            self.kahan.scale(one.which, one.place, one.unit, factor, self.found_inf)
+        for entry, factor in zip(active, factors, strict=True):
+            self.kahan.scale(entry.which, entry.place, entry.unit, factor, self.found_inf)
 
 
 def group_of(optimizer: Optimizer) -> dict[int, int]:

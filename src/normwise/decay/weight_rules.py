@@ -26,13 +26,13 @@ class _PublishedPull(Coupled):
     needs_whole_units = True
     reads_measure = False
 
-    def pull(self, rule: Rule, one: ActiveParam, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
-        unit = one.unit
+    def pull(self, rule: Rule, entry: ActiveParam, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
+        unit = entry.unit
         wide = [param.to(torch.promote_types(param.dtype, torch.float32)) for param in unit.params]
         mean = torch.stack([_sums(param, unit) for param in wide]).sum(0) / unit.numel
         centered = [param - unit.broadcast(mean, param) for param in wide]
         deviation = Unit(centered, unit.dim).norms() / max(1, unit.numel - 1) ** 0.5
-        pulled = centered[one.place]
+        pulled = centered[entry.place]
         pulled.mul_(unit.broadcast(rule.rate(deviation).to(pulled), pulled))
         pulled.add_(unit.broadcast(rule.strength * mean, pulled))
         return pulled, torch.ones_like(magnitudes)
@@ -74,14 +74,14 @@ class _Rotation(Flow):
 
     def apply(self, rule: Rule, active: list[ActiveParam], times: list[float | Tensor]) -> None:
         found_inf = self.targets.found_inf
-        for one, time in zip(active, times, strict=True):
-            unit, owners = one.unit, self.targets.units[one.which].params
-            if one.place != len(owners) - 1 or any(param.grad is None for param in owners):
+        for entry, time in zip(active, times, strict=True):
+            unit, owners = entry.unit, self.targets.units[entry.which].params
+            if entry.place != len(owners) - 1 or any(param.grad is None for param in owners):
                 continue  # a joint unit turns as a whole, when its last tensor is reached, or not at all
             before = [self._before[id(param)] for param in owners]
-            (magnitudes,) = self.targets.magnitudes([one])
+            (magnitudes,) = self.targets.magnitudes([entry])
             size = unit.numel**0.5 if self.targets.measure == "rms" else 1.0
-            radii = self.targets.bind(rule, [one]).flow(magnitudes, time) * size
+            radii = self.targets.bind(rule, [entry]).flow(magnitudes, time) * size
             for param, value in zip(unit.params, rotated(unit, before, radii, time), strict=True):
                 if unit.mask is not None:
                     value = torch.where(unit.broadcast(unit.mask, param), value, param)
