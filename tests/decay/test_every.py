@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+from tests.decay import common
+from tests.decay.common import Idle
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,9 +28,7 @@ FLOWS: list[Rule] = [
 each_flow = pytest.mark.parametrize("rule", FLOWS, ids=lambda rule: type(rule).__name__)
 
 
-def weight(*shape: int) -> nn.Parameter:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+weight = functools.partial(common.weight, dtype=torch.float64)
 
 
 def take_steps(optimizer: Optimizer, param: nn.Parameter, gradients: Iterable[Tensor | None]) -> None:
@@ -184,16 +185,6 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not func.overloadpacket.__name__.startswith(("detach", "_record_function"))
         return func(*args, **(kwargs or {}))
-
-
-class Idle(Optimizer):
-    """An optimizer that moves nothing, so that every operation of a step is the rule's."""
-
-    def __init__(self, params: list[nn.Parameter], lr: float | Tensor) -> None:
-        super().__init__(params, {"lr": lr})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        pass
 
 
 @pytest.mark.parametrize(("lr", "allowed"), [(0.1, 0), (torch.tensor(0.1), 1)], ids=["number", "tensor"])

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.decay.common import Idle
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwise as nw
@@ -74,18 +75,6 @@ def parameters(number: int) -> list[nn.Parameter]:
     return params
 
 
-class Idle(Optimizer):
-    """An optimizer that moves nothing, so that every operation of a step is the rule's."""
-
-    def __init__(self, params: list[nn.Parameter], *, tensor_lr: bool, found_inf: bool) -> None:
-        super().__init__(params, {"lr": torch.empty((), device="cuda") if tensor_lr else 0.1})
-        if found_inf:  # what a GradScaler leaves with a fused optimizer
-            self.found_inf = torch.empty((), device="cuda")
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        pass
-
-
 def launches(
     rule: Rule,
     number: int,
@@ -98,7 +87,9 @@ def launches(
 ) -> int:
     """How many launches a step with so many parameters takes."""
     params = parameters(number)
-    optimizer = Idle(params, tensor_lr=tensor_lr, found_inf=found_inf)
+    optimizer = Idle(params, torch.empty((), device="cuda") if tensor_lr else 0.1)
+    if found_inf:  # what a GradScaler leaves with a fused optimizer
+        vars(optimizer)["found_inf"] = torch.empty((), device="cuda")
     pairs = [nw.Unit(params[k : k + 2], dim=None) for k in range(0, number, 2)]
     decay = nw.Decay(optimizer, rule, pairs if joint else params, **settings)
     for unit in decay.units if masked else ():  # not before, as a mask is read when it is given

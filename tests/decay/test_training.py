@@ -8,31 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.decay.common import each_mode, each_rule, gradients, weight
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 import normwise as nw
-from normwise.decay.rules import Rule
-
-MODES = ["flow", "explicit", "coupled"]
-RULES: list[Rule] = [
-    nw.L2(0.1),
-    nw.AdaptiveWeightShrink(0.05),
-    nw.PowerShrink(0.02, 1.5),
-    nw.EpsilonShiftedL2(0.1, 0.3),
-]
-each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-each_mode = pytest.mark.parametrize("mode", MODES)
-
-
-def weight(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))))
-
-
-def gradients(like: Tensor, steps: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(9)
-    return [torch.randn(like.shape, generator=generator) for _ in range(steps)]
-
+from normwise.decay.rules import MODES, Rule
 
 # -- the rate of that very step, of the parameter's own group ----------------------------------------------
 
