@@ -10,6 +10,7 @@ from tests.lab.small import replaying, training
 
 import normwise as nw
 from normwise.decay.rules import RULES
+from normwise.decay.weight_rules import WEIGHT_RULES
 from normwise.lab.engine import run as run_module
 from normwise.lab.runs.base import rule_from
 
@@ -59,7 +60,7 @@ def test_identity_depends_on_class_and_source_code(monkeypatch: pytest.MonkeyPat
     assert training().identity != before
 
 
-@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("kind", [*RULES, *WEIGHT_RULES])
 def test_every_rule_is_rebuilt_from_its_settings(kind: type[nw.Rule]) -> None:
     given = {"Sphere": (2.0,), "PowerShrink": (0.1, 2.0)}.get(kind.__name__, (0.1,))
     rule = kind(*given)

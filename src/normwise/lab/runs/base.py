@@ -10,6 +10,7 @@ import torch
 from typing_extensions import Self
 
 from normwise.decay.rules import RULES, Rule
+from normwise.decay.weight_rules import WEIGHT_RULES
 from normwise.lab.engine.run import Run
 from normwise.lab.models.convnet import ConvNet, initialise
 
@@ -114,5 +115,5 @@ def rule_from(settings: dict[str, Any] | None) -> Rule | None:
     if settings is None:
         return None
     arguments = {key: value for key, value in settings.items() if key != "name"}
-    rules = {rule.__name__: rule for rule in RULES}
+    rules = {rule.__name__: rule for rule in (*RULES, *WEIGHT_RULES)}
     return rules[settings["name"]](**arguments)
