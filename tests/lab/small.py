@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from normwise.lab.claims.claim import Budget
+from normwise.lab.claims.budget import Budget
 from normwise.lab.data.datasets import load
 from normwise.lab.data.text import FINGERPRINTS, NUMBERS
 from normwise.lab.runs.replay import ReplayRun

@@ -11,7 +11,7 @@ import pytest
 from tests.lab.small import budget
 
 from normwise.cli import _lines, main
-from normwise.lab.claims.claim import Budget
+from normwise.lab.claims.budget import Budget
 from normwise.lab.reproduce import rebuild_report, reproduce
 
 
@@ -105,7 +105,7 @@ _JOB = """
 from pathlib import Path
 import sys
 from tests.lab.small import budget
-from normwise.lab.claims.claim import Budget
+from normwise.lab.claims.budget import Budget
 from normwise.lab.reproduce import reproduce
 Budget.of = lambda *_: budget()
 reproduce(["under-fitting"], out=Path(sys.argv[1]), data="digits", jobs=2)

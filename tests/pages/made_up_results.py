@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
-from normwise.lab.claims.claim import HeatMap, Plot, Series, Table
+from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
 from normwise.lab.report import page
 from normwise.lab.report.figure import Figure
 

@@ -16,7 +16,9 @@ import torch
 
 import normwise as nw
 from normwise.lab.claims import claims_named
-from normwise.lab.claims.claim import Budget, Claim, Runs
+from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.claim import Claim
+from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.data.datasets import DATASETS, load
 from normwise.lab.engine.cluster import connected
 from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
@@ -75,29 +77,30 @@ def reproduce(
             data are missing or damaged, the cluster or the reference cannot be used, or a run failed. Nothing
             has been overwritten, and finished runs are kept.
     """
-    claims = claims_named(names)
+    named = claims_named(names)
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs} is not possible: give 1 or more")
     if data not in DATASETS:
         raise ValueError(f"--data {data} is not known: choose from {', '.join(DATASETS)}")
     Budget.of(budget, data, "", seeds)  # check before anything is downloaded or written
-    compared_with = None if reference is None else read_reference(reference, [c.id for c in claims], data)
+    compared_with = None if reference is None else read_reference(reference, [c.id for c in named], data)
     begin = time.perf_counter()
     with nullcontext() if cluster is None else connected(cluster, announce) as connection:
         store = Store(out)
         fingerprint = load(data, offline=offline, announce=announce).fingerprint
         spent = Budget.of(budget, data, fingerprint, seeds)
+        claims = [claim(spent) for claim in named]
         started: AbstractContextManager[Workers] = (
             local_workers(jobs or _cores())
             if connection is None
             else nullcontext(connection.workers(data, fingerprint, offline, jobs))
         )
         with started as workers:
-            runs = _execute_all(claims, spent, store, workers, announce, progress)
+            runs = _execute_all(claims, store, workers, announce, progress)
     protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
     results = read_results(store) or {"format": 1, "claims": {}}
     for claim in claims:
-        results["claims"][claim.id] = _judged(claim, spent, runs) | {"protocol": protocol}
+        results["claims"][claim.id] = _judged(claim, runs) | {"protocol": protocol}
     results.pop("comparison", None)  # of an earlier call
     if compared_with is not None:
         results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
@@ -114,19 +117,18 @@ def _cores() -> int:
 
 def _execute_all(
     claims: list[Claim],
-    budget: Budget,
     store: Store,
     workers: Workers,
     announce: Announce,
     progress: Progress,
-) -> Runs:
+) -> FinishedRuns:
     """Execute the runs of the claims, then the runs whose settings the first ones determine."""
-    first: list[Run] = [run for claim in claims for run in claim.runs(budget)]
-    runs = Runs(execute(first, store, workers, progress), store)
-    second: list[Run] = [run for claim in claims for run in claim.second_runs(budget, runs)]
+    first: list[Run] = [run for claim in claims for run in claim.runs()]
+    runs = FinishedRuns(execute(first, store, workers, progress), store)
+    second: list[Run] = [run for claim in claims for run in claim.second_runs(runs)]
     if second:
         announce("now the runs with what the first ones have chosen")
-        runs = Runs(execute([*first, *second], store, workers, progress), store)
+        runs = FinishedRuns(execute([*first, *second], store, workers, progress), store)
     return runs
 
 
@@ -163,20 +165,19 @@ def rebuild_report(out: Path) -> Path:
     return write_report(results, out / "report.html")
 
 
-def _judged(claim: Claim, budget: Budget, runs: Runs) -> dict[str, Any]:
-    needed = [*claim.runs(budget), *claim.second_runs(budget, runs)]
-    identities = list(dict.fromkeys(settings.identity for settings in needed))
-    ends = {identity: runs.status(identity) for identity in identities}
-    failed = {identity: end for identity, end in ends.items() if end != "finished"}
+def _judged(claim: Claim, runs: FinishedRuns) -> dict[str, Any]:
+    needed = [*claim.runs(), *claim.second_runs(runs)]
+    statuses = {run.identity: runs.status(run) for run in needed}
+    failed = {identity: status for identity, status in statuses.items() if status != "finished"}
     return {
         **claim.texts(),
         "order": claim.order,
-        **claim.judge(budget, runs).as_dict(),
+        **claim.outcome(runs).as_dict(),
         "runs": {
-            "count": len(identities),
+            "count": len(statuses),
             "not_finished": len(failed),
             "failed": failed,
-            "identities": identities,
+            "identities": list(statuses),
         },
     }
 

@@ -13,7 +13,7 @@ import torch
 from tests.lab.small import text
 
 import normwise as nw
-from normwise.lab.claims.claim import BUDGETS, Budget
+from normwise.lab.claims.budget import BUDGETS, Budget
 from normwise.lab.data.text import NUMBERS, load_text
 from normwise.lab.engine.execution import execute, local_workers
 from normwise.lab.engine.run import Run

@@ -14,7 +14,7 @@ from tests.pages import made_up_results
 from tests.pages.checker import Page
 from tests.pages.made_up_results import NASTY
 
-from normwise.lab.claims.claim import HeatMap, Plot, Series
+from normwise.lab.claims.exhibits import HeatMap, Plot, Series
 from normwise.lab.report.figure import heat_figure, plot_figure
 from normwise.lab.report.heat import COLORS, heat_table, scale_of, text_color
 from normwise.lab.report.look import PALETTE, extent, tick_label, ticks

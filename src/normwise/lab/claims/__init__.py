@@ -1,4 +1,4 @@
-"""The claims of the paper, a file each. A new file with a ``CLAIM`` joins by being there."""
+"""The claims of the paper, one file each. A new file joins by defining ``CLAIM``."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from normwise.lab.claims.claim import Claim
 __all__ = ["all_claims", "claims_named"]
 
 
-def all_claims() -> list[Claim]:
+def all_claims() -> list[type[Claim]]:
     """Return every claim, in the order of the report."""
-    found = []
-    for module in pkgutil.iter_modules(__path__):
-        claim = getattr(importlib.import_module(f"{__name__}.{module.name}"), "CLAIM", None)
-        if claim is not None:
-            found.append(claim)
-    return sorted(found, key=lambda claim: claim.order)
+    modules = (
+        importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
+    )
+    claims = [module.CLAIM for module in modules if hasattr(module, "CLAIM")]
+    return sorted(claims, key=lambda claim: claim.order)
 
 
-def claims_named(names: list[str]) -> list[Claim]:
-    """Return the claims with these names, or all where none is named.
+def claims_named(names: list[str]) -> list[type[Claim]]:
+    """Return the claims with these names, or all if no name is given.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: A name is not known.
     """
     known = {claim.id: claim for claim in all_claims()}
     for name in names:

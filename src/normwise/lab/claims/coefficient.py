@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, all_some_none
+from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
-from normwise.lab.claims.tuning import chosen
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, L2, SPHERE, scaled, with_arm
-from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.arms import AWS, L2, SPHERE, scaled, times, with_arm
 from normwise.lab.runs.train import TrainRun
 
 MULTIPLES = {  # five decades
@@ -27,7 +26,7 @@ NEAR = 2.0  # points from the best
 
 
 class Coefficient(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "coefficient"
     order = 8
@@ -59,183 +58,142 @@ class Coefficient(Claim):
         "than AWS, with an interval above 0. Partly: for some. Not reproduced: for none."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
-        """Sweeps for all members, with seeds of tuning beside; the map for the first member."""
-        sweep: list[Run] = [
-            replace(run, seed=seed)
-            for member in budget.members
-            for arm in (L2, AWS)
-            for run in self._sweep(budget, member, arm).values()
-            for seed in (*_seeds(budget, member), *budget.tuning_seeds)
-        ]
-        mapped: list[Run] = [
-            replace(run, seed=seed)
-            for arm in (L2, AWS, SPHERE)
-            for run in self._map(budget, arm).values()
-            for seed in self._map_seeds(budget)
-        ]
-        return sweep + mapped
-
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Compare what is lost."""
-        plots, tables, conditions = [], [], []
-        statistics: dict[str, Any] = {}
-        for member in budget.members:
-            family = member.replace("_", " ")
-            seeds = _seeds(budget, member)
-            accuracy: dict[str, dict[float, list[float | None]]] = {}
-            losses: dict[str, list[float | None]] = {}
-            best: dict[str, float] = {}
+    def runs(self) -> list[Run]:
+        """Sweeps for all members, also with the tuning seeds; the map for the first member."""
+        wanted: list[Run] = []
+        for member in self.budget.members:
+            seeds = (*self.budget.seeds_for(member), *self.budget.tuning_seeds)
             for arm in (L2, AWS):
-                sweep = self._sweep(budget, member, arm)
-                accuracy[arm] = {m: runs.points("test_accuracy", run, seeds) for m, run in sweep.items()}
-                best[arm] = chosen(runs, sweep, budget.tuning_seeds)
-                losses[arm] = [_lost(accuracy[arm], best[arm], k) for k in range(len(seeds))]
-            gain = paired_difference(losses[L2], losses[AWS])
-            peaks = paired_difference(accuracy[AWS][best[AWS]], accuracy[L2][best[L2]])
-            conditions.append(gain.low > 0)
-            statistics[member] = {
-                "lost": {arm: mean_with_interval(values).as_dict() for arm, values in losses.items()},
-                "L2_loses_more_by": gain.as_dict(),
-                "best_multiple": best,
-                "best_AWS_minus_best_L2": peaks.as_dict(),
+                wanted += over_seeds(self._sweep(member, arm).values(), seeds)
+        for arm in (L2, AWS, SPHERE):
+            wanted += over_seeds(self._cells(arm).values(), self.budget.seeds[:1])
+        return wanted
+
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Compare how much each rule loses away from its best coefficient."""
+        measured = Measured({}, {"accuracy": {}, "lost": {}})
+        for member in self.budget.members:
+            sweeps = {arm: self._sweep(member, arm) for arm in (L2, AWS)}
+            accuracy = {
+                arm: runs.accuracy(sweep, self.budget.seeds_for(member)) for arm, sweep in sweeps.items()
             }
-            plots.append(_plot(family, accuracy))
-            tables.append(_table(family, accuracy, losses))
-        maps, near = self._maps(budget, runs)
-        statistics["map"] = {"share_near_the_best": near}
-        verdict: Verdict = (
-            "reproduced" if all(conditions) else "partly" if any(conditions) else "not reproduced"
+            best = {arm: runs.best(sweep, self.budget.tuning_seeds) for arm, sweep in sweeps.items()}
+            lost = {arm: _lost(accuracy[arm], best[arm]) for arm in sweeps}
+            measured.statistics[member] = {
+                "lost": {arm: mean_with_interval(values) for arm, values in lost.items()},
+                "L2_loses_more_by": paired_difference(lost[L2], lost[AWS]),
+                "best_multiple": best,
+                "best_AWS_minus_best_L2": paired_difference(accuracy[AWS][best[AWS]], accuracy[L2][best[L2]]),
+            }
+            measured.details["accuracy"][member] = accuracy
+        maps = {
+            arm: {
+                cell: _rounded_mean(values)
+                for cell, values in runs.accuracy(self._cells(arm), self.budget.seeds[:1]).items()
+            }
+            for arm in (L2, AWS, SPHERE)
+        }
+        known = [mean for cells in maps.values() for mean in cells.values() if mean is not None]
+        measured.details.update(maps=maps, low=min(known), high=max(known))
+        measured.statistics["map"] = {
+            "share_near_the_best": {
+                arm: round(
+                    sum(v is not None and v >= max(known) - NEAR for v in cells.values()) / len(cells), 3
+                )
+                for arm, cells in maps.items()
+            }
+        }
+        return measured
+
+    def judge(self, measured: Measured) -> Verdict:
+        """L2 loses more for all, some or no members."""
+        return all_some_none(
+            measured.statistics[member]["L2_loses_more_by"].low > 0 for member in self.budget.members
         )
-        return Finding(verdict, _answer(statistics, budget), statistics, plots, tables, maps=maps)
 
-    def _sweep(self, budget: Budget, member: str, arm: str) -> dict[float, TrainRun]:
-        base = with_arm(replace(budget.small, member=member), arm)
-        return {m: times(base, m) for m in MULTIPLES[budget.name]}
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show accuracy by coefficient, and the maps."""
+        plots, tables, sentences = [], [], []
+        for member, accuracy in measured.details["accuracy"].items():
+            statistics = measured.statistics[member]
+            lost = statistics["lost"]
+            title = f"Test accuracy{{}} by coefficient ({family(member)})"
+            plots.append(
+                Plot(
+                    title.format(""),
+                    "coefficient, in 3/Σlr (the same pull at norm 1)",
+                    "test accuracy (%)",
+                    [Series.over_seeds(arm, at) for arm, at in accuracy.items()],
+                    log_x=True,
+                )
+            )
+            columns = ["rule", *(f"×{m:.3g}" for m in accuracy[L2]), "lost on average (points)"]
+            rows = [
+                [arm, *(mean_with_interval(values).short for values in at.values()), str(lost[arm])]
+                for arm, at in accuracy.items()
+            ]
+            tables.append(Table(title.format(" (%)"), columns, rows))
+            sentences.append(
+                f"With {family(member)}, over five decades of the coefficient L2 loses "
+                f"{lost[L2].mean:.1f} points on average against its best, AWS {lost[AWS].mean:.1f}; at their "
+                f"best, AWS is {statistics['best_AWS_minus_best_L2']:+.1f} points from L2."
+            )
+        near = measured.statistics["map"]["share_near_the_best"]
+        sentences.append(
+            f"Of the pairs of learning rate and coefficient, {100 * near[L2]:.0f} % are within {NEAR:g} "
+            f"points of the best under L2, {100 * near[AWS]:.0f} % under AWS, {100 * near[SPHERE]:.0f} % of "
+            "radii on a sphere."
+        )
+        return Exhibits(" ".join(sentences), plots, tables, maps=self._maps(measured))
 
-    def _map_seeds(self, budget: Budget) -> tuple[int, ...]:
-        return budget.seeds[:1]
+    def _sweep(self, member: str, arm: str) -> dict[float, TrainRun]:
+        base = with_arm(replace(self.budget.small, member=member), arm)
+        return {multiple: times(base, multiple) for multiple in MULTIPLES[self.budget.name]}
 
-    def _map(self, budget: Budget, arm: str) -> dict[tuple[float, float], TrainRun]:
-        """Return the settings by learning rate and multiple."""
-        at_centre = with_arm(replace(budget.small, member=budget.members[0]), arm)
+    def _cells(self, arm: str) -> dict[tuple[float, float], TrainRun]:
+        """Return the settings of a map by learning rate and multiple."""
+        base = with_arm(replace(self.budget.small, member=self.first), arm)
         cells = {}
-        for lr in RATES[budget.name]:
-            for m in MAP_MULTIPLES[budget.name]:
-                run = replace(at_centre, lr=lr)
+        for lr in RATES[self.budget.name]:
+            for multiple in MAP_MULTIPLES[self.budget.name]:
+                run = replace(base, lr=lr)
                 if arm == SPHERE:
-                    radius = float(m**-0.25)
-                    cells[lr, m] = scaled(run.with_rule(nw.Sphere(radius)), radius)
+                    radius = float(multiple**-0.25)
+                    cells[lr, multiple] = scaled(run.with_rule(nw.Sphere(radius)), radius)
                 else:
-                    cells[lr, m] = times(run, m)
+                    cells[lr, multiple] = times(run, multiple)
         return cells
 
-    def _maps(self, budget: Budget, runs: Runs) -> tuple[list[HeatMap], dict[str, float]]:
-        rates, multiples = RATES[budget.name], MAP_MULTIPLES[budget.name]
-        seeds = self._map_seeds(budget)
-        means: dict[str, list[list[float | None]]] = {}
-        for arm in (L2, AWS, SPHERE):
-            cells = self._map(budget, arm)
-            means[arm] = [
-                [_mean(runs.points("test_accuracy", cells[lr, m], seeds)) for lr in rates] for m in multiples
-            ]
-        there = [v for rows in means.values() for row in rows for v in row if v is not None]
-        low, high = min(there), max(there)
-        near = {
-            arm: round(
-                sum(v is not None and v >= high - NEAR for row in rows for v in row)
-                / (len(rates) * len(multiples)),
-                3,
-            )
-            for arm, rows in means.items()
-        }
-        maps = [
+    def _maps(self, measured: Measured) -> list[HeatMap]:
+        rates, multiples = RATES[self.budget.name], MAP_MULTIPLES[self.budget.name]
+        return [
             HeatMap(
                 f"Test accuracy (%) over the learning rate: {arm}",
                 "learning rate",
                 "radius" if arm == SPHERE else "coefficient, in 3/Σlr at learning rate 0.1",
                 [f"{lr:g}" for lr in rates],
                 [f"{m**-0.25:.2f}" if arm == SPHERE else f"{m:.3g}" for m in multiples],
-                rows,
+                [[cells[lr, multiple] for lr in rates] for multiple in multiples],
                 "%",
-                low,
-                high,
+                measured.details["low"],
+                measured.details["high"],
             )
-            for arm, rows in means.items()
+            for arm, cells in measured.details["maps"].items()
         ]
-        return maps, near
 
 
-def _seeds(budget: Budget, member: str) -> tuple[int, ...]:
-    """Five, of members but the first and in the quick budget three: a sweep is long."""
-    return budget.seeds if member == budget.members[0] else budget.seeds[:3]
+def _lost(accuracy: dict[float, Values], best: float) -> Values:
+    """Return, for each seed, the accuracy at the best coefficient minus the mean over all coefficients."""
+    lost: Values = []
+    for top, values in zip(accuracy[best], zip(*accuracy.values(), strict=True), strict=True):
+        known = [value for value in values if value is not None]
+        lost.append(top - sum(known) / len(known) if top is not None and len(known) == len(values) else None)
+    return lost
 
 
-def times(run: TrainRun, multiple: float) -> TrainRun:
-    """Return the run with so many times the coefficient."""
-    rule = rule_from(run.rule)
-    assert rule is not None
-    return run.with_rule(replace(rule, coefficient=rule.coefficient * multiple))  # type: ignore[type-var, attr-defined]
-
-
-def _lost(accuracy: dict[float, list[float | None]], best: float, k: int) -> float | None:
-    """Return what the k-th seed loses on the average coefficient against the best."""
-    values = [at[k] for at in accuracy.values()]
-    top = accuracy[best][k]
-    if top is None or any(value is None for value in values):
-        return None
-    return top - sum(value for value in values if value is not None) / len(values)
-
-
-def _mean(values: list[float | None]) -> float | None:
+def _rounded_mean(values: Values) -> float | None:
     estimate = mean_with_interval(values)
     return round(estimate.mean, 2) if estimate.n else None
 
 
-def _plot(family: str, accuracy: dict[str, dict[float, list[float | None]]]) -> Plot:
-    series = [Series.over(arm, at) for arm, at in accuracy.items()]
-    return Plot(
-        f"Test accuracy by coefficient ({family})",
-        "coefficient, in 3/Σlr (the same pull at norm 1)",
-        "test accuracy (%)",
-        series,
-        log_x=True,
-    )
-
-
-def _table(
-    family: str, accuracy: dict[str, dict[float, list[float | None]]], losses: dict[str, list[float | None]]
-) -> Table:
-    rows = [
-        [
-            arm,
-            *(mean_with_interval(v).short for v in at.values()),
-            str(mean_with_interval(losses[arm])),
-        ]
-        for arm, at in accuracy.items()
-    ]
-    columns = ["rule", *(f"×{m:.3g}" for m in accuracy[L2]), "lost on average (points)"]
-    return Table(f"Test accuracy (%) by coefficient ({family})", columns, rows)
-
-
-def _answer(statistics: dict[str, Any], budget: Budget) -> str:
-    sentences = []
-    for member in budget.members:
-        found = statistics[member]
-        lost = {arm: found["lost"][arm]["mean"] for arm in (L2, AWS)}
-        peaks = found["best_AWS_minus_best_L2"]
-        sentences.append(
-            f"With {member.replace('_', ' ')}, over five decades of the coefficient L2 loses "
-            f"{lost[L2]:.1f} points on average against its best, AWS {lost[AWS]:.1f}; at their best, AWS is "
-            f"{peaks['mean']:+.1f} [{peaks['low']:+.1f}, {peaks['high']:+.1f}] points from L2."
-        )
-    near = statistics["map"]["share_near_the_best"]
-    sentences.append(
-        f"Of the pairs of learning rate and coefficient, {100 * near[L2]:.0f} % are within {NEAR:g} points "
-        f"of the best under L2, {100 * near[AWS]:.0f} % under AWS, {100 * near[SPHERE]:.0f} % of radii on a "
-        "sphere."
-    )
-    return " ".join(sentences)
-
-
-CLAIM = Coefficient()
+CLAIM = Coefficient

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, all_some_none
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.regularizer import SCALES, RegularizerRun
 
 DIGITS = 64.0  # epsilons of the type
 BAR = 1e-9  # radians, as in the claim effective-learning-rate
-WIDE = 1e-2  # radians: what L2 on W must exceed
+WIDE = 1e-2  # radians: L2 on W must exceed this
 
 
 class ConstantRegularizer(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "constant-regularizer"
     order = 1
@@ -48,116 +50,123 @@ class ConstantRegularizer(Claim):
         "some members. Not reproduced: for none."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """One run for each member and seed."""
-        return [replace(run, seed=seed) for run in self._runs(budget).values() for seed in budget.seeds]
+        return over_seeds(self._settings().values(), self.budget.seeds)
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Take the worst of all seeds."""
-        statistics: dict[str, Any] = {}
-        rows, angles = [], []
-        plots: list[Plot] = []
-        conditions = []
-        for member, run in self._runs(budget).items():
-            family = member.replace("_", " ")
-            found = [runs[replace(run, seed=seed)] for seed in budget.seeds]
-            types = list(found[0]["static"])
-            worst = {
-                dtype: {
-                    what: max(s["static"][dtype][scale][what] for s in found for scale in s["static"][dtype])
-                    for what in ("value", "gradient")
-                }
-                for dtype in types
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Take the worst over all seeds."""
+        measured = Measured({}, {"least_angle_of_L2": {}, "by_scale": {}})
+        for member, run in self._settings().items():
+            found = runs.summaries(run, self.budget.seeds)
+            dtypes = {
+                dtype: [at for seed in found for at in seed["static"][dtype].values()]
+                for dtype in found[0]["static"]
             }
-            zero = min(
-                s["static"][dtype][scale]["exactly_zero"]
-                for s in found
-                for dtype in types
-                for scale in s["static"][dtype]
-            )
-            largest = {who: max(s["angles"][who] for s in found) for who in found[0]["angles"]}
-            least_on_weights = min(s["angles"]["L2"] for s in found)
-            conditions.append(
-                all(value <= DIGITS for by_what in worst.values() for value in by_what.values())
-                and largest["regularized"] < BAR
-                and least_on_weights > WIDE
-            )
-            statistics[member] = {
-                "epsilons": worst,
-                "gradient_exactly_zero_share": zero,
-                "largest_angle": largest,
+            measured.statistics[member] = {
+                "epsilons": {
+                    dtype: {key: max(at[key] for at in cells) for key in ("value", "gradient")}
+                    for dtype, cells in dtypes.items()
+                },
+                "gradient_exactly_zero_share": min(
+                    at["exactly_zero"] for cells in dtypes.values() for at in cells
+                ),
+                "largest_angle": {
+                    run: max(seed["angles"][run] for seed in found) for run in found[0]["angles"]
+                },
             }
-            rows += [
-                [family, dtype, *(f"{worst[dtype][what]:.1f}" for what in ("value", "gradient"))]
-                for dtype in types
-            ]
-            angles.append([family, *(f"{largest[who]:.1e}" for who in ("regularized", "twin", "L2"))])
-            plots.append(self._plot(family, found, types))
-        verdict: Verdict = (
-            "reproduced" if all(conditions) else "partly" if any(conditions) else "not reproduced"
+            measured.details["least_angle_of_L2"][member] = min(seed["angles"]["L2"] for seed in found)
+            measured.details["by_scale"][member] = {
+                (dtype, key): [max(seed["static"][dtype][f"{s:g}"][key] for seed in found) for s in SCALES]
+                for dtype in dtypes
+                for key in ("value", "gradient")
+            }
+        return measured
+
+    def judge(self, measured: Measured) -> Verdict:
+        """Value, gradient and angles lie within the bounds for all, some or no members."""
+        return all_some_none(
+            all(value <= DIGITS for by_key in found["epsilons"].values() for value in by_key.values())
+            and found["largest_angle"]["regularized"] < BAR
+            and measured.details["least_angle_of_L2"][member] > WIDE
+            for member, found in measured.statistics.items()
         )
-        columns = ["member", "type", "½‖W′‖² off its constant (epsilons)", "gradient (epsilons)"]
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show the deviation by norm, and the angles."""
+        epsilons = [
+            [family(member), dtype, *(f"{worst[key]:.1f}" for key in ("value", "gradient"))]
+            for member, found in measured.statistics.items()
+            for dtype, worst in found["epsilons"].items()
+        ]
+        angles = [
+            [family(member), *(f"{found['largest_angle'][run]:.1e}" for run in ("regularized", "twin", "L2"))]
+            for member, found in measured.statistics.items()
+        ]
         tables = [
-            Table("The regulariser on normalised weights, worst over norms 10⁻³⁰ … 10³⁰", columns, rows),
+            Table(
+                "The regulariser on normalised weights, worst over norms 10⁻³⁰ … 10³⁰",
+                ["member", "type", "½‖W′‖² off its constant (epsilons)", "gradient (epsilons)"],
+                epsilons,
+            ),
             Table(
                 "Largest angle to the run without a regulariser (rad)",
                 ["member", "regulariser on W′", "twin", "regulariser on W"],
                 angles,
             ),
         ]
-        notes = [
+        shares = ", ".join(
+            f"{family(member)} {found['gradient_exactly_zero_share']:.0%}"
+            for member, found in measured.statistics.items()
+        )
+        note = (
             "The gradient is zero but for rounding: not every element of it is exactly 0 (smallest share of "
-            "exact zeros: "
-            + ", ".join(
-                f"{member.replace('_', ' ')} {found['gradient_exactly_zero_share']:.0%}"
-                for member, found in statistics.items()
+            f"exact zeros: {shares}). The paper does not say so, and nothing follows from it."
+        )
+        plots = [
+            Plot(
+                f"How far ½‖W′‖² is from a constant ({family(member)})",
+                "norm of every unit",
+                "epsilons of the type",
+                [
+                    Series(
+                        f"{key}, {dtype}",
+                        SCALES,
+                        [value or None for value in values],
+                        dashed=key == "gradient",
+                        color=k // 2,
+                    )
+                    for k, ((dtype, key), values) in enumerate(curves.items())
+                ],
+                log_x=True,
             )
-            + "). The paper does not say so, and nothing follows from it."
+            for member, curves in measured.details["by_scale"].items()
         ]
-        return Finding(verdict, _answer(statistics), statistics, plots, tables, notes)
+        sentences = [_sentence(member, found) for member, found in measured.statistics.items()]
+        return Exhibits(" ".join(sentences), plots, tables, [note])
 
-    def _runs(self, budget: Budget) -> dict[str, RegularizerRun]:
+    def _settings(self) -> dict[str, RegularizerRun]:
         base = RegularizerRun(
-            data=budget.training.data,
-            fingerprint=budget.training.fingerprint,
-            train_size=budget.replaying.train_size,
-            image_size=budget.training.image_size,
-            width=budget.training.width,
-            batch_size=budget.replaying.batch_size,
+            data=self.budget.training.data,
+            fingerprint=self.budget.training.fingerprint,
+            train_size=self.budget.replaying.train_size,
+            image_size=self.budget.training.image_size,
+            width=self.budget.training.width,
+            batch_size=self.budget.replaying.batch_size,
         )
         base = replace(base, strength=3 / base.total_time * (1 - base.momentum))
-        return {m: replace(base, member=m) for m in budget.members if m != "plain"}
-
-    def _plot(self, family: str, found: list[dict[str, Any]], types: list[str]) -> Plot:
-        series = [
-            Series(
-                f"{'value' if what == 'value' else 'gradient'}, {dtype}",
-                SCALES,
-                [max(s["static"][dtype][f"{scale:g}"][what] for s in found) or None for scale in SCALES],
-                dashed=what == "gradient",
-                color=k,
-            )
-            for k, dtype in enumerate(types)
-            for what in ("value", "gradient")
-        ]
-        title = f"How far ½‖W′‖² is from a constant ({family})"
-        return Plot(title, "norm of every unit", "epsilons of the type", series, log_x=True)
+        return {m: replace(base, member=m) for m in self.budget.members if m != "plain"}
 
 
-def _answer(statistics: dict[str, Any]) -> str:
-    parts = []
-    for member, found in statistics.items():
-        epsilons = found["epsilons"].values()
-        value = max(by["value"] for by in epsilons)
-        gradient = max(by["gradient"] for by in epsilons)
-        angle = found["largest_angle"]
-        parts.append(
-            f"With {member.replace('_', ' ')}, over 60 decades of norms ½‖W′‖² is its constant to within "
-            f"{value:.1f} rounding errors and its gradient zero to within {gradient:.1f}; training with it "
-            f"stays within {angle['regularized']:.0e} rad of training without (a change of one last digit: "
-            f"{angle['twin']:.0e}), where the same on W leads {angle['L2']:.1f} rad away."
-        )
-    return " ".join(parts)
+def _sentence(member: str, found: dict[str, Any]) -> str:
+    value, gradient = (max(by[key] for by in found["epsilons"].values()) for key in ("value", "gradient"))
+    angle = found["largest_angle"]
+    return (
+        f"With {family(member)}, over 60 decades of norms ½‖W′‖² is its constant to within "
+        f"{value:.1f} rounding errors and its gradient zero to within {gradient:.1f}; training with it "
+        f"stays within {angle['regularized']:.0e} rad of training without (a change of one last digit: "
+        f"{angle['twin']:.0e}), where the same on W leads {angle['L2']:.1f} rad away."
+    )
 
 
-CLAIM = ConstantRegularizer()
+CLAIM = ConstantRegularizer

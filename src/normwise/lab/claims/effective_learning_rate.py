@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import Plot, Series, Table
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.replay import ReplayRun
 
 BAR = 1e-9  # radians
-WIDE = 1e-2  # radians: what the naive replay must exceed
+WIDE = 1e-2  # radians: the naive run must exceed this
 CHAOS = 10.0  # times the drift of the twin
 
 ADAM_LR = 0.003
@@ -19,7 +20,7 @@ RULES = ("L2, coupled", "L2, explicit", "L2", "AWS", "AdamW: L2, explicit", "Ada
 
 
 class EffectiveLearningRate(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "effective-learning-rate"
     order = 3
@@ -52,115 +53,106 @@ class EffectiveLearningRate(Claim):
         f"or a larger angle is at most {CHAOS:g} times that of the twin. Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """All rules with all seeds."""
-        return [replace(run, seed=seed) for run in self._runs(budget).values() for seed in _seeds(budget)]
+        return over_seeds(self._settings().values(), self._seeds)
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
+    def measure(self, runs: FinishedRuns) -> Measured:
         """Take the worst seed of each rule."""
-        statistics: dict[str, Any] = {}
-        rows: list[list[str | int]] = []
-        for name, run in self._runs(budget).items():
-            found = [runs[replace(run, seed=seed)] for seed in _seeds(budget)]
-            angles = {who: max(s[who]["largest_angle"] for s in found) for who in ("replay", "naive", "twin")}
-            least_naive = min(s["naive"]["largest_angle"] for s in found)
-            differ = {who: max(s[who]["predictions_that_differ"] for s in found) for who in angles}
-            holds = angles["replay"] < BAR and least_naive > WIDE and differ["replay"] == 0
-            explained = angles["replay"] <= CHAOS * angles["twin"] and least_naive > WIDE
+        statistics = {}
+        for name, run in self._settings().items():
+            found = runs.summaries(run, self._seeds)
+            angles, differ = (
+                {other: max(seed[other][key] for seed in found) for other in ("replay", "naive", "twin")}
+                for key in ("largest_angle", "predictions_that_differ")
+            )
+            apart = min(seed["naive"]["largest_angle"] for seed in found) > WIDE
             statistics[name] = {
                 "largest_angle": angles,
                 "predictions_that_differ": differ,
                 "norms_end_at": found[0]["norm_change"],
-                "holds": holds,
-                "explained_by_rounding": explained,
+                "holds": angles["replay"] < BAR and apart and differ["replay"] == 0,
+                "explained_by_rounding": angles["replay"] <= CHAOS * angles["twin"] and apart,
             }
+        return Measured(statistics, {"test_images": found[0]["test_images"]})
+
+    def judge(self, measured: Measured) -> Verdict:
+        """All replays hold; or some hold, or all differences are explained by rounding."""
+        holds, explained = (
+            [found[key] for found in measured.statistics.values()]
+            for key in ("holds", "explained_by_rounding")
+        )
+        return verdict_of(all(holds), any(holds) or all(explained))
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show the angles over time and at their largest."""
+        rows: list[list[str | int]] = []
+        for name, found in measured.statistics.items():
+            angles, differ = found["largest_angle"], found["predictions_that_differ"]
             rows.append(
                 [
                     name,
-                    *(f"{angles[who]:.1e}" for who in ("replay", "twin", "naive")),
+                    *(f"{angles[other]:.1e}" for other in ("replay", "twin", "naive")),
                     differ["replay"],
                     differ["naive"],
-                    f"{found[0]['norm_change']:.2f}",
+                    f"{found['norms_end_at']:.2f}",
                 ]
             )
-        images = found[0]["test_images"]
-        judged = list(statistics.values())
-        verdict: Verdict = "not reproduced"
-        if all(one["holds"] for one in judged):
-            verdict = "reproduced"
-        elif any(one["holds"] for one in judged) or all(one["explained_by_rounding"] for one in judged):
-            verdict = "partly"
-        worst = max(one["largest_angle"]["replay"] for one in judged)
-        naive = min(one["largest_angle"]["naive"] for one in judged)
-        differing = max(one["predictions_that_differ"]["replay"] for one in judged)
-        answer = (
-            f"Over {budget.replaying.length} steps the undecayed replays stay within {worst:.0e} rad of the "
-            f"decayed runs in every unit, and the final networks disagree on {differing} of {images} test "
-            f"images. With the same learning rates instead, directions come apart by {naive:.2g} rad or more."
-        )
         columns = ["rule", "replay (rad)", "twin (rad)", "naive (rad)", "replay: answers that differ"]
         columns += ["naive: answers that differ", "norms: end / start"]
         table = Table("Largest angle to the decayed run, over all units, steps and seeds", columns, rows)
-        return Finding(
-            verdict, answer, statistics, self._plots(budget, runs), [table], traces=self._traces(budget, runs)
+        rules = measured.statistics.values()
+        worst = max(found["largest_angle"]["replay"] for found in rules)
+        naive = min(found["largest_angle"]["naive"] for found in rules)
+        differing = max(found["predictions_that_differ"]["replay"] for found in rules)
+        answer = (
+            f"Over {self.budget.replaying.length} steps the undecayed replays stay within {worst:.0e} rad of "
+            f"the decayed runs in every unit, and the final networks disagree on {differing} of "
+            f"{measured.details['test_images']} test images. With the same learning rates instead, "
+            f"directions come apart by {naive:.2g} rad or more."
         )
+        angles_over_time, *traces = self._curves(runs)
+        return Exhibits(answer, [angles_over_time], [table], traces=traces)
 
-    def _plots(self, budget: Budget, runs: Runs) -> list[Plot]:
-        series = []
-        for name, run in self._runs(budget).items():
-            metrics = runs.metrics(replace(run, seed=budget.seeds[0]))
-            steps = [line["step"] for line in metrics]
-            series.append(Series(f"replay of {name}", steps, [line["replay"] or None for line in metrics]))
+    def _curves(self, runs: FinishedRuns) -> tuple[Plot, Plot, Plot]:
+        """Return the angles, the norms and the effective learning rates over the steps of the first seed."""
+        angles, norms, rates = [], [], []
+        for name, run in self._settings().items():
+            metrics = runs.metrics(replace(run, seed=self.budget.seeds[0]))
+            angles.append(Series.over_steps(f"replay of {name}", metrics, "replay"))
             if name == "AWS":
-                naive = [line["naive"] or None for line in metrics]
-                series.append(Series("naive run, AWS", steps, naive, dashed=True))
-                twin = [line["twin"] or None for line in metrics]
-                series.append(Series("twin of AWS, one ULP apart", steps, twin, dashed=True))
-        title = f"Largest angle between a unit of the decayed run and of the other (seed {budget.seeds[0]})"
-        return [Plot(title, "step", "angle (rad)", series, log_y=True)]
-
-    def _traces(self, budget: Budget, runs: Runs) -> list[Plot]:
-        norms, rates = [], []
-        for name, run in self._runs(budget).items():
-            metrics = runs.metrics(replace(run, seed=budget.seeds[0]))
-            steps = [line["step"] for line in metrics]
+                angles.append(Series.over_steps("naive run, AWS", metrics, "naive", dashed=True))
+                angles.append(Series.over_steps("twin of AWS, one ULP apart", metrics, "twin", dashed=True))
+            norms.append(Series.over_steps(name, metrics, "norm"))
             degree = 1 if run.optimizer == "adam" else 2
-            norms.append(Series(name, steps, [line["norm"] for line in metrics]))
-            rates.append(Series(name, steps, [line["lr"] / line["norm"] ** degree for line in metrics]))
-        seed = f"seed {budget.seeds[0]}"
-        return [
-            Plot(f"Median norm in the decayed runs ({seed})", "step", "norm", norms),
-            Plot(
-                f"Effective learning rate of the median norm ({seed})",
-                "step",
-                "lr/norm² (SGD), lr/norm (Adam)",
-                rates,
-                log_y=True,
-            ),
-        ]
-
-    def _runs(self, budget: Budget) -> dict[str, ReplayRun]:
-        base = budget.replaying
-        aws = nw.AdaptiveWeightShrink.for_budget(base.total_time)
-        l2 = nw.theory.match(aws, nw.L2)
-        coupled = nw.theory.match(aws, nw.L2, momentum=base.momentum, to_mode="coupled")
-        arms: tuple[tuple[nw.Rule, str], ...] = (
-            (coupled, "coupled"),
-            (l2, "explicit"),
-            (l2, "flow"),
-            (aws, "flow"),
+            effective = [line["lr"] / line["norm"] ** degree for line in metrics]
+            rates.append(Series(name, norms[-1].x, effective))
+        seed = f"(seed {self.budget.seeds[0]})"
+        largest = "Largest angle between a unit of the decayed run and of the other"
+        effective_title = f"Effective learning rate of the median norm {seed}"
+        return (
+            Plot(f"{largest} {seed}", "step", "angle (rad)", angles, log_y=True),
+            Plot(f"Median norm in the decayed runs {seed}", "step", "norm", norms),
+            Plot(effective_title, "step", "lr/norm² (SGD), lr/norm (Adam)", rates, log_y=True),
         )
-        sgd = [base.with_rule(*arm) for arm in arms]
-        adam = replace(base, optimizer="adam", lr=ADAM_LR)
-        aws = nw.AdaptiveWeightShrink.for_budget(adam.total_time)
-        l2 = nw.theory.match(aws, nw.L2)
-        arms = ((l2, "explicit"), (l2, "flow"), (aws, "flow"))
-        return dict(zip(RULES, [*sgd, *(adam.with_rule(*arm) for arm in arms)], strict=True))
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        """One in the quick budget: float64 takes long, and little varies with the seed."""
+        return self.budget.seeds if self.budget.full else self.budget.seeds[:1]
+
+    def _settings(self) -> dict[str, ReplayRun]:
+        sgd = self.budget.replaying
+        adam = replace(sgd, optimizer="adam", lr=ADAM_LR)
+        settings = []
+        for base in (sgd, adam):
+            aws = nw.AdaptiveWeightShrink.for_budget(base.total_time)
+            l2 = nw.theory.match(aws, nw.L2)
+            if base is sgd:
+                coupled = nw.theory.match(aws, nw.L2, momentum=base.momentum, to_mode="coupled")
+                settings.append(base.with_rule(coupled, "coupled"))
+            settings += [base.with_rule(l2, "explicit"), base.with_rule(l2), base.with_rule(aws)]
+        return dict(zip(RULES, settings, strict=True))
 
 
-def _seeds(budget: Budget) -> tuple[int, ...]:
-    """One in the quick budget: float64 takes long, and there is little that varies."""
-    return budget.seeds if budget.full else budget.seeds[:1]
-
-
-CLAIM = EffectiveLearningRate()
+CLAIM = EffectiveLearningRate

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
+from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
-from normwise.lab.claims.traces import traces
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.equilibrium import EquilibriumRun
 
@@ -24,17 +26,32 @@ L2, AWS, SHIFTED, SPHERE = "L2", "AWS", "ε-shifted L2", "sphere"
 RULES = (L2, AWS, SHIFTED, SPHERE)
 ORDER = (L2, AWS, SPHERE)
 
-Arm = tuple[str, float, str]  # rule, momentum, mode
-ALL: tuple[Arm, ...] = (
-    *((rule, momentum, "flow") for momentum in (CALM, HEAVY) for rule in RULES),
-    (L2, HEAVY, "coupled"),
-    (AWS, HEAVY, "coupled"),
+
+class Arm(NamedTuple):
+    """What a run differs in, besides the member of the family."""
+
+    rule: str
+    momentum: float
+    mode: str = "flow"
+
+    def __str__(self) -> str:
+        coupled = ", coupled" if self.mode == "coupled" else ""
+        return f"{self.rule}{coupled}, momentum {self.momentum:g}"
+
+
+ALL = (
+    *(Arm(rule, momentum) for momentum in (CALM, HEAVY) for rule in RULES),
+    Arm(L2, HEAVY, "coupled"),
+    Arm(AWS, HEAVY, "coupled"),
 )
-FEW: tuple[Arm, ...] = tuple((rule, CALM, "flow") for rule in ORDER)
+FEW = tuple(Arm(rule, CALM) for rule in ORDER)
+
+Layers = dict[str, dict[str, float]]  # what a run measured, by layer
+Cell = tuple[str, Arm]  # member of the family, arm
 
 
 class Equilibrium(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "equilibrium"
     order = 9
@@ -74,155 +91,163 @@ class Equilibrium(Claim):
         "the settings agree, or the order holds for some member. Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """All settings with all seeds."""
-        return [
-            replace(_run(budget, member, arm), seed=seed)
-            for member, arm in _cells(budget)
-            for seed in _seeds(budget)
-        ]
+        return over_seeds((self._settings(*cell) for cell in self._cells), self._seeds)
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Compare measured with predicted, and the layers with each other."""
-        cells: list[dict[str, Any]] = []
-        rows, notes = [], []
-        imbalance: dict[tuple[str, Arm], list[float | None]] = {}
-        for member, arm in _cells(budget):
-            found: list[Any] = runs.values("layers", _run(budget, member, arm), _seeds(budget))
-            there: list[Any] = [layers for layers in found if layers is not None]
-            family, name = member.replace("_", " "), _name(arm)
-            imbalance[member, arm] = [None if layers is None else _imbalance(layers) for layers in found]
-            if not there:
-                notes.append(f"{family}, {name}: no run finished.")
-                cells.append({"member": member, "setting": name, "agrees": False})
-                continue
-            ratios = {
-                key: {
-                    layer: mean_with_interval([s[layer][f"{key}_ratio"] for s in there]) for layer in there[0]
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Compare measured with predicted values, and the layers with each other."""
+        settings: list[dict[str, Any]] = []
+        layers: dict[Cell, list[Layers]] = {}  # of the runs that finished
+        imbalance: dict[Cell, Values] = {}
+        for cell in self._cells:
+            values: list[Layers | None] = runs.values("layers", self._settings(*cell), self._seeds)
+            layers[cell] = [value for value in values if value is not None]
+            imbalance[cell] = [None if value is None else _imbalance(value) for value in values]
+            member, arm = cell
+            entry: dict[str, Any] = {"member": member, "setting": str(arm), "agrees": False}
+            if layers[cell]:
+                ratios = {
+                    key: {
+                        layer: mean_with_interval([run[layer][f"{key}_ratio"] for run in layers[cell]])
+                        for layer in layers[cell][0]
+                    }
+                    for key in ("norm", "turn")
                 }
-                for key in ("norm", "turn")
-            }
-            means = [estimate.mean for by_layer in ratios.values() for estimate in by_layer.values()]
-            agrees = len(there) == len(found) and all(LOW[arm[1]] <= mean <= HIGH for mean in means)
-            spread = mean_with_interval(imbalance[member, arm])
-            cells.append(
-                {"member": member, "setting": name, "agrees": agrees, "imbalance": spread.as_dict()}
-                | {key: {k: v.as_dict() for k, v in by_layer.items()} for key, by_layer in ratios.items()}
-            )
-            for layer in there[0]:
-                mean = {
-                    key: mean_with_interval([s[layer][key] for s in there]).mean for key in there[0][layer]
-                }
-                rows.append(
-                    [
-                        family,
-                        name,
-                        layer,
-                        f"{mean['gradient_scale']:.3f}",
-                        f"{mean['norm']:.3f}",
-                        f"{mean['predicted_norm']:.3f}",
-                        f"{mean['norm_ratio']:.3f}",
-                        f"{mean['turn']:.4f}",
-                        f"{mean['predicted_turn']:.4f}",
-                        f"{mean['turn_ratio']:.3f}",
-                        f"{mean['drift']:.3f}",
-                    ]
+                means = [estimate.mean for by_layer in ratios.values() for estimate in by_layer.values()]
+                entry["agrees"] = len(layers[cell]) == len(values) and all(
+                    LOW[arm.momentum] <= mean <= HIGH for mean in means
                 )
-        order = {member: self._order(member, imbalance) for member in budget.members}
-        agreeing = sum(cell["agrees"] for cell in cells)
-        verdict: Verdict = "not reproduced"
-        if agreeing == len(cells) and all(one["holds"] for one in order.values()):
-            verdict = "reproduced"
-        elif 2 * agreeing >= len(cells) or any(one["holds"] for one in order.values()):
-            verdict = "partly"
+                entry |= {"imbalance": mean_with_interval(imbalance[cell])} | ratios
+            settings.append(entry)
+        order = {member: _order(member, imbalance) for member in self.budget.members}
+        agreeing = sum(entry["agrees"] for entry in settings)
+        statistics = {"settings": settings, "agree": agreeing, "of": len(settings), "order": order}
+        return Measured(statistics, {"layers": layers, "imbalance": imbalance})
+
+    def judge(self, measured: Measured) -> Verdict:
+        """All settings agree and all members keep the order; or half of the settings, or one member."""
+        agreeing, total = measured.statistics["agree"], measured.statistics["of"]
+        ordered = [order["holds"] for order in measured.statistics["order"].values()]
+        return verdict_of(agreeing == total and all(ordered), 2 * agreeing >= total or any(ordered))
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show measured and predicted values by layer, and the imbalance of the rules."""
+        layers, imbalance = measured.details["layers"], measured.details["imbalance"]
         columns = ["member", "setting", "layer", "γ", "norm", "predicted", "ratio"]
         columns += ["rotation (rad)", "predicted", "ratio", "drift"]
         tables = [
-            Table("Measured and predicted: means over seeds of medians over units", columns, rows),
+            Table(
+                "Measured and predicted: means over seeds of medians over units",
+                columns,
+                [row for cell, finished in layers.items() for row in _layer_rows(cell, finished)],
+            ),
             Table(
                 "Rotation of the fastest layer over that of the slowest",
                 ["member", "setting", "mean", "low", "high"],
                 [
-                    [member.replace("_", " "), _name(arm)]
-                    + [_rounded(v) for v in mean_with_interval(values)[:3]]
+                    [family(member), str(arm), *map(_rounded, mean_with_interval(values)[:3])]
                     for (member, arm), values in imbalance.items()
                 ],
             ),
+        ]
+        notes = [
+            f"{family(member)}, {arm}: no run finished."
+            for (member, arm), finished in layers.items()
+            if not finished
         ]
         notes.append(
             "The norm on a sphere is its radius by construction; only its rotation is a test. Drift is the "
             "norm in the second half of the measured steps over that in the first: 1 where it has settled."
         )
-        first = budget.members[0]
+        seed = self.budget.seeds[0]
         traced = {
-            arm[0]: replace(_run(budget, first, arm), seed=budget.seeds[0]) for arm in ALL if arm[1] == CALM
+            arm.rule: replace(self._settings(self.first, arm), seed=seed)
+            for arm in ALL
+            if arm.momentum == CALM
         }
-        return Finding(
-            verdict,
-            _answer(cells, order, first),
-            {"settings": cells, "agree": agreeing, "of": len(cells), "order": order},
-            [_plot(budget, runs, key, momentum) for key in ("norm", "turn") for momentum in (CALM, HEAVY)],
+        by_arm = {arm: layers[self.first, arm] for arm in ALL if arm.mode == "flow"}
+        return Exhibits(
+            self._answer(measured.statistics),
+            [_plot(self.first, by_arm, key, momentum) for key in _PLOTTED for momentum in (CALM, HEAVY)],
             tables,
             notes,
-            traces=traces(runs, traced, f"{first.replace('_', ' ')}, no momentum, seed {budget.seeds[0]}"),
+            traces=layer_curves(runs, traced, f"{family(self.first)}, no momentum, seed {seed}"),
         )
 
-    def _order(self, member: str, imbalance: dict[tuple[str, Arm], list[float | None]]) -> dict[str, Any]:
-        values = {rule: imbalance[member, (rule, CALM, "flow")] for rule in ORDER}
-        means = [mean_with_interval(values[rule]).mean for rule in ORDER]
-        return {
-            "holds": means[0] < means[1] < means[2],
-            "imbalance": dict(zip(ORDER, map(_rounded, means), strict=True)),
-            "AWS_minus_L2": paired_difference(values[AWS], values[L2]).as_dict(),
-            "sphere_minus_AWS": paired_difference(values[SPHERE], values[AWS]).as_dict(),
+    def _answer(self, statistics: dict[str, Any]) -> str:
+        worst = {}
+        for momentum in (CALM, HEAVY):
+            errors = [
+                abs(estimate.mean - 1)
+                for entry in statistics["settings"]
+                if entry["setting"].endswith(f"momentum {momentum:g}")
+                for key in ("norm", "turn")
+                for estimate in entry.get(key, {}).values()
+            ]
+            worst[momentum] = f"{100 * max(errors, default=math.nan):.0f} %"
+        factors = statistics["order"][self.first]["imbalance"].items()
+        return (
+            f"In {statistics['agree']} of {statistics['of']} settings norms and rotations settle where the "
+            f"theory puts them: it is off by at most {worst[CALM]} without momentum and {worst[HEAVY]} with "
+            "it, in any layer. The fastest layer turns faster than the slowest by these factors: "
+            f"{', '.join(f'{factor} under {rule}' for rule, factor in factors)}."
+        )
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        """Two in the quick budget: every step is measured, and seeds differ by less than the bounds."""
+        return self.budget.seeds if self.budget.full else self.budget.seeds[:2]
+
+    @property
+    def _cells(self) -> list[Cell]:
+        return [(m, arm) for m in self.budget.members for arm in (ALL if m == self.first else FEW)]
+
+    def _settings(self, member: str, arm: Arm) -> EquilibriumRun:
+        lr, rate = RATES[arm.momentum]
+        to: dict[str, type[nw.Rule] | nw.Rule] = {
+            L2: nw.L2,
+            AWS: nw.AdaptiveWeightShrink,
+            SHIFTED: nw.EpsilonShiftedL2(1.0, epsilon=EPSILON),
         }
+        rule = (
+            nw.Sphere(NORM)
+            if arm.rule == SPHERE
+            else nw.theory.match(
+                nw.L2(rate), to[arm.rule], norm=NORM, momentum=arm.momentum, to_mode=arm.mode
+            )
+        )
+        base = self.budget.training
+        return EquilibriumRun(
+            data=base.data,
+            fingerprint=base.fingerprint,
+            train_size=base.train_size,
+            image_size=base.image_size,
+            width=base.width,
+            member=member,
+            batch_size=25,
+            init_scale=NORM,
+            lr=lr,
+            momentum=arm.momentum,
+        ).with_rule(rule, arm.mode)
 
 
-def _seeds(budget: Budget) -> tuple[int, ...]:
-    """Two in the quick budget: every step is measured, and seeds differ by less than the bounds."""
-    return budget.seeds if budget.full else budget.seeds[:2]
+_PLOTTED = {"norm": ("Norm", "norm"), "turn": ("Rotation per step", "angle (rad)")}
 
 
-def _cells(budget: Budget) -> list[tuple[str, Arm]]:
-    first, *others = budget.members
-    return [(first, arm) for arm in ALL] + [(member, arm) for member in others for arm in FEW]
-
-
-def _run(budget: Budget, member: str, arm: Arm) -> EquilibriumRun:
-    name, momentum, mode = arm
-    lr, rate = RATES[momentum]
-    l2 = nw.L2(rate)
-    to: dict[str, type[nw.Rule] | nw.Rule] = {
-        L2: nw.L2,
-        AWS: nw.AdaptiveWeightShrink,
-        SHIFTED: nw.EpsilonShiftedL2(1.0, epsilon=EPSILON),
+def _order(member: str, imbalance: dict[Cell, Values]) -> dict[str, Any]:
+    """Compare the imbalance of the rules without momentum."""
+    values = {arm.rule: imbalance[member, arm] for arm in FEW}
+    means = {rule: mean_with_interval(of_rule).mean for rule, of_rule in values.items()}
+    return {
+        "holds": means[L2] < means[AWS] < means[SPHERE],
+        "imbalance": {rule: _rounded(mean) for rule, mean in means.items()},
+        "AWS_minus_L2": paired_difference(values[AWS], values[L2]),
+        "sphere_minus_AWS": paired_difference(values[SPHERE], values[AWS]),
     }
-    rule = (
-        nw.Sphere(NORM)
-        if name == SPHERE
-        else nw.theory.match(l2, to[name], norm=NORM, momentum=momentum, to_mode=mode)
-    )
-    base = budget.training
-    return EquilibriumRun(
-        data=base.data,
-        fingerprint=base.fingerprint,
-        train_size=base.train_size,
-        image_size=base.image_size,
-        width=base.width,
-        member=member,
-        batch_size=25,
-        init_scale=NORM,
-        lr=lr,
-        momentum=momentum,
-    ).with_rule(rule, mode)
 
 
-def _name(arm: Arm) -> str:
-    name, momentum, mode = arm
-    return f"{name}{', coupled' if mode == 'coupled' else ''}, momentum {momentum:g}"
-
-
-def _imbalance(layers: dict[str, dict[str, float]]) -> float:
+def _imbalance(layers: Layers) -> float:
     turns = [layer["turn"] for layer in layers.values()]
     return max(turns) / min(turns)
 
@@ -231,44 +256,37 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 3)
 
 
-def _plot(budget: Budget, runs: Runs, key: str, momentum: float) -> Plot:
-    member = budget.members[0]
-    series = []
-    for arm in (arm for arm in ALL if arm[1] == momentum and arm[2] == "flow"):
-        found: list[Any] = runs.values("layers", _run(budget, member, arm), _seeds(budget))
-        there = [layers for layers in found if layers is not None]
-        if not there:
-            continue
-        names = list(there[0])
-        for which, label in ((key, "measured"), (f"predicted_{key}", "predicted")):
-            values = [[layers[name][which] for layers in there] for name in names]
-            at = {float(k): value for k, value in enumerate(values, start=1)}
-            curve = Series.over(f"{arm[0]}, {label}", at, which != key, RULES.index(arm[0]))
-            series.append(curve if which == key else replace(curve, low=None, high=None, by_seed=None))
-    what = {"norm": "Norm", "turn": "Rotation per step"}[key]
-    title = f"{what} by layer, momentum {momentum:g} ({member.replace('_', ' ')})"
-    return Plot(title, "layer", {"norm": "norm", "turn": "angle (rad)"}[key], series)
-
-
-def _answer(cells: list[dict[str, Any]], order: dict[str, Any], first: str) -> str:
-    errors = {
-        momentum: [
-            abs(estimate["mean"] - 1)
-            for cell in cells
-            if cell["setting"].endswith(f"momentum {momentum:g}") and "norm" in cell
-            for key in ("norm", "turn")
-            for estimate in cell[key].values()
+def _layer_rows(cell: Cell, finished: list[Layers]) -> list[list[str]]:
+    digits = {"gradient_scale": 3, "norm": 3, "predicted_norm": 3, "norm_ratio": 3}
+    digits |= {"turn": 4, "predicted_turn": 4, "turn_ratio": 3, "drift": 3}
+    member, arm = cell
+    return [
+        [family(member), str(arm), layer]
+        + [
+            f"{mean_with_interval([run[layer][key] for run in finished]).mean:.{n}f}"
+            for key, n in digits.items()
         ]
-        for momentum in (CALM, HEAVY)
-    }
-    worst = {momentum: f"{100 * max(values, default=math.nan):.0f} %" for momentum, values in errors.items()}
-    agreeing = sum(cell["agrees"] for cell in cells)
-    turned = ", ".join(f"{value} under {rule}" for rule, value in order[first]["imbalance"].items())
-    return (
-        f"In {agreeing} of {len(cells)} settings norms and rotations settle where the theory puts them: "
-        f"it is off by at most {worst[CALM]} without momentum and {worst[HEAVY]} with it, in any layer. "
-        f"The fastest layer turns faster than the slowest by these factors: {turned}."
-    )
+        for layer in (finished[0] if finished else ())
+    ]
 
 
-CLAIM = Equilibrium()
+def _plot(member: str, by_arm: dict[Arm, list[Layers]], key: str, momentum: float) -> Plot:
+    series = []
+    for arm, finished in by_arm.items():
+        if arm.momentum != momentum or not finished:
+            continue
+        for name, label in ((key, "measured"), (f"predicted_{key}", "predicted")):
+            values: dict[float, Values] = {
+                float(k): [run[layer][name] for run in finished]
+                for k, layer in enumerate(finished[0], start=1)
+            }
+            curve = Series.over_seeds(
+                f"{arm.rule}, {label}", values, dashed=name != key, color=RULES.index(arm.rule)
+            )
+            series.append(curve if name == key else replace(curve, low=None, high=None, by_seed=None))
+    quantity, y_label = _PLOTTED[key]
+    title = f"{quantity} by layer, momentum {momentum:g} ({family(member)})"
+    return Plot(title, "layer", y_label, series)
+
+
+CLAIM = Equilibrium

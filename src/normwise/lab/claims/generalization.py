@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.claims.effective_learning_rate import CLAIM as REPLAYS
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
+from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval
-from normwise.lab.claims.traces import traces
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import L2, NONE, scaled, with_arm
 from normwise.lab.runs.train import TrainRun
@@ -21,7 +21,7 @@ SCHEDULED = "sphere with scheduled rate"
 
 
 class Generalization(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "generalization"
     order = 4
@@ -55,87 +55,107 @@ class Generalization(Claim):
         "contains 0). Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """The replays, and L2 and no decay for all members."""
-        runs: list[Run] = [
-            replace(self._run(budget, member, arm), seed=seed)
-            for member in budget.members
-            for arm in (L2, NONE)
-            for seed in budget.many_seeds
-        ]
-        return REPLAYS.runs(budget) + runs
+        wanted = [self._settings(member, arm) for member in self.budget.members for arm in (L2, NONE)]
+        return EffectiveLearningRate(self.budget).runs() + over_seeds(wanted, self.budget.many_seeds)
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
+    def second_runs(self, runs: FinishedRuns) -> list[Run]:
         """The spheres, whose rates follow from the norms of the L2 runs."""
-        return [
-            replace(self._scheduled(budget, runs, member), seed=seed)
-            for member in budget.members
-            for seed in budget.many_seeds
-        ]
-
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Count the answers that differ, and test for equivalence."""
-        replays = [runs[run] for run in REPLAYS.runs(budget)]
-        differ = max(found["replay"]["predictions_that_differ"] for found in replays)
-        statistics: dict[str, Any] = {"replays": {"predictions_that_differ": differ, "of": len(replays)}}
-        rows: list[list[str]] = []
-        plots: list[Plot] = []
-        shown, undecided = [], []
-        for member in budget.members:
-            arms = {
-                L2: self._run(budget, member, L2),
-                SCHEDULED: self._scheduled(budget, runs, member),
-                NONE: self._run(budget, member, NONE),
-            }
-            accuracy = {
-                arm: runs.points("test_accuracy", run, budget.many_seeds) for arm, run in arms.items()
-            }
-            tests = {arm: equivalence(accuracy[arm], accuracy[L2], MARGIN) for arm in (SCHEDULED, NONE)}
-            same, control = tests[SCHEDULED], tests[NONE]
-            shown.append(same.shown and not control.shown)
-            undecided.append(_contains_zero(same) and not control.shown)
-            statistics[member] = {
-                "sphere_minus_L2": same.as_dict(),
-                "control_minus_L2": control.as_dict(),
-                "test_accuracy": {a: mean_with_interval(v).as_dict() for a, v in accuracy.items()},
-            }
-            rows.append(_row(member, accuracy, same, control))
-            plots.append(_plot(member.replace("_", " "), accuracy, budget.many_seeds))
-        verdict: Verdict = "not reproduced"
-        if differ == 0 and all(shown):
-            verdict = "reproduced"
-        elif differ == 0 and (any(shown) or all(undecided)):
-            verdict = "partly"
-        first = budget.members[0]
-        over_time = {L2: self._run(budget, first, L2), SCHEDULED: self._scheduled(budget, runs, first)}
-        columns = ["member", "L2 (%)", "sphere (%)", "no decay (%)", "sphere − L2, 90 % interval"]
-        columns += ["equivalent", "power", "control − L2, 90 % interval"]
-        return Finding(
-            verdict,
-            _answer(statistics, budget),
-            statistics,
-            plots,
-            [Table("Test accuracy at matched effective learning rates", columns, rows)],
-            traces=traces(
-                runs,
-                {arm: replace(run, seed=budget.seeds[0]) for arm, run in over_time.items()},
-                first.replace("_", " "),
-            ),
+        return over_seeds(
+            (self._scheduled(runs, member) for member in self.budget.members), self.budget.many_seeds
         )
 
-    def _run(self, budget: Budget, member: str, arm: str) -> TrainRun:
-        return scaled(with_arm(replace(budget.training, member=member), arm), START)
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Count the answers that differ, and test for equivalence."""
+        replays = [runs[run]["replay"] for run in EffectiveLearningRate(self.budget).runs()]
+        differ = max(replay["predictions_that_differ"] for replay in replays)
+        measured = Measured({"replays": {"predictions_that_differ": differ, "of": len(replays)}})
+        for member in self.budget.members:
+            arms = {
+                L2: self._settings(member, L2),
+                SCHEDULED: self._scheduled(runs, member),
+                NONE: self._settings(member, NONE),
+            }
+            accuracy = runs.accuracy(arms, self.budget.many_seeds)
+            measured.statistics[member] = {
+                "sphere_minus_L2": equivalence(accuracy[SCHEDULED], accuracy[L2], MARGIN),
+                "control_minus_L2": equivalence(accuracy[NONE], accuracy[L2], MARGIN),
+                "test_accuracy": {arm: mean_with_interval(values) for arm, values in accuracy.items()},
+            }
+            measured.details[member] = accuracy
+        return measured
 
-    def _scheduled(self, budget: Budget, runs: Runs, member: str) -> TrainRun:
+    def judge(self, measured: Measured) -> Verdict:
+        """The replays answer alike, and the tests show equivalence or leave it undecided."""
+        alike = measured.statistics["replays"]["predictions_that_differ"] == 0
+        shown, undecided = [], []
+        for member in self.budget.members:
+            same: Equivalence = measured.statistics[member]["sphere_minus_L2"]
+            noticed = not measured.statistics[member]["control_minus_L2"].shown
+            holds_zero = same.difference.low <= 0 <= same.difference.high
+            shown.append(noticed and same.shown)
+            undecided.append(noticed and (same.shown or holds_zero))
+        return verdict_of(alike and all(shown), alike and (any(shown) or all(undecided)))
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show accuracy by seed, and the tests."""
+        labels = {L2: "L2", SCHEDULED: "sphere, same effective learning rate", NONE: "no decay (control)"}
+        seeds = self.budget.many_seeds
+        rows, plots, differences = [], [], []
+        for member in self.budget.members:
+            statistics, accuracy = measured.statistics[member], measured.details[member]
+            same, control = statistics["sphere_minus_L2"], statistics["control_minus_L2"]
+            rows.append(
+                [
+                    family(member),
+                    *(statistics["test_accuracy"][arm].short for arm in labels),
+                    f"{same.difference:+.2f}",
+                    "yes" if same.shown else "not shown",
+                    f"{100 * same.power:.0f} %",
+                    f"{control.difference:+.2f}",
+                ]
+            )
+            curves = [
+                Series(label, list(seeds), accuracy[arm], dashed=arm == SCHEDULED)
+                for arm, label in labels.items()
+            ]
+            plots.append(
+                Plot(f"Test accuracy by seed ({family(member)})", "seed", "test accuracy (%)", curves)
+            )
+            differences.append(
+                f"with {family(member)} {same.difference.mean:+.2f} points [{same.difference.low:+.2f}, "
+                f"{same.difference.high:+.2f}], where other effective learning rates cost "
+                f"{-control.difference.mean:.1f}"
+            )
+        differ = measured.statistics["replays"]["predictions_that_differ"]
+        replays = "answer every test image alike" if differ == 0 else f"differ on up to {differ} test images"
+        answer = (
+            f"Undecayed replays {replays}. A sphere with the effective learning rates of L2, over "
+            f"{len(seeds)} seeds, differs in test accuracy by: {'; '.join(differences)}."
+        )
+        columns = ["member", "L2 (%)", "sphere (%)", "no decay (%)", "sphere − L2, 90 % interval"]
+        columns += ["equivalent", "power", "control − L2, 90 % interval"]
+        table = Table("Test accuracy at matched effective learning rates", columns, rows)
+        traced = {
+            L2: replace(self._settings(self.first, L2), seed=self.budget.seeds[0]),
+            SCHEDULED: replace(self._scheduled(runs, self.first), seed=self.budget.seeds[0]),
+        }
+        return Exhibits(answer, plots, [table], traces=layer_curves(runs, traced, family(self.first)))
+
+    def _settings(self, member: str, arm: str) -> TrainRun:
+        return scaled(with_arm(replace(self.budget.training, member=member), arm), START)
+
+    def _scheduled(self, runs: FinishedRuns, member: str) -> TrainRun:
         """Return the sphere whose layers have the effective learning rates of the L2 runs."""
-        decayed = self._run(budget, member, L2)
-        courses = [runs.metrics(replace(decayed, seed=seed)) for seed in budget.many_seeds]
+        decayed = self._settings(member, L2)
+        by_seed = [runs.metrics(run) for run in over_seeds([decayed], self.budget.many_seeds)]
         rates = []
-        for layer in courses[0][0]["layers"]:
+        for layer in by_seed[0][0]["layers"]:
             means = [
                 sum(float(line["layers"][layer]["effective_lr"]) / float(line["lr"]) for line in lines)
                 / len(lines)
-                for lines in zip(*courses, strict=True)
+                for lines in zip(*by_seed, strict=True)
             ]
             start = 1 / decayed.init_scale**2
             rates.append(tuple(float(f"{value:.4g}") for value in (start, *means)))
@@ -143,54 +163,4 @@ class Generalization(Claim):
         return replace(sphere, relative_lr=tuple(rates))
 
 
-def _contains_zero(test: Equivalence) -> bool:
-    return test.shown or test.difference.low <= 0 <= test.difference.high
-
-
-def _row(
-    member: str, accuracy: dict[str, list[float | None]], same: Equivalence, control: Equivalence
-) -> list[str]:
-    means = [mean_with_interval(accuracy[arm]).short for arm in (L2, SCHEDULED, NONE)]
-    equivalent = "yes" if same.shown else "not shown"
-    return [
-        member.replace("_", " "),
-        *means,
-        _fine(same),
-        equivalent,
-        f"{100 * same.power:.0f} %",
-        _fine(control),
-    ]
-
-
-def _fine(test: Equivalence) -> str:
-    difference = test.difference
-    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
-
-
-def _plot(family: str, accuracy: dict[str, list[float | None]], seeds: Sequence[int]) -> Plot:
-    labels = {L2: "L2", SCHEDULED: "sphere, same effective learning rate", NONE: "no decay (control)"}
-    series = [
-        Series(label, list(seeds), accuracy[arm], dashed=arm == SCHEDULED) for arm, label in labels.items()
-    ]
-    return Plot(f"Test accuracy by seed ({family})", "seed", "test accuracy (%)", series)
-
-
-def _answer(statistics: dict[str, Any], budget: Budget) -> str:
-    differ = statistics["replays"]["predictions_that_differ"]
-    parts = []
-    for member in budget.members:
-        found = statistics[member]["sphere_minus_L2"]
-        difference, control = found["difference"], statistics[member]["control_minus_L2"]["difference"]
-        parts.append(
-            f"with {member.replace('_', ' ')} {difference['mean']:+.2f} points "
-            f"[{difference['low_90']:+.2f}, {difference['high_90']:+.2f}], where other effective learning "
-            f"rates cost {-control['mean']:.1f}"
-        )
-    replays = "answer every test image alike" if differ == 0 else f"differ on up to {differ} test images"
-    return (
-        f"Undecayed replays {replays}. A sphere with the effective learning rates of L2, over "
-        f"{len(budget.many_seeds)} seeds, differs in test accuracy by: {'; '.join(parts)}."
-    )
-
-
-CLAIM = Generalization()
+CLAIM = Generalization

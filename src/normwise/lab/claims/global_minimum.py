@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.statistics import mean_with_interval
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, EPSILON, L2
@@ -24,9 +26,11 @@ CONSTANT = 1e-9  # relative change of the loss along a ray
 FALLING = 0.95  # norm at the end over the norm half-way, at most
 SETTLED = 0.02  # relative change of the norm in the second half, and distance from ε
 
+Summary = dict[str, Any]
+
 
 class GlobalMinimum(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "global-minimum"
     order = 5
@@ -61,51 +65,44 @@ class GlobalMinimum(Claim):
         "does not say."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """Each penalty with all seeds, for all members that are invariant without batch norm."""
         return [
-            replace(run, seed=seed)
-            for member in _members(budget)
-            for run in self._runs(budget, member).values()
-            for seed in _few(budget)
+            run
+            for member in self._members
+            for run in over_seeds(self._settings(member).values(), self._seeds)
         ]
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Look for minima."""
-        statistics: dict[str, Any] = {}
-        rows: list[list[str]] = []
-        none, one = [], []
-        for member in _members(budget):
-            family = member.replace("_", " ")
-            found = {
-                name: [runs[replace(run, seed=seed)] for seed in _few(budget)]
-                for name, run in self._runs(budget, member).items()
-            }
-            statistics[member] = {name: _summed_up(seeds) for name, seeds in found.items()}
-            none += [_has_none(seed) for seed in found[L2]]
-            one += [_has_one(seed) for seed in found[EPSILON]]
-            for name in RULES:
-                known = statistics[member][name]
-                rows.append(
-                    [family, name, f"{known['loss_changes_by']:.0e}", f"{known['least_at']:g}"]
-                    + [f"{known['gradient_times_scale_varies_by']:.0e}"]
-                    + [f"{known[key]['mean']:.3f}" for key in ("norm_end_over_half", "norm_at_end")]
-                )
-        verdict: Verdict = "not reproduced"
-        if all(none) and all(one):
-            verdict = "reproduced"
-        elif all(none) or all(one):
-            verdict = "partly"
-        first = statistics[budget.members[0]]
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Look for minima along the ray and under descent."""
+        found = {
+            member: {rule: runs.summaries(run, self._seeds) for rule, run in self._settings(member).items()}
+            for member in self._members
+        }
+        return Measured(
+            {m: {rule: _statistics(seeds) for rule, seeds in rules.items()} for m, rules in found.items()},
+            {
+                "L2_has_none": [_has_no_minimum(seed) for rules in found.values() for seed in rules[L2]],
+                "shift_has_one": [_has_minimum(seed) for rules in found.values() for seed in rules[EPSILON]],
+            },
+        )
+
+    def judge(self, measured: Measured) -> Verdict:
+        """L2 has no minimum and the ε-shift has one, or one of the two."""
+        none, one = (all(measured.details[key]) for key in ("L2_has_none", "shift_has_one"))
+        return verdict_of(none and one, none or one)
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show the objective along the ray, and descent."""
+        l2, aws, shift = (measured.statistics[self.first][rule] for rule in RULES)
+        ends = [found["norm_at_end"].mean for found in (l2, aws, shift)]
+        factors = [found["norm_end_over_half"].mean for found in (l2, aws, shift)]
         answer = (
             "Along the ray the loss does not change, so with L2 the objective is least at the smallest scale "
-            f"that was tried, {first[L2]['least_at']:g}, and with AWS at {first[AWS]['least_at']:g}: neither "
-            f"has a minimum. With the ε-shift it is least at {first[EPSILON]['least_at']:g}. Under descent "
-            f"the norms end at {first[L2]['norm_at_end']['mean']:.2f} (L2), "
-            f"{first[AWS]['norm_at_end']['mean']:.2f} (AWS) and {first[EPSILON]['norm_at_end']['mean']:.2f} "
-            "(ε-shift); in the second half they change by the factors "
-            f"{first[L2]['norm_end_over_half']['mean']:.2f}, {first[AWS]['norm_end_over_half']['mean']:.2f} "
-            f"and {first[EPSILON]['norm_end_over_half']['mean']:.2f}."
+            f"that was tried, {l2['least_at']:g}, and with AWS at {aws['least_at']:g}: neither "
+            f"has a minimum. With the ε-shift it is least at {shift['least_at']:g}. Under descent "
+            f"the norms end at {ends[0]:.2f} (L2), {ends[1]:.2f} (AWS) and {ends[2]:.2f} (ε-shift); in the "
+            f"second half they change by the factors {factors[0]:.2f}, {factors[1]:.2f} and {factors[2]:.2f}."
         )
         notes = [
             "AWS has no global minimum either: its penalty λ‖w‖³/3 falls to 0 with the norm. What it has "
@@ -115,15 +112,36 @@ class GlobalMinimum(Claim):
         ]
         columns = ["member", "penalty", "loss changes by", "objective least at", "‖∇L‖·scale varies by"]
         columns += ["descent: norm, end over half-way", "norm at the end"]
+        rows = [
+            [
+                family(member),
+                rule,
+                f"{found['loss_changes_by']:.0e}",
+                f"{found['least_at']:g}",
+                f"{found['gradient_times_scale_varies_by']:.0e}",
+                *(f"{found[key].mean:.3f}" for key in ("norm_end_over_half", "norm_at_end")),
+            ]
+            for member, rules in measured.statistics.items()
+            for rule, found in rules.items()
+        ]
         table = Table("Along the ray, and under descent", columns, rows)
-        return Finding(verdict, answer, statistics, self._plots(budget, runs), [table], notes)
+        return Exhibits(answer, self._plots(runs), [table], notes)
 
-    def _runs(self, budget: Budget, member: str) -> dict[str, DescentRun]:
+    @property
+    def _members(self) -> tuple[str, ...]:
+        return tuple(member for member in self.budget.members if member != "plain")
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        """One seed, in the full budget three: little varies with it."""
+        return self.budget.seeds[: 3 if self.budget.full else 1]
+
+    def _settings(self, member: str) -> dict[str, DescentRun]:
         base = DescentRun(
-            data=budget.training.data,
-            fingerprint=budget.training.fingerprint,
+            data=self.budget.training.data,
+            fingerprint=self.budget.training.fingerprint,
             train_size=100,
-            image_size=budget.training.image_size,
+            image_size=self.budget.training.image_size,
             width=4,
             batch_norm=False,
             member=member,
@@ -131,10 +149,9 @@ class GlobalMinimum(Claim):
         )
         return {name: base.with_rule(rule) for name, rule in RULES.items()}
 
-    def _plots(self, budget: Budget, runs: Runs) -> list[Plot]:
+    def _plots(self, runs: FinishedRuns) -> list[Plot]:
         first = {
-            name: replace(run, seed=budget.seeds[0])
-            for name, run in self._runs(budget, budget.members[0]).items()
+            name: replace(run, seed=self.budget.seeds[0]) for name, run in self._settings(self.first).items()
         }
         rays = {name: runs[run]["ray"] for name, run in first.items()}
         least = {name: min(at["objective"] for at in ray) for name, ray in rays.items()}
@@ -143,12 +160,8 @@ class GlobalMinimum(Claim):
             for name, ray in rays.items()
         ]
         gradient = [Series("‖∇L‖", SCALES, [at["gradient"] for at in rays[L2]])]
-        metrics = {name: runs.metrics(run) for name, run in first.items()}
         norms, objectives = (
-            [
-                Series(name, [line["step"] for line in lines], [line[key] for line in lines])
-                for name, lines in metrics.items()
-            ]
+            [Series.over_steps(name, runs.metrics(run), key) for name, run in first.items()]
             for key in ("norm", "objective")
         )
         scale = "scale of the directions"
@@ -161,45 +174,40 @@ class GlobalMinimum(Claim):
         ]
 
 
-def _members(budget: Budget) -> tuple[str, ...]:
-    return tuple(member for member in budget.members if member != "plain")
-
-
-def _few(budget: Budget) -> tuple[int, ...]:
-    """One seed, in the full budget three: there is little that varies."""
-    return budget.seeds[: 3 if budget.full else 1]
-
-
-def _least_at(seed: dict[str, Any]) -> float:
-    """Return the smallest scale at which the objective is least, to within its rounding."""
+def _least_at(seed: Summary) -> float:
+    """Return the smallest scale at which the objective is least, up to rounding."""
     least = min(float(at["objective"]) for at in seed["ray"])
     return min(float(at["scale"]) for at in seed["ray"] if at["objective"] <= least * (1 + ROUNDING))
 
 
-def _loss_changes_by(seed: dict[str, Any]) -> float:
-    losses = [at["loss"] for at in seed["ray"]]
-    return float((max(losses) - min(losses)) / min(losses))
+def _relative_range(values: list[float]) -> float:
+    return (max(values) - min(values)) / min(values)
 
 
-def _has_none(seed: dict[str, Any]) -> bool:
+def _loss_changes_by(seed: Summary) -> float:
+    return _relative_range([at["loss"] for at in seed["ray"]])
+
+
+def _has_no_minimum(seed: Summary) -> bool:
     constant = _loss_changes_by(seed) < CONSTANT
-    return constant and _least_at(seed) == min(SCALES) and seed["end"] <= FALLING * seed["at_half"]
+    return constant and _least_at(seed) == min(SCALES) and bool(seed["end"] <= FALLING * seed["at_half"])
 
 
-def _has_one(seed: dict[str, Any]) -> bool:
+def _has_minimum(seed: Summary) -> bool:
     settled = abs(seed["end"] / seed["at_half"] - 1) < SETTLED
-    return _least_at(seed) == EPS and abs(seed["end"] / EPS - 1) < SETTLED and settled
+    return _least_at(seed) == EPS and bool(abs(seed["end"] / EPS - 1) < SETTLED and settled)
 
 
-def _summed_up(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    invariant = [[at["gradient"] * at["scale"] for at in seed["ray"]] for seed in seeds]
+def _statistics(seeds: list[Summary]) -> dict[str, Any]:
     return {
         "loss_changes_by": max(_loss_changes_by(seed) for seed in seeds),
         "least_at": _least_at(seeds[0]),
-        "gradient_times_scale_varies_by": max((max(v) - min(v)) / min(v) for v in invariant),
-        "norm_end_over_half": mean_with_interval([s["end"] / s["at_half"] for s in seeds]).as_dict(),
-        "norm_at_end": mean_with_interval([s["end"] for s in seeds]).as_dict(),
+        "gradient_times_scale_varies_by": max(
+            _relative_range([at["gradient"] * at["scale"] for at in seed["ray"]]) for seed in seeds
+        ),
+        "norm_end_over_half": mean_with_interval([seed["end"] / seed["at_half"] for seed in seeds]),
+        "norm_at_end": mean_with_interval([seed["end"] for seed in seeds]),
     }
 
 
-CLAIM = GlobalMinimum()
+CLAIM = GlobalMinimum

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, all_some_none
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
+from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import Estimate, mean_with_interval, paired_difference
-from normwise.lab.claims.traces import traces
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, NONE, SPHERE, scaled, with_arm
 from normwise.lab.runs.train import TrainRun
 
-# The ε-shift and explicit AWS are what L2 and AWS are where they go well, and a sphere forgets its start:
-# they are run at fewer norms, the sphere so in the quick budget only.
+# Where they train well, the ε-shift and explicit AWS do as L2 and AWS: they are run at fewer norms. So is the
+# sphere, which forgets its initial norm, in the quick budget.
 SCALES = {
     "quick": (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3),
     "full": tuple(10.0**k for k in range(-6, 7)),
@@ -30,7 +31,7 @@ _START_NAMES = {"layers": "each layer at a scale of its own, 0.001 … 1000", "t
 
 
 class Initialization(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "initialization"
     order = 7
@@ -60,169 +61,146 @@ class Initialization(Claim):
         "Partly: one of the two holds for some member. Not reproduced: neither holds for any."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
+    def runs(self) -> list[Run]:
         """All arms at all scales, and the other starts, for all members and seeds."""
         wanted = [
             run
-            for member in budget.members
-            for arm in _arms(budget, member)
-            for run in self._runs(budget, member, arm).values()
+            for member in self.budget.members
+            for by_scale in self._settings(member).values()
+            for run in by_scale.values()
         ]
-        wanted += [run for runs in self._starts(budget).values() for run in runs.values()]
-        return [replace(run, seed=seed) for run in wanted for seed in _seeds(budget, run.member)]
+        wanted += [run for arms in self._starts().values() for run in arms.values()]
+        return [r for run in wanted for r in over_seeds([run], self.budget.seeds_for(run.member))]
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Compare the spreads, and AWS with L2 at the ends."""
-        plots, tables, notes, conditions = [], [], [], []
-        statistics: dict[str, Any] = {}
-        for member in budget.members:
-            wanted = {arm: self._runs(budget, member, arm) for arm in _arms(budget, member)}
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Measure the spreads, and compare AWS with L2 at the ends."""
+        measured = Measured({})
+        for member in self.budget.members:
             accuracy = {
-                arm: {
-                    scale: runs.points("test_accuracy", run, _seeds(budget, member))
-                    for scale, run in at_scales.items()
-                }
-                for arm, at_scales in wanted.items()
+                arm: runs.accuracy(by_scale, self.budget.seeds_for(member))
+                for arm, by_scale in self._settings(member).items()
             }
             means = {
-                arm: {scale: mean_with_interval(values) for scale, values in at_scales.items()}
-                for arm, at_scales in accuracy.items()
+                arm: {f"{scale:g}": mean_with_interval(values) for scale, values in by_scale.items()}
+                for arm, by_scale in accuracy.items()
             }
-            spreads = {arm: _spread(list(estimates.values())) for arm, estimates in means.items()}
             ends = [scale for scale in accuracy[AWS] if scale in (min(accuracy[AWS]), max(accuracy[AWS]))]
-            advantage = {
-                f"{scale:g}": paired_difference(accuracy[AWS][scale], accuracy[L2][scale]) for scale in ends
-            }
-            conditions += [
-                spreads[AWS] <= FLAT,
-                any(gain.mean >= LOSS and gain.low > 0 for gain in advantage.values()),
-            ]
-            statistics[member] = {
-                "spread": {arm: round(spread, 2) for arm, spread in spreads.items()},
-                "advantage_over_L2": {end: gain.as_dict() for end, gain in advantage.items()},
-                "test_accuracy": {
-                    arm: {f"{scale:g}": e.as_dict() for scale, e in estimates.items()}
-                    for arm, estimates in means.items()
+            measured.statistics[member] = {
+                "spread": {arm: round(_spread(by_scale.values()), 2) for arm, by_scale in means.items()},
+                "advantage_over_L2": {
+                    f"{scale:g}": paired_difference(accuracy[AWS][scale], accuracy[L2][scale])
+                    for scale in ends
                 },
+                "test_accuracy": means,
             }
-            plots.append(_plot(member, accuracy))
-            tables.append(_table(member, means, spreads))
-            notes += runs.endings(
+            measured.details[member] = accuracy
+        return measured
+
+    def judge(self, measured: Measured) -> Verdict:
+        """AWS is flat and AWS has an advantage: both for all members, or one for some member."""
+        conditions = []
+        for found in measured.statistics.values():
+            gains = found["advantage_over_L2"].values()
+            conditions.append(_spread(found["test_accuracy"][AWS].values()) <= FLAT)
+            conditions.append(any(gain.mean >= LOSS and gain.low > 0 for gain in gains))
+        return all_some_none(conditions)
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show accuracy by initial norm, and from the other starts."""
+        plots, tables, notes, sentences = [], [], [], []
+        for member, found in measured.statistics.items():
+            means, spread = found["test_accuracy"], found["spread"]
+            curves = [  # the dashed curves lie on those of L2 and AWS
+                Series.over_seeds(arm, by_scale, dashed=arm in (EPSILON, EXPLICIT_AWS))
+                for arm, by_scale in measured.details[member].items()
+            ]
+            title = f"Test accuracy{{}} by initial norm ({family(member)})"
+            x_label = "norm of every unit at the start"
+            plots.append(Plot(title.format(""), x_label, "test accuracy (%)", curves, log_x=True))
+            norms = list(means[AWS])
+            rows = []
+            for arm, by_scale in means.items():
+                cells = [None if norm not in by_scale else _cell(by_scale[norm]) for norm in norms]
+                exact = _spread(by_scale.values())
+                rows.append([arm, *cells, f"{exact:.1f}"])
+            tables.append(Table(title.format(" (%)"), ["rule", *norms, "spread"], rows))
+            notes += runs.unfinished(
                 {
-                    f"{member.replace('_', ' ')}, {arm}, initial norm {scale:g}": [
-                        replace(run, seed=seed) for seed in _seeds(budget, member)
-                    ]
-                    for arm, at_scales in wanted.items()
-                    for scale, run in at_scales.items()
+                    f"{family(member)}, {arm}, initial norm {scale:g}": over_seeds(
+                        [run], self.budget.seeds_for(member)
+                    )
+                    for arm, settings in self._settings(member).items()
+                    for scale, run in settings.items()
                 }
             )
-        starts = self._starts(budget)
-        tables.append(_starts_table(runs, starts, budget.seeds))
-        verdict: Verdict = (
-            "reproduced" if all(conditions) else "partly" if any(conditions) else "not reproduced"
-        )
-        over_time = {
+            decades = round(math.log10(max(map(float, norms)) / min(map(float, norms))))
+            gains = found["advantage_over_L2"].items()
+            sentences.append(
+                f"With {family(member)}, over {decades} decades of initial norms test accuracy moves by "
+                f"{spread[AWS]:.1f} points under AWS and by {spread[L2]:.1f} under L2 with the same pull; "
+                "AWS is ahead of L2 by "
+                f"{' and '.join(f'{gain.mean:.1f} points at norm {norm}' for norm, gain in gains)}."
+            )
+        tables.append(self._starts_table(runs))
+        traced = {
             f"{arm} from {scale:g}": replace(
-                self._runs(budget, budget.members[0], arm)[scale], seed=budget.seeds[0]
+                self._settings(self.first)[arm][scale], seed=self.budget.seeds[0]
             )
             for arm in (L2, AWS)
             for scale in (1e-2, 1e2)
         }
-        return Finding(
-            verdict,
-            self._answer(statistics),
-            statistics,
+        return Exhibits(
+            " ".join(sentences),
             plots,
             tables,
             notes,
-            traces=traces(runs, over_time, budget.members[0].replace("_", " ")),
+            traces=layer_curves(runs, traced, family(self.first)),
         )
 
-    def _runs(self, budget: Budget, member: str, arm: str) -> dict[float, TrainRun]:
-        base = with_arm(replace(budget.training, member=member), arm)
-        scales: Sequence[float] = SCALES[budget.name]
-        if budget.full and member != budget.members[0]:
-            scales = scales[::6]
-        elif arm in (EPSILON, EXPLICIT_AWS) or (arm == SPHERE and not budget.full):
-            scales = [scale for scale in scales if scale in (scales[0], 1e-3, 1.0, 1e3, scales[-1])]
-        return {scale: scaled(base, scale) for scale in scales}
+    def _settings(self, member: str) -> dict[str, dict[float, TrainRun]]:
+        """Return the settings by arm and scale."""
+        fewer = self.budget.full and member != self.first
+        settings = {}
+        for arm in ARMS:
+            scales: Sequence[float] = SCALES[self.budget.name]
+            if fewer:
+                scales = scales[::6]
+            elif arm in (EPSILON, EXPLICIT_AWS) or (arm == SPHERE and not self.budget.full):
+                scales = [scale for scale in scales if scale in (scales[0], 1e-3, 1.0, 1e3, scales[-1])]
+            if not (fewer and arm in (EPSILON, EXPLICIT_AWS)):
+                base = with_arm(replace(self.budget.training, member=member), arm)
+                settings[arm] = {scale: scaled(base, scale) for scale in scales}
+        return settings
 
-    def _starts(self, budget: Budget) -> dict[str, dict[str, TrainRun]]:
+    def _starts(self) -> dict[str, dict[str, TrainRun]]:
+        """Return the settings by initialiser and arm."""
         return {
             start: {
-                arm: with_arm(replace(budget.training, initialiser=start), arm) for arm in (NONE, L2, AWS)
+                arm: with_arm(replace(self.budget.training, initialiser=start), arm)
+                for arm in (NONE, L2, AWS)
             }
-            for start in STARTS[budget.name]
+            for start in STARTS[self.budget.name]
         }
 
-    def _answer(self, statistics: dict[str, Any]) -> str:
-        sentences = []
-        for member, found in statistics.items():
-            gains = found["advantage_over_L2"]
-            norms = [float(norm) for norm in found["test_accuracy"][AWS]]
-            decades = round(math.log10(max(norms) / min(norms)))
-            ends = " and ".join(f"{gain['mean']:.1f} points at norm {end}" for end, gain in gains.items())
-            spread = found["spread"]
-            sentences.append(
-                f"With {member.replace('_', ' ')}, over {decades} decades of initial norms test "
-                f"accuracy moves by "
-                f"{spread[AWS]:.1f} points under AWS and by {spread[L2]:.1f} under L2 with the same pull; "
-                f"AWS is ahead of L2 by {ends}."
-            )
-        return " ".join(sentences)
+    def _starts_table(self, runs: FinishedRuns) -> Table:
+        rows = []
+        for start, arms in self._starts().items():
+            accuracy = runs.accuracy(arms, self.budget.seeds)
+            means = [str(mean_with_interval(values)) for values in accuracy.values()]
+            gain = paired_difference(accuracy[AWS], accuracy[L2])
+            rows.append([_START_NAMES.get(start, start), *means, str(gain)])
+        columns = ["start", *(f"{arm} (%)" for arm in (NONE, L2, AWS)), "AWS − L2 (points)"]
+        return Table("Test accuracy from other starts, with 95 % intervals (weight norm)", columns, rows)
 
 
-def _spread(estimates: Sequence[Estimate]) -> float:
-    """Largest minus smallest mean, over the scales at which any seed finished."""
-    there = [estimate.mean for estimate in estimates if estimate.n]
-    return max(there) - min(there)
+def _spread(estimates: Iterable[Estimate]) -> float:
+    """Return the largest minus the smallest mean, over the scales at which any seed finished."""
+    means = [estimate.mean for estimate in estimates if estimate.n]
+    return max(means) - min(means)
 
 
-def _seeds(budget: Budget, member: str) -> tuple[int, ...]:
-    """Of members but the first three seeds."""
-    return budget.seeds if member == budget.members[0] else budget.seeds[:3]
+def _cell(estimate: Estimate) -> str:
+    return estimate.short if estimate.n else "refused"
 
 
-def _arms(budget: Budget, member: str) -> tuple[str, ...]:
-    if budget.full and member != budget.members[0]:
-        return tuple(arm for arm in ARMS if arm not in (EPSILON, EXPLICIT_AWS))
-    return ARMS
-
-
-def _plot(member: str, accuracy: dict[str, dict[float, list[float | None]]]) -> Plot:
-    # those dashed lie on the curves of L2 and AWS
-    series = [Series.over(arm, at, dashed=arm in (EPSILON, EXPLICIT_AWS)) for arm, at in accuracy.items()]
-    title = f"Test accuracy by initial norm ({member.replace('_', ' ')})"
-    return Plot(title, "norm of every unit at the start", "test accuracy (%)", series, log_x=True)
-
-
-def _table(member: str, means: dict[str, dict[float, Estimate]], spreads: dict[str, float]) -> Table:
-    scales = list(means[AWS])
-    rows = []
-    for arm, estimates in means.items():
-        cells: list[str | None] = []
-        for scale in scales:
-            estimate = estimates.get(scale)
-            cells.append(None if estimate is None else f"{estimate.mean:.1f}" if estimate.n else "refused")
-        rows.append([arm, *cells, f"{spreads[arm]:.1f}"])
-    columns = ["rule", *(f"{scale:g}" for scale in scales), "spread"]
-    return Table(f"Test accuracy (%) by initial norm ({member.replace('_', ' ')})", columns, rows)
-
-
-def _starts_table(runs: Runs, starts: dict[str, dict[str, TrainRun]], seeds: Sequence[int]) -> Table:
-    rows = []
-    for start, arms in starts.items():
-        values = {arm: runs.points("test_accuracy", run, seeds) for arm, run in arms.items()}
-        means = [mean_with_interval(values[arm]) for arm in arms]
-        rows.append(
-            [
-                _START_NAMES.get(start, start),
-                *map(str, means),
-                str(paired_difference(values[AWS], values[L2])),
-            ]
-        )
-    columns = ["start", *(f"{arm} (%)" for arm in (NONE, L2, AWS)), "AWS − L2 (points)"]
-    return Table("Test accuracy from other starts, with 95 % intervals (weight norm)", columns, rows)
-
-
-CLAIM = Initialization()
+CLAIM = Initialization

@@ -1,16 +1,17 @@
-"""Claim: an existing recipe has an AWS twin that trains in the same way."""
+"""Claim: an existing recipe can be moved to AWS with one computed coefficient, and trains in the same way."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
-from normwise.lab.claims.statistics import Equivalence, Estimate, equivalence, mean_with_interval
-from normwise.lab.claims.traces import traces
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import Plot, Series, Table
+from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
+from normwise.lab.claims.layer_curves import layer_curves
+from normwise.lab.claims.statistics import Estimate, equivalence, mean_with_interval
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.base import rule_from
 from normwise.lab.runs.text import TextRun
@@ -22,8 +23,6 @@ RECIPE, TWIN, NONE = "recipe", "AWS twin", "no decay"
 PULL = 6.0  # λ·Σlr of the recipes
 TRACK = 0.25  # largest relative difference of norms
 SEEDS = {"quick": 5, "full": 10}
-KEYS = {IMAGES: "test_accuracy", TEXT: "test_loss"}
-FACTORS = {IMAGES: 100.0, TEXT: 1.0}  # fractions to points
 MARGINS = {IMAGES: 1.0, TEXT: 0.05}
 UNITS = {IMAGES: "points", TEXT: "nats"}
 WORDS = {
@@ -33,7 +32,7 @@ WORDS = {
 
 
 class Migration(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "migration"
     order = 11
@@ -73,187 +72,166 @@ class Migration(Claim):
         "the results are equivalent within the margin. Partly: one half tracks, or in one the results are "
         "equivalent. Not reproduced: otherwise."
     )
-    needs_text = True
 
-    def runs(self, budget: Budget) -> list[Run]:
-        """The recipes, also with a seed of tuning, at whose norms the twins are matched; and no decay."""
-        runs: list[Run] = []
+    def runs(self) -> list[Run]:
+        """The recipes, also with a tuning seed, at whose norms the twins are matched; and no decay."""
+        wanted: list[Run] = []
         for half in HALVES:
-            recipe = self._recipe(budget, half)
-            seeds = (*_seeds(budget), budget.tuning_seeds[0])
-            runs += [replace(recipe, seed=seed) for seed in seeds]
-            runs += [replace(recipe.with_rule(None), seed=seed) for seed in budget.seeds]
-        return runs
+            recipe = self._recipe(half)
+            wanted += over_seeds([recipe], (*self._seeds, self.budget.tuning_seeds[0]))
+            wanted += over_seeds([recipe.with_rule(None)], self.budget.seeds)
+        return wanted
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
+    def second_runs(self, runs: FinishedRuns) -> list[Run]:
         """The twins, whose coefficients follow from norms of the recipes."""
-        return [
-            replace(self._twin(budget, runs, half), seed=seed) for half in HALVES for seed in _seeds(budget)
-        ]
+        return over_seeds((self._twin(runs, half) for half in HALVES), self._seeds)
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
+    def measure(self, runs: FinishedRuns) -> Measured:
         """Compare twins with recipes over time, and at the end."""
-        statistics: dict[str, Any] = {}
-        rows: list[list[str]] = []
-        plots: list[Plot] = []
-        over_time: list[Plot] = []
-        tracks, same = [], []
+        measured = Measured({})
         for half in HALVES:
-            recipe, twin = self._recipe(budget, half), self._twin(budget, runs, half)
-            none = recipe.with_rule(None)
+            recipe, twin = self._recipe(half), self._twin(runs, half)
             apart = {
-                quantity: mean_with_interval(_apart(runs, twin, recipe, _seeds(budget), quantity))
+                quantity: _largest_difference(runs, twin, recipe, self._seeds, quantity)
                 for quantity in ("norm", "effective_lr", "turn")
             }
-            control = mean_with_interval(_apart(runs, none, recipe, budget.seeds, "norm"))
+            none = _largest_difference(runs, recipe.with_rule(None), recipe, self.budget.seeds, "norm")
             results = {
-                arm: _scaled(runs.values(KEYS[half], run, _seeds(budget)), FACTORS[half])
+                arm: runs.points("test_accuracy", run, self._seeds)
+                if half == IMAGES
+                else runs.values("test_loss", run, self._seeds)
                 for arm, run in ((RECIPE, recipe), (TWIN, twin))
             }
-            test = equivalence(results[TWIN], results[RECIPE], MARGINS[half])
-            tracks.append(apart["norm"].mean <= min(TRACK, control.mean / 2))
-            same.append(test.shown)
-            statistics[half] = {
-                "largest_relative_difference": {q: e.as_dict() for q, e in apart.items()},
-                "norms_without_decay": control.as_dict(),
-                "twin_minus_recipe": test.as_dict(),
-                "matched_at": _half_way(runs, replace(recipe, seed=budget.tuning_seeds[0])),
+            measured.statistics[half] = {
+                "largest_relative_difference": apart,
+                "norms_without_decay": none,
+                "twin_minus_recipe": equivalence(results[TWIN], results[RECIPE], MARGINS[half]),
+                "matched_at": self._half_way(runs, half),
                 "rules": {RECIPE: recipe.rule, TWIN: twin.rule},
-                "tracks": tracks[-1],
+                "tracks": apart["norm"].mean <= min(TRACK, none.mean / 2),
             }
-            rows.append(_row(half, apart, control, results, test))
-            first = budget.seeds[0]
+            measured.details[half] = results
+        return measured
+
+    def judge(self, measured: Measured) -> Verdict:
+        """Both halves track the recipe and end with equivalent results, or one of these holds."""
+        tracks = [found["tracks"] for found in measured.statistics.values()]
+        same = [found["twin_minus_recipe"].shown for found in measured.statistics.values()]
+        return verdict_of(all(tracks) and all(same), any(tracks) or any(same))
+
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show losses and layers over time, and the results."""
+        plots: list[Plot] = []
+        traces: list[Plot] = []
+        for half in HALVES:
+            recipe, twin = self._recipe(half), self._twin(runs, half)
+            first = self.budget.seeds[0]
             arms = {RECIPE: replace(recipe, seed=first), TWIN: replace(twin, seed=first)}
-            shown = arms | {NONE: replace(none, seed=first)}
-            plots.append(_losses(runs, shown, f"{half}, seed {first}"))
-            over_time += traces(runs, arms, f"{half}, seed {first}", degree=2 if half == IMAGES else 1)
-        verdict: Verdict = "not reproduced"
-        if all(tracks) and all(same):
-            verdict = "reproduced"
-        elif any(tracks) or any(same):
-            verdict = "partly"
+            curves = [
+                Series.over_steps(arm, runs.metrics(run), "train_loss", dashed=arm == TWIN, color=k)
+                for k, (arm, run) in enumerate(
+                    {**arms, NONE: replace(recipe.with_rule(None), seed=first)}.items()
+                )
+                if runs.status(run) == "finished"
+            ]
+            subject = f"{half}, seed {first}"
+            plots.append(Plot(f"Training loss over time ({subject})", "step", "training loss", curves))
+            traces += layer_curves(runs, arms, subject, degree=2 if half == IMAGES else 1)
         columns = ["recipe", "norms apart", "without decay", "effective learning rates apart"]
         columns += ["rotations apart", "result of the recipe", "of the twin", "difference, 90 % interval"]
+        rows = [_row(half, found, measured.details[half]) for half, found in measured.statistics.items()]
         table = Table("The twin beside the recipe: largest relative differences, and results", columns, rows)
-        of_half: dict[str, list[Run]] = {half: [] for half in HALVES}
-        for run in [*self.runs(budget), *self.second_runs(budget, runs)]:
-            of_half[IMAGES if isinstance(run, TrainRun) else TEXT].append(run)
-        notes = runs.endings(of_half)
-        return Finding(verdict, _answer(statistics), statistics, plots, [table], notes, traces=over_time)
+        by_half: dict[str, list[Run]] = {half: [] for half in HALVES}
+        for run in [*self.runs(), *self.second_runs(runs)]:
+            by_half[IMAGES if isinstance(run, TrainRun) else TEXT].append(run)
+        answer = " ".join(_sentence(half, found) for half, found in measured.statistics.items())
+        return Exhibits(answer, plots, [table], runs.unfinished(by_half), traces=traces)
 
-    def _recipe(self, budget: Budget, half: str) -> TrainRun | TextRun:
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        return self.budget.at_least(SEEDS[self.budget.name])
+
+    def _recipe(self, half: str) -> TrainRun | TextRun:
         if half == IMAGES:
-            base = budget.training if budget.full else budget.small
-            base = replace(base, member=budget.members[0])
+            base = self.budget.training if self.budget.full else self.budget.small
+            base = replace(base, member=self.first)
             return base.with_rule(nw.L2(PULL * (1 - base.momentum) / base.total_time), mode="coupled")
-        text = replace(budget.text, decayed="matrices")
+        text = replace(self.budget.text, decayed="matrices")
         return text.with_rule(nw.L2(PULL / text.total_time), mode="explicit")
 
-    def _twin(self, budget: Budget, runs: Runs, half: str) -> TrainRun | TextRun:
-        recipe = self._recipe(budget, half)
+    def _twin(self, runs: FinishedRuns, half: str) -> TrainRun | TextRun:
+        recipe = self._recipe(half)
         rule = rule_from(recipe.rule)
         assert rule is not None
-        norm = _half_way(runs, replace(recipe, seed=budget.tuning_seeds[0]))
         momentum = recipe.momentum if isinstance(recipe, TrainRun) else 0.0
-        twin = nw.theory.match(rule, nw.AdaptiveWeightShrink, norm, momentum, mode=recipe.mode)
-        return recipe.with_rule(twin)
+        norm = self._half_way(runs, half)
+        return recipe.with_rule(
+            nw.theory.match(rule, nw.AdaptiveWeightShrink, norm, momentum, mode=recipe.mode)
+        )
+
+    def _half_way(self, runs: FinishedRuns, half: str) -> float:
+        """Return the geometric mean over layers of the recipe's norms half-way, to four digits."""
+        lines = runs.metrics(replace(self._recipe(half), seed=self.budget.tuning_seeds[0]))
+        norms = [float(layer["norm"]) for layer in lines[(len(lines) - 1) // 2]["layers"].values()]
+        return float(f"{math.exp(sum(map(math.log, norms)) / len(norms)):.4g}")
 
 
-def _seeds(budget: Budget) -> tuple[int, ...]:
-    return tuple(range(max(SEEDS[budget.name], len(budget.seeds))))
-
-
-def _half_way(runs: Runs, run: Run) -> float:
-    """Return the geometric mean over layers of the norms that a run had half-way, to four digits."""
-    lines = runs.metrics(run)
-    norms = [float(layer["norm"]) for layer in lines[(len(lines) - 1) // 2]["layers"].values()]
-    return float(f"{math.exp(sum(map(math.log, norms)) / len(norms)):.4g}")
-
-
-def _apart(runs: Runs, run: Run, other: Run, seeds: Sequence[int], quantity: str) -> list[float | None]:
-    """Return each seed's largest relative difference to ``other`` after the first quarter, over layers."""
-    found: list[float | None] = []
+def _largest_difference(
+    runs: FinishedRuns, run: Run, reference: Run, seeds: tuple[int, ...], quantity: str
+) -> Estimate:
+    """Return the mean over seeds of the largest relative difference, over layers, after the first quarter."""
+    largest: Values = []
     for seed in seeds:
-        pair = [replace(settings, seed=seed) for settings in (run, other)]
-        if any(runs[settings]["status"] != "finished" for settings in pair):
-            found.append(None)
+        pair = over_seeds([run, reference], [seed])
+        if any(runs.status(settings) != "finished" for settings in pair):
+            largest.append(None)
             continue
-        ones, others = (runs.metrics(settings) for settings in pair)
-        last = others[-1]["step"]
-        found.append(
+        lines, reference_lines = map(runs.metrics, pair)
+        last = reference_lines[-1]["step"]
+        largest.append(
             max(
-                abs(one["layers"][layer][quantity] / values[quantity] - 1)
-                for one, line in zip(ones, others, strict=True)
-                for layer, values in line["layers"].items()
-                if line["step"] > last / 4 and values[quantity]
+                abs(line["layers"][layer][quantity] / expected[quantity] - 1)
+                for line, reference_line in zip(lines, reference_lines, strict=True)
+                for layer, expected in reference_line["layers"].items()
+                if reference_line["step"] > last / 4 and expected[quantity]
             )
         )
-    return found
+    return mean_with_interval(largest)
 
 
-def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]:
-    return [None if value is None else factor * value for value in values]
-
-
-def _losses(runs: Runs, arms: Mapping[str, Run], what: str) -> Plot:
-    series = []
-    for k, (arm, run) in enumerate(arms.items()):
-        if runs[run]["status"] == "finished":
-            lines = runs.metrics(run)
-            losses = [line["train_loss"] for line in lines]
-            series.append(Series(arm, [line["step"] for line in lines], losses, dashed=arm == TWIN, color=k))
-    return Plot(f"Training loss over time ({what})", "step", "training loss", series)
-
-
-def _row(
-    half: str,
-    apart: dict[str, Estimate],
-    control: Estimate,
-    results: dict[str, list[float | None]],
-    test: Equivalence,
-) -> list[str]:
-    difference, unit = test.difference, UNITS[half]
-    means = {arm: mean_with_interval(values) for arm, values in results.items()}
+def _row(half: str, found: dict[str, Any], results: dict[str, Values]) -> list[str]:
+    apart, test = found["largest_relative_difference"], found["twin_minus_recipe"]
+    means = [mean_with_interval(values) for values in results.values()]
     outcome = "no pair of runs finished"
-    if difference.n:
-        shown = "equivalent" if test.shown else "equivalence not shown"
-        interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
-        outcome = f"{difference.mean:+.3f} {interval} {unit}: {shown}"
+    if test.difference.n:
+        outcome = f"{test.difference:+.3f} {UNITS[half]}: "
+        outcome += "equivalent" if test.shown else "equivalence not shown"
     return [
         WORDS[half],
         _percent(apart["norm"]),
-        _percent(control),
+        _percent(found["norms_without_decay"]),
         _percent(apart["effective_lr"]),
         _percent(apart["turn"]),
-        *(f"{mean.mean:.4g} {unit}" if mean.n else "did not finish" for mean in means.values()),
+        *(f"{mean.mean:.4g} {UNITS[half]}" if mean.n else "did not finish" for mean in means),
         outcome,
     ]
 
 
-def _answer(statistics: dict[str, Any]) -> str:
-    sentences = []
-    for half in HALVES:
-        found = statistics[half]
-        test, apart = (
-            found["twin_minus_recipe"]["difference"],
-            found["largest_relative_difference"]["norm"],
-        )
-        if test["mean"] is None:
-            sentences.append(f"{WORDS[half]}: no pair of runs finished.")
-            continue
-        low, high = ("–" if test[end] is None else f"{test[end]:+.2f}" for end in ("low_90", "high_90"))
-        without = found["norms_without_decay"]["mean"]
-        off = "" if without is None else f" (without decay they are {100 * without:.0f} % off)"
-        sentences.append(
-            f"{WORDS[half]}: after the first quarter the norms of the twin stay within "
-            f"{100 * apart['mean']:.0f} % of the recipe's{off}, and the result differs by "
-            f"{test['mean']:+.2f} {UNITS[half]} [{low}, {high}]."
-        )
-    return " ".join(sentences)
+def _sentence(half: str, found: dict[str, Any]) -> str:
+    difference = found["twin_minus_recipe"].difference
+    if not difference.n:
+        return f"{WORDS[half]}: no pair of runs finished."
+    without = found["norms_without_decay"]
+    off = f" (without decay they are {_percent(without)} off)" if without.n else ""
+    return (
+        f"{WORDS[half]}: after the first quarter the norms of the twin stay within "
+        f"{_percent(found['largest_relative_difference']['norm'])} of the recipe's{off}, and the result "
+        f"differs by {difference.mean:+.2f} {UNITS[half]} [{difference.low:+.2f}, {difference.high:+.2f}]."
+    )
 
 
 def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.mean:.0f} %" if estimate.n else "–"
 
 
-CLAIM = Migration()
+CLAIM = Migration

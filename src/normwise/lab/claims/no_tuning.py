@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, HeatMap, Plot, Runs, Series, Table, Verdict
-from normwise.lab.claims.coefficient import times
-from normwise.lab.claims.statistics import Equivalence, equivalence, mean_with_interval, paired_difference
-from normwise.lab.claims.tuning import chosen
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
+from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
+from normwise.lab.claims.statistics import Estimate, equivalence, mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, L2, scaled, with_arm
+from normwise.lab.runs.arms import AWS, L2, scaled, times, with_arm
 from normwise.lab.runs.base import rule_from
 from normwise.lab.runs.train import TrainRun
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coefficient: seven
 FACTORS = (0.25, 1.0, 4.0)
 SCALES = (1e-3, 1.0, 1e3)
-CENTRE = (1.0, 1.0)
 MARGIN = 0.5  # points
 SHARE = 0.75
 CENTRED = "L2, tuned in the centre"
 TUNED = "L2, tuned in the cell"
-
-COLUMNS = (
-    "learning rate ×",
-    "norm",
-    "AWS, nothing tuned",
-    TUNED,
-    "AWS − tuned L2 (points)",
-    "outcome",
-    "centred − tuned L2 (points)",
-)
-
-Cell = tuple[float, float]  # factor of the learning rate, initial norm
+OUTCOMES = ("equivalent", "better", "worse", "undecided")
 
 
-class Setup(NamedTuple):
-    """A network with its optimizer."""
+class Cell(NamedTuple):
+    """A learning rate, as a factor of the usual one, and an initial norm."""
 
-    name: str
-    changes: dict[str, Any]
+    factor: float
+    scale: float
+
+    def __str__(self) -> str:
+        return f"lr × {self.factor:g}, norm {self.scale:g}"
 
 
-SETUPS = {
-    "quick": (
-        Setup("weight norm, SGD", {}),
-        Setup("weight norm, Adam", {"optimizer": "adam", "measure": "rms", "lr": 0.003}),
-    ),
-    "full": (
-        Setup("weight norm, SGD", {}),
-        Setup("weight norm, Adam", {"optimizer": "adam", "measure": "rms", "lr": 0.003}),
-        Setup(
-            "weight standardisation without batch norm, SGD",
-            {"member": "weight_standardization", "batch_norm": False},
-        ),
-    ),
+CENTRE = Cell(1.0, 1.0)
+
+SETUPS: dict[str, dict[str, Any]] = {  # what a network and its optimizer differ in from the budget's
+    "weight norm, SGD": {},
+    "weight norm, Adam": {"optimizer": "adam", "measure": "rms", "lr": 0.003},
+    "weight standardisation without batch norm, SGD": {
+        "member": "weight_standardization",
+        "batch_norm": False,
+    },
 }
 
 
 class NoTuning(Claim):
-    """See the texts."""
+    """The class attributes are the pre-registration."""
 
     id = "no-tuning"
     order = 13
@@ -95,180 +82,154 @@ class NoTuning(Claim):
         "show an equivalence in one cell: the quick budget may say partly where the full says reproduced.)"
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
-        """AWS, and L2 with all coefficients and the seeds of tuning."""
-        runs: list[Run] = []
-        for setup in SETUPS[budget.name]:
-            for cell in _cells(budget):
-                aws = self._run(budget, setup, cell, AWS)
-                runs += [replace(aws, seed=seed) for seed in _seeds(budget)]
-                runs += [
-                    replace(run, seed=seed)
-                    for run in self._candidates(budget, setup, cell).values()
-                    for seed in budget.tuning_seeds
-                ]
-        return runs
+    def runs(self) -> list[Run]:
+        """AWS, and L2 with all coefficients and the tuning seeds."""
+        wanted: list[Run] = []
+        for setup in self._setups:
+            for cell in self._cells:
+                wanted += over_seeds([self._settings(setup, cell, AWS)], self._seeds)
+                wanted += over_seeds(self._candidates(setup, cell).values(), self.budget.tuning_seeds)
+        return wanted
 
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
+    def second_runs(self, runs: FinishedRuns) -> list[Run]:
         """The L2 that was chosen in each cell, and in the centre."""
-        return [
-            replace(arms[arm], seed=seed)
-            for setup in SETUPS[budget.name]
-            for arms in self._arms(budget, runs, setup).values()
-            for arm, seeds in ((TUNED, _seeds(budget)), (CENTRED, budget.seeds))
-            for seed in seeds
-        ]
+        wanted: list[Run] = []
+        for setup in self._setups:
+            for arms in self._arms(runs, setup).values():
+                wanted += over_seeds([arms[TUNED]], self._seeds)
+                wanted += over_seeds([arms[CENTRED]], self.budget.seeds)
+        return wanted
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Count the cells."""
-        statistics: dict[str, Any] = {}
-        tables, plots, maps, notes = [], [], [], []
-        counts = dict.fromkeys(("equivalent", "better", "worse", "undecided"), 0)
-        columns: list[list[float | None]] = []  # AWS minus tuned L2, a column for each cell
-        centred: list[list[float | None]] = []
-        for setup in SETUPS[budget.name]:
-            rows: list[list[str]] = []
-            found: dict[str, Any] = {}
-            means: dict[Cell, float | None] = {}
-            losses: dict[Cell, float | None] = {}
-            for cell, arms in self._arms(budget, runs, setup).items():
-                accuracy = {
-                    arm: runs.points("test_accuracy", run, _seeds(budget))
-                    for arm, run in arms.items()
-                    if arm != CENTRED
-                }
-                few = {arm: runs.points("test_accuracy", arms[arm], budget.seeds) for arm in (TUNED, CENTRED)}
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Compare AWS and the centred L2 with the tuned L2 in each cell, and on average."""
+        measured = Measured({})
+        gains: list[Values] = []  # of AWS over the tuned L2, for each cell
+        losses: list[Values] = []  # of the L2 tuned in the centre
+        for setup in self._setups:
+            measured.statistics[setup], measured.details[setup] = {}, {}
+            for cell, arms in self._arms(runs, setup).items():
+                accuracy = runs.accuracy({arm: arms[arm] for arm in (AWS, TUNED)}, self._seeds)
+                few = runs.accuracy({arm: arms[arm] for arm in (TUNED, CENTRED)}, self.budget.seeds)
                 test = equivalence(accuracy[AWS], accuracy[TUNED], MARGIN)
                 gain = paired_difference(accuracy[AWS], accuracy[TUNED])
-                lost = paired_difference(few[CENTRED], few[TUNED])
-                outcome = _outcome(test, gain.low, gain.high)
-                counts[outcome] += 1
-                columns.append(_minus(accuracy[AWS], accuracy[TUNED]))
-                centred.append(_minus(few[CENTRED], few[TUNED]))
-                means[cell], losses[cell] = _rounded(gain.mean), _rounded(lost.mean)
-                name = f"lr × {cell[0]:g}, norm {cell[1]:g}"
-                if not gain.n:
-                    notes.append(f"{setup.name}, {name}: undecided, as no seed finished under both rules.")
-                found[name] = {
-                    "AWS_minus_tuned_L2": gain.as_dict(),
-                    "test": test.as_dict(),
-                    "outcome": outcome,
-                    "centred_minus_tuned_L2": lost.as_dict(),
+                undecided = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
+                measured.statistics[setup][str(cell)] = {
+                    "AWS_minus_tuned_L2": gain,
+                    "test": test,
+                    "outcome": "equivalent" if test.shown else undecided,
+                    "centred_minus_tuned_L2": paired_difference(few[CENTRED], few[TUNED]),
                 }
-                rows.append(
-                    [f"{cell[0]:g}", f"{cell[1]:g}"]
-                    + [mean_with_interval(accuracy[arm]).short for arm in (AWS, TUNED)]
-                    + [str(gain), outcome, str(lost)]
-                )
-            statistics[setup.name] = found
-            tables.append(
-                Table(
-                    f"Test accuracy (%) by cell: {setup.name}",
-                    COLUMNS,
-                    rows,
-                )
-            )
-            plots.append(_plot(setup, means, losses))
-            if budget.full:
-                maps.append(
-                    _map(f"AWS with nothing tuned, minus the L2 tuned in the cell: {setup.name}", means)
-                )
-                maps.append(
-                    _map(f"L2 tuned in the centre, minus the L2 tuned in the cell: {setup.name}", losses)
-                )
-        overall = equivalence(_average(columns), [0.0] * len(_seeds(budget)), MARGIN)
-        overall_gain = mean_with_interval(_average(columns))
-        loss = mean_with_interval(_average(centred))
-        statistics["overall"] = {
-            "counts": counts,
-            "AWS_minus_tuned_L2": overall_gain.as_dict(),
-            "test": overall.as_dict(),
-            "centred_minus_tuned_L2": loss.as_dict(),
-        }
-        total = sum(counts.values())
-        verdict: Verdict = "not reproduced"
-        if counts["equivalent"] + counts["better"] >= SHARE * total:
-            verdict = "reproduced"
-        elif overall.shown or overall_gain.low > 0:
-            verdict = "partly"
-        answer = (
-            f"In {total} cells, AWS with nothing tuned is equivalent to the best of seven L2 within "
-            f"{MARGIN:g} points in {counts['equivalent']}, better in {counts['better']}, worse in "
-            f"{counts['worse']}, undecided in {counts['undecided']}; on average over all cells it is "
-            f"{overall_gain.mean:+.2f} [{overall_gain.low:+.2f}, {overall_gain.high:+.2f}] points from it. "
-            f"An L2 that was tuned in the centre only is {loss.mean:+.1f} [{loss.low:+.1f}, "
-            f"{loss.high:+.1f}] points from it."
+                measured.details[setup][cell] = accuracy
+                gains.append(_minus(accuracy[AWS], accuracy[TUNED]))
+                losses.append(_minus(few[CENTRED], few[TUNED]))
+        counts = Counter(
+            found["outcome"] for cells in measured.statistics.values() for found in cells.values()
         )
-        return Finding(verdict, answer, statistics, plots, tables, notes, maps=maps)
+        measured.statistics["overall"] = {
+            "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
+            "AWS_minus_tuned_L2": mean_with_interval(_mean_over_cells(gains)),
+            "test": equivalence(_mean_over_cells(gains), [0.0] * len(self._seeds), MARGIN),
+            "centred_minus_tuned_L2": mean_with_interval(_mean_over_cells(losses)),
+        }
+        return measured
 
-    def _run(self, budget: Budget, setup: Setup, cell: Cell, arm: str) -> TrainRun:
-        base = replace(budget.small, **setup.changes)
-        factor, scale = cell
-        return scaled(with_arm(replace(base, lr=base.lr * factor), arm), scale)
+    def judge(self, measured: Measured) -> Verdict:
+        """AWS is equivalent or better in most cells, or at least on average."""
+        overall = measured.statistics["overall"]
+        counts = overall["counts"]
+        return verdict_of(
+            counts["equivalent"] + counts["better"] >= SHARE * sum(counts.values()),
+            overall["test"].shown or overall["AWS_minus_tuned_L2"].low > 0,
+        )
 
-    def _candidates(self, budget: Budget, setup: Setup, cell: Cell) -> dict[float, TrainRun]:
-        run = self._run(budget, setup, cell, L2)
-        return {m: times(run, m) for m in MULTIPLES}
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show the differences in all cells."""
+        tables, plots, maps, notes = [], [], [], []
+        columns = ["learning rate ×", "norm", "AWS, nothing tuned", TUNED, "AWS − tuned L2 (points)"]
+        columns += ["outcome", "centred − tuned L2 (points)"]
+        for setup, by_cell in measured.details.items():
+            rows: list[list[str]] = []
+            means: dict[Cell, float | None] = {}
+            losses: dict[Cell, float | None] = {}
+            for cell, accuracy in by_cell.items():
+                found = measured.statistics[setup][str(cell)]
+                gain, lost = found["AWS_minus_tuned_L2"], found["centred_minus_tuned_L2"]
+                means[cell], losses[cell] = _rounded(gain), _rounded(lost)
+                if not gain.n:
+                    notes.append(f"{setup}, {cell}: undecided, as no seed finished under both rules.")
+                rows.append(
+                    [f"{cell.factor:g}", f"{cell.scale:g}"]
+                    + [mean_with_interval(accuracy[arm]).short for arm in (AWS, TUNED)]
+                    + [str(gain), found["outcome"], str(lost)]
+                )
+            tables.append(Table(f"Test accuracy (%) by cell: {setup}", columns, rows))
+            plots.append(_plot(setup, means, losses))
+            if self.budget.full:
+                centred = "L2 tuned in the centre"
+                for arm, values in (("AWS with nothing tuned", means), (centred, losses)):
+                    maps.append(_map(f"{arm}, minus the L2 tuned in the cell: {setup}", values))
+        return Exhibits(_answer(measured.statistics["overall"]), plots, tables, notes, maps=maps)
 
-    def _arms(self, budget: Budget, runs: Runs, setup: Setup) -> dict[Cell, dict[str, TrainRun]]:
+    @property
+    def _setups(self) -> list[str]:
+        return list(SETUPS) if self.budget.full else list(SETUPS)[:2]
+
+    @property
+    def _cells(self) -> list[Cell]:
+        cells = [Cell(factor, scale) for factor in FACTORS for scale in SCALES]
+        return cells if self.budget.full else [cell for cell in cells if 1.0 in cell]
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        return self.budget.at_least(8) if self.budget.full else self.budget.seeds
+
+    def _settings(self, setup: str, cell: Cell, arm: str) -> TrainRun:
+        base = replace(self.budget.small, **SETUPS[setup])
+        return scaled(with_arm(replace(base, lr=base.lr * cell.factor), arm), cell.scale)
+
+    def _candidates(self, setup: str, cell: Cell) -> dict[float, TrainRun]:
+        run = self._settings(setup, cell, L2)
+        return {multiple: times(run, multiple) for multiple in MULTIPLES}
+
+    def _arms(self, runs: FinishedRuns, setup: str) -> dict[Cell, dict[str, TrainRun]]:
         """Return AWS and the two L2 by cell."""
         tuned = {}
-        for cell in _cells(budget):
-            candidates = self._candidates(budget, setup, cell)
-            tuned[cell] = candidates[chosen(runs, candidates, budget.tuning_seeds)]
+        for cell in self._cells:
+            candidates = self._candidates(setup, cell)
+            tuned[cell] = candidates[runs.best(candidates, self.budget.tuning_seeds)]
         rule = rule_from(tuned[CENTRE].rule)
-        assert isinstance(rule, nw.L2)
         return {
-            cell: {
-                AWS: self._run(budget, setup, cell, AWS),
-                TUNED: tuned[cell],
-                CENTRED: tuned[cell].with_rule(rule),
-            }
-            for cell in tuned
+            cell: {AWS: self._settings(setup, cell, AWS), TUNED: run, CENTRED: run.with_rule(rule)}
+            for cell, run in tuned.items()
         }
 
 
-def _cells(budget: Budget) -> list[Cell]:
-    cells = [(factor, scale) for factor in FACTORS for scale in SCALES]
-    return cells if budget.full else [cell for cell in cells if 1.0 in cell]
-
-
-def _seeds(budget: Budget) -> tuple[int, ...]:
-    return budget.many_seeds[: max(8, len(budget.seeds))] if budget.full else budget.seeds
-
-
-def _outcome(test: Equivalence, low: float, high: float) -> str:
-    if test.shown:
-        return "equivalent"
-    return "better" if low > 0 else "worse" if high < 0 else "undecided"
-
-
-def _minus(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:
+def _minus(first: Values, second: Values) -> Values:
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
-def _average(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Return the mean over the cells of each seed."""
-    return [mean_with_interval(values).mean for values in zip(*columns, strict=True)]
+def _mean_over_cells(cells: Sequence[Values]) -> Values:
+    """Return the mean over the cells for each seed."""
+    return [mean_with_interval(values).mean for values in zip(*cells, strict=True)]
 
 
-def _rounded(value: float) -> float | None:
-    return None if value != value else round(value, 2)
+def _rounded(estimate: Estimate) -> float | None:
+    return round(estimate.mean, 2) if estimate.n else None
 
 
-def _plot(setup: Setup, means: dict[Cell, float | None], losses: dict[Cell, float | None]) -> Plot:
+def _plot(setup: str, means: dict[Cell, float | None], losses: dict[Cell, float | None]) -> Plot:
     series = [
         Series(
             f"{label}, learning rate × {factor:g}",
-            [scale for f, scale in values if f == factor],
-            [value for (f, _), value in values.items() if f == factor],
+            [cell.scale for cell in values if cell.factor == factor],
+            [value for cell, value in values.items() if cell.factor == factor],
             dashed=dashed,
             color=k,
         )
         for label, values, dashed in (("AWS", means, False), (CENTRED, losses, True))
         for k, factor in enumerate(FACTORS)
     ]
-    title = f"Test accuracy against that of the L2 tuned in the cell: {setup.name}"
+    title = f"Test accuracy against that of the L2 tuned in the cell: {setup}"
     return Plot(title, "norm of every unit at the start", "difference (points)", series, log_x=True)
 
 
@@ -279,9 +240,19 @@ def _map(title: str, values: dict[Cell, float | None]) -> HeatMap:
         "norm at the start",
         [f"{factor:g}" for factor in FACTORS],
         [f"{scale:g}" for scale in SCALES],
-        [[values[factor, scale] for factor in FACTORS] for scale in SCALES],
+        [[values[Cell(factor, scale)] for factor in FACTORS] for scale in SCALES],
         "points",
     )
 
 
-CLAIM = NoTuning()
+def _answer(overall: dict[str, Any]) -> str:
+    counts, gain, loss = (overall[key] for key in ("counts", "AWS_minus_tuned_L2", "centred_minus_tuned_L2"))
+    return (
+        f"In {sum(counts.values())} cells, AWS with nothing tuned is equivalent to the best of seven L2 "
+        f"within {MARGIN:g} points in {counts['equivalent']}, better in {counts['better']}, worse in "
+        f"{counts['worse']}, undecided in {counts['undecided']}; on average over all cells it is "
+        f"{gain:+.2f} points from it. An L2 that was tuned in the centre only is {loss:+.1f} points from it."
+    )
+
+
+CLAIM = NoTuning

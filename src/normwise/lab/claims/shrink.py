@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Budget, Claim, Finding, Plot, Runs, Series, Table, Verdict
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
-from normwise.lab.claims.tuning import chosen, scores
 from normwise.lab.engine.run import Run
 from normwise.lab.runs.arms import AWS, NONE, scaled, with_arm
 from normwise.lab.runs.base import rule_from
@@ -28,12 +29,17 @@ PEER = "SGDP (pytorch_optimizer)"
 FREE = "AWS, nothing tuned"
 
 # The readings of "a dynamic coefficient proportional to the magnitude of the parameter".
-READINGS = (AWS, "AWS on the norm of the whole tensor", "square of the norm", "AWS without learning rate")
+WHOLE_TENSOR, SQUARED, BY_STEP = (
+    "AWS on the norm of the whole tensor",
+    "square of the norm",
+    "AWS without learning rate",
+)
+READINGS = (AWS, WHOLE_TENSOR, SQUARED, BY_STEP)
 READING_SCALES = (1e-3, 1.0, 1e3)
 
 
-class ShrinkClaim(Claim):
-    """See the texts."""
+class Shrink(Claim):
+    """The class attributes are the pre-registration."""
 
     id = "shrink"
     order = 10
@@ -63,145 +69,153 @@ class ShrinkClaim(Claim):
         f"behind coupled L2 (interval above −{NEAR:g}). Not reproduced: otherwise."
     )
 
-    def runs(self, budget: Budget) -> list[Run]:
-        """All candidates with the seeds of tuning, and what has nothing to tune."""
-        runs: list[Run] = []
-        for member in budget.members:
-            tuned = [run for arm in _tuned_arms() for run in self._candidates(budget, member, arm).values()]
-            runs += [replace(run, seed=seed) for run in tuned for seed in budget.tuning_seeds]
-            runs += [replace(self._free(budget, member), seed=seed) for seed in _seeds(budget)]
-        readings = [run for name in READINGS for run in self._reading(budget, name).values()]
-        return runs + [replace(run, seed=seed) for run in readings for seed in budget.tuning_seeds]
-
-    def second_runs(self, budget: Budget, runs: Runs) -> list[Run]:
-        """What was chosen, with the seeds of the comparison."""
-        compared = [run for member in budget.members for run in self._compared(budget, runs, member).values()]
-        wanted: list[Run] = [replace(run, seed=seed) for run in compared for seed in _seeds(budget)]
-        for name in READINGS:
-            wanted += [
-                replace(scaled(self._chosen_reading(budget, runs, name), scale), seed=seed)
-                for scale in READING_SCALES
-                for seed in budget.seeds
-            ]
+    def runs(self) -> list[Run]:
+        """All candidates with the tuning seeds, and the arm that has nothing to tune."""
+        wanted: list[Run] = []
+        for member in self.budget.members:
+            for arm in _tuned_arms():
+                wanted += over_seeds(self._candidates(member, arm).values(), self.budget.tuning_seeds)
+            wanted += over_seeds([self._free(member)], self._seeds)
+        for reading in READINGS:
+            wanted += over_seeds(self._reading_candidates(reading).values(), self.budget.tuning_seeds)
         return wanted
 
-    def judge(self, budget: Budget, runs: Runs) -> Finding:
-        """Compare AWS with every other arm."""
-        statistics: dict[str, Any] = {}
-        tables, series = [], []
-        ahead, near = [], []
-        for k, member in enumerate(budget.members):
-            compared = self._compared(budget, runs, member)
-            accuracy = {arm: runs.points("test_accuracy", r, _seeds(budget)) for arm, r in compared.items()}
-            gains = {
-                arm: paired_difference(accuracy[AWS], values)
-                for arm, values in accuracy.items()
-                if arm != AWS
+    def second_runs(self, runs: FinishedRuns) -> list[Run]:
+        """The chosen settings, with the seeds of the comparison."""
+        wanted: list[Run] = []
+        for member in self.budget.members:
+            wanted += over_seeds(self._compared(runs, member).values(), self._seeds)
+        for reading in READINGS:
+            wanted += over_seeds(self._reading(runs, reading).values(), self.budget.seeds)
+        return wanted
+
+    def measure(self, runs: FinishedRuns) -> Measured:
+        """Compare AWS with every other arm, and the readings with each other."""
+        measured = Measured({})
+        for member in self.budget.members:
+            compared = self._compared(runs, member)
+            accuracy = runs.accuracy(compared, self._seeds)
+            measured.statistics[member] = {
+                "test_accuracy": {arm: mean_with_interval(values) for arm, values in accuracy.items()},
+                "AWS_minus": {
+                    arm: paired_difference(accuracy[AWS], values)
+                    for arm, values in accuracy.items()
+                    if arm != AWS
+                },
+                "chosen": {arm: _tuned_values(run) for arm, run in compared.items()},
             }
+        measured.statistics["readings"] = {
+            reading: {
+                f"norm {scale:g}": mean_with_interval(values)
+                for scale, values in runs.accuracy(self._reading(runs, reading), self.budget.seeds).items()
+            }
+            for reading in READINGS
+        }
+        return measured
+
+    def judge(self, measured: Measured) -> Verdict:
+        """AWS is ahead of every tuned arm; or ahead of no decay and near coupled L2."""
+        ahead, near = [], []
+        for member in self.budget.members:
+            gains = measured.statistics[member]["AWS_minus"]
             ahead.append(all(gain.low > 0 for arm, gain in gains.items() if arm != FREE))
             near.append(gains[NONE].low > 0 and gains[COUPLED].low > -NEAR)
-            statistics[member] = {
-                "test_accuracy": {arm: mean_with_interval(v).as_dict() for arm, v in accuracy.items()},
-                "AWS_minus": {arm: gain.as_dict() for arm, gain in gains.items()},
-                "chosen": {arm: _words(run) for arm, run in compared.items()},
-            }
-            tables.append(self._table(budget, runs, member, compared, accuracy))
-            series.append(
-                Series(
-                    member.replace("_", " "),
-                    list(range(1, len(gains) + 1)),
-                    [gain.mean for gain in gains.values()],
-                    [gain.low for gain in gains.values()],
-                    [gain.high for gain in gains.values()],
-                    color=k,
-                )
-            )
-        names = [arm for arm in self._compared(budget, runs, budget.members[0]) if arm != AWS]
-        numbered = "; ".join(f"{k}: {name}" for k, name in enumerate(names, start=1))
-        plot = Plot("Test accuracy of AWS minus that of each other arm", numbered, "points", series)
-        table, readings = self._ablation(budget, runs)
-        statistics["readings"] = readings
-        verdict: Verdict = "reproduced" if all(ahead) else "partly" if all(near) else "not reproduced"
-        notes = [] if peer_is_installed() else [f"{PEER} was left out: pip install normwise[peers]"]
-        return Finding(verdict, _answer(statistics, budget), statistics, [plot], [*tables, table], notes)
+        return verdict_of(all(ahead), all(near))
 
-    def _candidates(self, budget: Budget, member: str, arm: str) -> dict[str, TrainRun]:
+    def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
+        """Show the differences, all arms and the readings."""
+        series, tables, sentences = [], [], []
+        for k, member in enumerate(self.budget.members):
+            statistics = measured.statistics[member]
+            gains = statistics["AWS_minus"]
+            mean, low, high = ([gain[part] for gain in gains.values()] for part in range(3))
+            places = list(range(1, len(gains) + 1))
+            series.append(Series(family(member), places, mean, low, high, color=k))
+            tables.append(self._table(runs, member, statistics))
+            best, of_best = max(statistics["test_accuracy"].items(), key=lambda item: float(item[1].mean))
+            labels = {COUPLED: "a tuned L2", NONE: "no decay", FREE: "AWS with nothing tuned"}
+            differences = [f"{gains[arm]:+.1f} points from {label}" for arm, label in labels.items()]
+            sentences.append(
+                f"With {family(member)}, the tuned AWS is {', '.join(differences)}; the best is {best} "
+                f"with {of_best.mean:.1f} %."
+            )
+        numbered = "; ".join(f"{k}: {arm}" for k, arm in enumerate(gains, start=1))
+        plot = Plot("Test accuracy of AWS minus that of each other arm", numbered, "points", series)
+        rows = [
+            [reading, *map(str, by_scale.values()), _tuned_values(self._chosen_reading(runs, reading))]
+            for reading, by_scale in measured.statistics["readings"].items()
+        ]
+        columns = ["reading", *(f"norm {scale:g}" for scale in READING_SCALES), "chosen"]
+        title = f"Test accuracy (%) of readings of AWS by initial norm ({family(self.first)})"
+        tables.append(Table(title, columns, rows))
+        notes = [] if peer_is_installed() else [f"{PEER} was left out: pip install normwise[peers]"]
+        return Exhibits(" ".join(sentences), [plot], tables, notes)
+
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        return self.budget.at_least(SEEDS[self.budget.name])
+
+    def _candidates(self, member: str, arm: str) -> dict[str, TrainRun]:
         """Return the settings that an arm is tuned over: the same number for every arm."""
-        base = replace(budget.small, member=member)
-        rates = RATES[budget.name]
+        base = replace(self.budget.small, member=member)
+        rates = RATES[self.budget.name]
         if arm == NONE:
             count = len(rates) * len(MULTIPLES)
-            runs = [
-                replace(base, lr=0.1 * 2 ** ((k - count // 2) / (2 if budget.full else 1)))
-                for k in range(count)
-            ]
+            halvings = 2 if self.budget.full else 1
+            runs = [replace(base, lr=0.1 * 2 ** ((k - count // 2) / halvings)) for k in range(count)]
         else:
-            runs = [_arm(replace(base, lr=lr), arm, m) for lr in rates for m in MULTIPLES]
-        return {_words(run): run for run in runs}
+            runs = [_with_arm(replace(base, lr=lr), arm, m) for lr in rates for m in MULTIPLES]
+        return {_tuned_values(run): run for run in runs}
 
-    def _compared(self, budget: Budget, runs: Runs, member: str) -> dict[str, TrainRun]:
-        found = {}
+    def _compared(self, runs: FinishedRuns, member: str) -> dict[str, TrainRun]:
+        """Return the chosen settings of every arm."""
+        compared = {}
         for arm in _tuned_arms():
-            candidates = self._candidates(budget, member, arm)
-            found[arm] = candidates[chosen(runs, candidates, budget.tuning_seeds)]
-        return found | {FREE: self._free(budget, member)}
+            candidates = self._candidates(member, arm)
+            compared[arm] = candidates[runs.best(candidates, self.budget.tuning_seeds)]
+        return compared | {FREE: self._free(member)}
 
-    def _free(self, budget: Budget, member: str) -> TrainRun:
-        return with_arm(replace(budget.small, member=member), AWS)
+    def _free(self, member: str) -> TrainRun:
+        return with_arm(replace(self.budget.small, member=member), AWS)
 
-    def _reading(self, budget: Budget, name: str) -> dict[float, TrainRun]:
-        base = with_arm(replace(budget.small, member=budget.members[0]), AWS)
-        return {m: _read(base, name, m) for m in MULTIPLES}
+    def _reading_candidates(self, reading: str) -> dict[float, TrainRun]:
+        return {multiple: _read(self._free(self.first), reading, multiple) for multiple in MULTIPLES}
 
-    def _chosen_reading(self, budget: Budget, runs: Runs, name: str) -> TrainRun:
-        candidates = self._reading(budget, name)
-        return candidates[chosen(runs, candidates, budget.tuning_seeds)]
+    def _chosen_reading(self, runs: FinishedRuns, reading: str) -> TrainRun:
+        candidates = self._reading_candidates(reading)
+        return candidates[runs.best(candidates, self.budget.tuning_seeds)]
 
-    def _table(
-        self,
-        budget: Budget,
-        runs: Runs,
-        member: str,
-        compared: dict[str, TrainRun],
-        accuracy: dict[str, list[float | None]],
-    ) -> Table:
+    def _reading(self, runs: FinishedRuns, reading: str) -> dict[float, TrainRun]:
+        """Return the chosen settings of a reading by initial norm."""
+        chosen = self._chosen_reading(runs, reading)
+        return {scale: scaled(chosen, scale) for scale in READING_SCALES}
+
+    def _table(self, runs: FinishedRuns, member: str, statistics: dict[str, Any]) -> Table:
         rows = []
-        for arm, run in compared.items():
-            losses = mean_with_interval(runs.values("test_loss", run, _seeds(budget)))
-            seconds = mean_with_interval(runs.values("seconds", run, _seeds(budget)))
-            if arm == FREE:
-                sensitivity = None
-            else:
-                candidates = self._candidates(budget, member, arm)
-                means = [100 * (v or 0.0) for v in scores(runs, candidates, budget.tuning_seeds).values()]
+        for arm, run in self._compared(runs, member).items():
+            loss, seconds = (
+                mean_with_interval(runs.values(key, run, self._seeds)).mean
+                for key in ("test_loss", "seconds")
+            )
+            sensitivity = None
+            if arm != FREE:
+                scores = runs.mean_scores(self._candidates(member, arm), self.budget.tuning_seeds).values()
+                means = [100 * (score or 0.0) for score in scores]
                 sensitivity = f"{max(means) - sum(means) / len(means):.1f}"
-            difference = "–" if arm == AWS else str(paired_difference(accuracy[AWS], accuracy[arm]))
-            row = [arm, str(mean_with_interval(accuracy[arm])), difference, f"{losses.mean:.3f}"]
-            rows.append([*row, sensitivity, _words(run), f"{seconds.mean:.1f}"])
+            rows.append(
+                [
+                    arm,
+                    str(statistics["test_accuracy"][arm]),
+                    str(statistics["AWS_minus"].get(arm, "–")),
+                    f"{loss:.3f}",
+                    sensitivity,
+                    statistics["chosen"][arm],
+                    f"{seconds:.1f}",
+                ]
+            )
         columns = ["rule", "test accuracy (%)", "AWS minus it (points)", "test loss"]
         columns += ["lost over the grid (points)", "chosen", "seconds a run, this time"]
-        family = member.replace("_", " ")
-        return Table(f"Each rule at its best, {len(_seeds(budget))} seeds ({family})", columns, rows)
-
-    def _ablation(self, budget: Budget, runs: Runs) -> tuple[Table, dict[str, Any]]:
-        rows, found = [], {}
-        for name in READINGS:
-            run = self._chosen_reading(budget, runs, name)
-            at = {
-                scale: mean_with_interval(runs.points("test_accuracy", scaled(run, scale), budget.seeds))
-                for scale in READING_SCALES
-            }
-            found[name] = {f"norm {scale:g}": estimate.as_dict() for scale, estimate in at.items()}
-            rows.append([name, *map(str, at.values()), _words(run)])
-        columns = ["reading", *(f"norm {scale:g}" for scale in READING_SCALES), "chosen"]
-        title = (
-            f"Test accuracy (%) of readings of AWS by initial norm ({budget.members[0].replace('_', ' ')})"
-        )
-        return Table(title, columns, rows), found
-
-
-def _seeds(budget: Budget) -> tuple[int, ...]:
-    return tuple(range(max(SEEDS[budget.name], len(budget.seeds))))
+        return Table(f"Each rule at its best, {len(self._seeds)} seeds ({family(member)})", columns, rows)
 
 
 def _tuned_arms() -> tuple[str, ...]:
@@ -209,8 +223,8 @@ def _tuned_arms() -> tuple[str, ...]:
     return (NONE, COUPLED, DECOUPLED, CORRECTED, PUBLISHED, SPHERE, *peers, AWS)
 
 
-def _arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
-    """Return the run under an arm, with so many times the pull that AWS has by ``for_budget`` at norm 1."""
+def _with_arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
+    """Return the run under an arm with a multiple of the pull that AWS has by ``for_budget`` at norm 1."""
     pull = 3.0 / base.total_time * multiple
     coupled = pull * (1 - base.momentum)
     if arm == AWS:
@@ -223,7 +237,7 @@ def _arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
         return replace(base.with_rule(nw.L2(pull), mode="explicit"), clock="lr^2/max_lr")
     if arm == PUBLISHED:
         return base.with_rule(nw.PublishedEpsilonShift(coupled), mode="coupled")
-    if arm == SPHERE:  # at the radius that has the effective learning rate of the equilibrium
+    if arm == SPHERE:  # at the radius whose effective learning rate is that of the equilibrium
         radius = float(multiple**-0.25)
         return scaled(base.with_rule(nw.Sphere(radius)), radius)
     if arm == PEER:
@@ -231,24 +245,24 @@ def _arm(base: TrainRun, arm: str, multiple: float) -> TrainRun:
     raise ValueError(f"arm {arm!r} is not known: choose from {', '.join(_tuned_arms())}")
 
 
-def _read(base: TrainRun, name: str, multiple: float) -> TrainRun:
+def _read(base: TrainRun, reading: str, multiple: float) -> TrainRun:
     """Return AWS in another reading, with the same pull at the start of a run from norm 1."""
     rule = rule_from(base.rule)
     assert isinstance(rule, nw.AdaptiveWeightShrink)
     pull = rule.strength * multiple
-    if name == READINGS[1]:  # the middle layer has 2·width units
+    if reading == WHOLE_TENSOR:  # the middle layer has 2·width units
         tensor = nw.AdaptiveWeightShrink(pull / (2 * base.width) ** 0.5)
         return replace(base.with_rule(tensor), dim=None)
-    if name == READINGS[2]:
+    if reading == SQUARED:
         return base.with_rule(nw.PowerShrink(pull, 2.0))
-    if name == READINGS[3]:
+    if reading == BY_STEP:
         step = nw.AdaptiveWeightShrink(pull * base.total_time / base.steps)
         return replace(base.with_rule(step), clock="step")
     return base.with_rule(nw.AdaptiveWeightShrink(pull))
 
 
-def _words(run: TrainRun) -> str:
-    """Say what was tuned."""
+def _tuned_values(run: TrainRun) -> str:
+    """Return the values that were tuned, in words."""
     words = f"lr {run.lr:.3g}"
     if run.rule is not None:
         key = "radius" if run.rule["name"] == "Sphere" else "coefficient"
@@ -258,22 +272,4 @@ def _words(run: TrainRun) -> str:
     return words
 
 
-def _answer(statistics: dict[str, Any], budget: Budget) -> str:
-    sentences = []
-    for member in budget.members:
-        gains = statistics[member]["AWS_minus"]
-        means = statistics[member]["test_accuracy"]
-        best = max(means, key=lambda arm: float(means[arm]["mean"]))
-        parts = [
-            f"{gains[arm]['mean']:+.1f} [{gains[arm]['low']:+.1f}, {gains[arm]['high']:+.1f}] points from "
-            f"{label}"
-            for arm, label in ((COUPLED, "a tuned L2"), (NONE, "no decay"), (FREE, "AWS with nothing tuned"))
-        ]
-        sentences.append(
-            f"With {member.replace('_', ' ')}, the tuned AWS is {', '.join(parts)}; the best is {best} "
-            f"with {means[best]['mean']:.1f} %."
-        )
-    return " ".join(sentences)
-
-
-CLAIM = ShrinkClaim()
+CLAIM = Shrink

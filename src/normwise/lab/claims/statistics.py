@@ -1,4 +1,4 @@
-"""The statistics of the claims: means with intervals, over paired seeds."""
+"""The statistics of the claims: means with intervals over paired seeds, and tests of equivalence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ __all__ = ["Equivalence", "Estimate", "equivalence", "mean_with_interval", "pair
 
 
 class Estimate(NamedTuple):
-    """A mean with its interval (95 % unless said) by Student's t, over n seeds; NaN where n is too small."""
+    """The mean over ``n`` seeds with its confidence interval by Student's t, at 95 % unless stated otherwise.
+
+    The mean is NaN for ``n = 0``, the ends of the interval are NaN for ``n < 2``. A format specification
+    applies to all three numbers; the interval is left out where there is none.
+
+    Example:
+        >>> f"{Estimate(1.0, 0.5, 1.5, n=3):+.2f}, {Estimate(1.0, math.nan, math.nan, n=1)}"
+        '+1.00 [+0.50, +1.50], 1.0'
+    """
 
     mean: float
     low: float
@@ -20,20 +28,30 @@ class Estimate(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]" if self.n > 1 else self.short
+        return format(self, ".1f")
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".1f"
+        if not self.n:
+            return "–"
+        interval = f" [{self.low:{spec}}, {self.high:{spec}}]" if self.n > 1 else ""
+        return f"{self.mean:{spec}}{interval}"
 
     @property
     def short(self) -> str:
-        """The mean alone; a dash where there is none."""
+        """The mean alone, or a dash where no seed finished."""
         return f"{self.mean:.1f}" if self.n else "–"
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Return plain values, None for NaN."""
+        """Return the fields as plain values, None for NaN."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in self._asdict().items()}
 
 
 def mean_with_interval(values: Sequence[float | None], level: float = 0.95) -> Estimate:
-    """Return the mean of the values that are there, with its interval of this level.
+    """Return the mean of the values that are not None, with its confidence interval.
+
+    ``scipy.stats.ttest_1samp(...).confidence_interval()`` gives the same numbers, but warns of precision loss
+    where all values are equal, which is an ordinary case here.
 
     Example:
         >>> print(mean_with_interval([1.0, 2.0, 3.0]))
@@ -41,19 +59,19 @@ def mean_with_interval(values: Sequence[float | None], level: float = 0.95) -> E
     """
     from scipy.stats import t  # takes a second to import
 
-    there = np.array([value for value in values if value is not None], dtype=float)
-    n = len(there)
+    known = np.array([value for value in values if value is not None], dtype=float)
+    n = len(known)
     if n < 2:
-        return Estimate(float(there[0]) if n else math.nan, math.nan, math.nan, n)
-    half = float(t.ppf((1 + level) / 2, n - 1)) * float(there.std(ddof=1)) / math.sqrt(n)
-    mean = float(there.mean())
+        return Estimate(float(known[0]) if n else math.nan, math.nan, math.nan, n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * float(known.std(ddof=1)) / math.sqrt(n)
+    mean = float(known.mean())
     return Estimate(mean, mean - half, mean + half, n)
 
 
 def paired_difference(
     first: Sequence[float | None], second: Sequence[float | None], level: float = 0.95
 ) -> Estimate:
-    """Return the mean of first − second over the seeds that both have.
+    """Return the mean of first − second over the seeds for which both have a value.
 
     Example:
         >>> print(paired_difference([3.0, 5.0, None], [1.0, 2.0, 0.0]))
@@ -64,14 +82,14 @@ def paired_difference(
 
 
 class Equivalence(NamedTuple):
-    """Two one-sided tests of whether a difference lies within ±margin, each at 5 %.
+    """Two one-sided tests (Schuirmann 1987) of whether a difference lies within ±margin, each at 5 %.
 
     Attributes:
-        difference: The mean paired difference with its *90 %* interval: the two tests both reject where it
-            lies within the margin (Schuirmann 1987).
-        margin: What was fixed beforehand.
-        power: The chance that so many seeds, with the spread that was seen, show an equivalence that is
-            there, where the true difference is 0.
+        difference: The mean paired difference with its *90 %* interval: both tests reject exactly where this
+            interval lies within the margin.
+        margin: The largest difference that counts as equivalent, fixed before the runs.
+        power: The probability that the tests show equivalence if the true difference is 0, for this number of
+            seeds and this spread.
     """
 
     difference: Estimate
@@ -80,15 +98,19 @@ class Equivalence(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether the two are equivalent within the margin."""
+        """Whether the tests show equivalence within the margin."""
         return self.difference.low > -self.margin and self.difference.high < self.margin
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values; the ends are named apart from those of a 95 % interval."""
-        known = self.difference.as_dict()
-        difference = {"mean": known["mean"], "low_90": known["low"], "high_90": known["high"]}
+        """Return plain values; the ends are called low_90 and high_90, as other intervals are at 95 %."""
+        mean, low, high, _ = self.difference.as_dict().values()
         power = None if math.isnan(self.power) else self.power
-        return {"difference": difference, "margin": self.margin, "power": power, "shown": self.shown}
+        return {
+            "difference": {"mean": mean, "low_90": low, "high_90": high},
+            "margin": self.margin,
+            "power": power,
+            "shown": self.shown,
+        }
 
 
 def equivalence(first: Sequence[float | None], second: Sequence[float | None], margin: float) -> Equivalence:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import normwise as nw
-from normwise.lab.runs.base import ImageRun
+from normwise.lab.runs.base import ImageRun, rule_from
 
 __all__ = [
     "ARMS",
@@ -23,6 +23,7 @@ __all__ = [
     "SPHERE",
     "reference_norm",
     "scaled",
+    "times",
     "with_arm",
 ]
 
@@ -77,3 +78,10 @@ def reference_norm(settings: ImageRun) -> float:
 def scaled(settings: S, scale: float) -> S:
     """Return the same run with this initial norm of every unit."""
     return replace(settings, init_scale=float(scale))
+
+
+def times(settings: S, multiple: float) -> S:
+    """Return the same run with a multiple of the rule's coefficient."""
+    rule = rule_from(settings.rule)
+    assert rule is not None
+    return settings.with_rule(replace(rule, coefficient=rule.coefficient * multiple))  # type: ignore[type-var, attr-defined]

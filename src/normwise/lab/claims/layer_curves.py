@@ -1,13 +1,14 @@
-"""What went on during training: norms, effective learning rates and rotations of the layers over time."""
+"""Norms, effective learning rates and rotations of the layers during training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normwise.lab.claims.claim import Plot, Runs, Series
+from normwise.lab.claims.exhibits import Plot, Series
+from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.engine.run import Run
 
-__all__ = ["traces"]
+__all__ = ["layer_curves"]
 
 _QUANTITIES = {
     2: {  # under SGD, by unit
@@ -23,30 +24,28 @@ _QUANTITIES = {
 }
 
 
-def traces(runs: Runs, arms: Mapping[str, Run], what: str = "", degree: int = 2) -> list[Plot]:
+def layer_curves(runs: FinishedRuns, arms: Mapping[str, Run], subject: str, degree: int = 2) -> list[Plot]:
     """Return a plot for each quantity, with a curve for each arm and layer.
 
     Args:
-        runs: Where the runs are found.
-        arms: Runs, with their seed, by label. Those that did not finish are left out.
-        what: Goes into the titles, in brackets.
-        degree: 2 for runs under SGD, 1 for those under Adam that log RMS values.
+        runs: Contain the arms.
+        arms: Run, including the seed, by label. Runs that did not finish are left out.
+        subject: What the arms have in common; stands in brackets in the titles.
+        degree: 2 for runs under SGD, 1 for runs under Adam that log RMS values.
     """
-    there = {arm: run for arm, run in arms.items() if runs[run]["status"] == "finished"}
-    metrics = {arm: runs.metrics(run) for arm, run in there.items()}
+    metrics = {arm: runs.metrics(run) for arm, run in arms.items() if runs.status(run) == "finished"}
     plots = []
-    for key, (title, label) in _QUANTITIES[degree].items():
+    for key, (title, y_label) in _QUANTITIES[degree].items():
         series = [
             Series(
                 f"{arm}, {layer}",
                 [line["step"] for line in lines],
                 [line["layers"][layer][key] or None for line in lines],
                 dashed=k > 0,
-                color=list(metrics).index(arm),
+                color=color,
             )
-            for arm, lines in metrics.items()
+            for color, (arm, lines) in enumerate(metrics.items())
             for k, layer in enumerate(lines[0]["layers"])
         ]
-        brackets = f" ({what})" if what else ""
-        plots.append(Plot(f"{title}{brackets}", "step", label, series, log_y=True))
+        plots.append(Plot(f"{title} ({subject})", "step", y_label, series, log_y=True))
     return [plot for plot in plots if plot.series]

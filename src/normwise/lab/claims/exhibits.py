@@ -1,0 +1,123 @@
+"""What the report can show of a claim, as data: plots, heat maps and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from normwise.lab.claims.statistics import mean_with_interval
+
+__all__ = ["HeatMap", "Plot", "Series", "Table", "family"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve with an optional interval at each point.
+
+    Attributes:
+        label: For the legend.
+        x: Positions.
+        y: Values, None where no run finished.
+        low: Lower ends of the intervals.
+        high: Upper ends of the intervals.
+        dashed: Whether the line is dashed.
+        color: Index into the report's palette, shared by curves that belong together; None: the next colour.
+        by_seed: The values of each seed, one sequence as long as ``x`` per seed.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+    dashed: bool = False
+    color: int | None = None
+    by_seed: Sequence[Sequence[float | None]] | None = None
+
+    @classmethod
+    def over_seeds(
+        cls,
+        label: str,
+        values: Mapping[float, Sequence[float | None]],
+        dashed: bool = False,
+        color: int | None = None,
+    ) -> Series:
+        """Return means with 95 % intervals; ``values`` holds, for each x, one value per seed."""
+        estimates = [mean_with_interval(at_x) for at_x in values.values()]
+        return cls(
+            label,
+            list(values),
+            [e.mean if e.n else None for e in estimates],
+            [e.low if e.n > 1 else None for e in estimates],
+            [e.high if e.n > 1 else None for e in estimates],
+            dashed=dashed,
+            color=color,
+            by_seed=list(zip(*values.values(), strict=True)),
+        )
+
+    @classmethod
+    def over_steps(
+        cls,
+        label: str,
+        metrics: Sequence[Mapping[str, Any]],
+        key: str,
+        dashed: bool = False,
+        color: int | None = None,
+    ) -> Series:
+        """Return a number that a run logged, over its steps; zeros are gaps, as on a log axis."""
+        steps, values = [line["step"] for line in metrics], [line[key] or None for line in metrics]
+        return cls(label, steps, values, dashed=dashed, color=color)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over a common axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A number for each pair of two settings, shown as a colour.
+
+    Attributes:
+        title: Above the map.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+        x: Labels of the columns.
+        y: Labels of the rows.
+        values: ``values[j][i]`` belongs to ``x[i], y[j]``; None: there is no number.
+        unit: Of the values.
+        low: Lower end of the colour scale, by default the smallest value; maps to be compared share it.
+        high: Upper end of the colour scale, by default the largest value.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x: Sequence[str]
+    y: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers. Numbers are printed in full: round them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | int | None]]
+
+
+def family(member: str) -> str:
+    """Return the name of a member of the weight-normalisation family in words."""
+    return member.replace("_", " ")
