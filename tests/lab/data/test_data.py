@@ -152,27 +152,7 @@ def made_up_idx(array: np.ndarray) -> bytes:
 @given(shape=st.lists(st.integers(0, 6), min_size=1, max_size=4), seed=st.integers(0, 1000))
 def test_idx_is_read_as_numpy_wrote_it(shape: list[int], seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    np.testing.assert_array_equal(parse_idx(made_up_idx(array), "made up"), array)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not an idx file of unsigned bytes.*found nothing"),
-        (bytes([0, 0, 8]), "not an idx file"),
-        (bytes([1, 0, 8, 1, 0, 0, 0, 0]), "found 01 00 08"),
-        (bytes([0, 0, 13, 1, 0, 0, 0, 0]), "found 00 00 0d"),
-        (bytes([0, 0, 8, 0]), "0 dimensions in 4 bytes"),
-        (bytes([0, 0, 8, 2, 0, 0, 0, 1]), "2 dimensions in 8 bytes"),
-        (bytes([0, 0, 8, 255]) + bytes(2000), "255 dimensions"),
-        (bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2]), r"shape \(3,\) needs 11 bytes, found 10"),
-        (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), r"shape \(1,\) needs 9 bytes, found 10"),
-        (bytes([0, 0, 8, 2, *[255] * 8]), "needs 18,446,744,065,119,617,037 bytes"),
-    ],
-)
-def test_malformed_idx(content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=f"made up .*{message}"):
-        parse_idx(content, "made up")
+    np.testing.assert_array_equal(parse_idx(made_up_idx(array)), array)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -116,3 +117,11 @@ def test_another_process_computes_the_same_hash() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == source_hash(DeadUnitsRun)
+
+
+def test_a_class_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "_interactive", types.ModuleType("_interactive"))
+    with pytest.raises(
+        ValueError, match="R was defined interactively: define the class of a run in a module"
+    ):
+        source_hash(type("R", (), {"__module__": "_interactive"}))

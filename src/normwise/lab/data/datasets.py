@@ -139,7 +139,7 @@ def cache_directory() -> Path:
 
 def _fashion_mnist(source: Source, cache: Path, offline: bool, announce: Callable[[str], None]) -> Dataset:
     contents = obtain(source, cache / source.name, offline=offline, announce=announce)
-    arrays = [parse_idx(contents[file.name], file.name) for file in source.files]
+    arrays = [parse_idx(contents[file.name]) for file in source.files]
     return _dataset(source.name, arrays, 255, _FASHION_CLASSES)
 
 

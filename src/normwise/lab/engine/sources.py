@@ -30,9 +30,13 @@ def source_hash(cls: type, root: Path = Path(normwise.__file__).parent) -> str:
     Args:
         cls: The class of the run.
         root: Folder of the package whose modules count.
+
+    Raises:
+        ValueError: The class was defined interactively, so its source code is not in a file.
     """
-    file = sys.modules[cls.__module__].__file__
-    assert file is not None  # a class has source code
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if file is None:
+        raise ValueError(f"{cls.__name__} was defined interactively: define the class of a run in a module")
     pending, seen = [Path(file)], set[Path]()
     while pending:
         path = pending.pop()
