@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import random
+import re
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,6 +93,95 @@ def test_model_is_untouched_after_an_exception(error: BaseException, call: int) 
     with pytest.raises(type(error)):
         nw.find_invariances(net, [x], forward)
     assert same(before, snapshot(net))
+
+
+class Refuses(dict[str, Any]):
+    """A configuration that cannot be changed, as diffusers has them."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise BoomError("frozen")
+
+    clear = copy = __setitem__ = update  # type: ignore[assignment]
+
+
+def with_containers() -> Any:
+    """A network whose forward pass changes containers, nested and of every type."""
+    net: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    net.settings = Refuses({"width": 8})
+    net.cache = {"seen": [torch.zeros(2)], "order": collections.OrderedDict(a=1, b=2)}
+    net.recent = (collections.deque([1, 2], maxlen=2), {3})
+
+    def change(module: Any, *_: Any) -> None:
+        module.cache["seen"][0].add_(1)
+        module.cache["seen"].append(torch.ones(1))
+        module.cache["order"].move_to_end("a")
+        module.recent[0].append(5)
+        module.recent[1].add(7)
+
+    net.register_forward_hook(change)
+    return net.eval()
+
+
+def contents(net: Any) -> Any:
+    seen = net.cache["seen"]
+    return (
+        [id(net.cache), id(seen), *(id(t) for t in seen)],
+        [t.clone() for t in seen],
+        [list(net.cache["order"]), list(net.recent[0]), sorted(net.recent[1])],
+        dict(net.settings),
+    )
+
+
+class Steps:
+    """Counts the calls of every function of normwise.invariance, and lets one of them raise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.raises, self.left = "", 0
+        package = {n: m for n, m in sys.modules.items() if n.startswith("normwise.invariance.")}
+        for module in package.values():
+            for name, value in list(vars(module).items()):
+                if getattr(value, "__module__", None) not in package:
+                    continue
+                if isinstance(value, types.FunctionType):
+                    monkeypatch.setattr(module, name, self._counted(value))
+                elif isinstance(value, type) and value.__module__ == module.__name__:
+                    for key, method in list(vars(value).items()):
+                        if isinstance(method, types.FunctionType):
+                            monkeypatch.setattr(value, key, self._counted(method))
+
+    def _counted(self, function: Any) -> Any:
+        step = f"{function.__module__}.{function.__qualname__}"
+
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls[step] += 1
+            if step == self.raises:
+                self.left -= 1
+                if self.left == 0:
+                    raise BoomError(step)
+            return function(*args, **kwargs)
+
+        return counted
+
+
+def test_model_is_untouched_when_any_step_of_the_search_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every function of the search raises in turn, except for those that restore the model."""
+    net, x = with_containers(), torch.randn(6, 3)
+    before, kept, drawn = snapshot(net), contents(net), state_of_random()
+    find = nw.find_invariances
+    steps = Steps(monkeypatch)
+    find(net, [x])
+    restoring = ("restore", "_read", "_all_identical", "release", "close", "__exit__")
+    calls = {step: count for step, count in steps.calls.items() if not step.endswith(restoring)}
+    assert len(calls) > 50
+    for step, count in calls.items():
+        steps.raises, steps.left = step, (count + 1) // 2  # in the middle of the search
+        with pytest.raises(Exception, match=re.escape(step)):
+            find(net, [x])
+        assert same(before, snapshot(net)), step
+        assert same(kept, contents(net)), step
+        assert same(drawn, state_of_random()), step
 
 
 def test_model_is_untouched_after_an_exception_in_the_backward_pass() -> None:

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normwise.invariance.inputs_outputs import bind_forward, is_about_precision, take_batches
+from normwise.invariance.inputs_outputs import (
+    bind_forward,
+    is_about_precision,
+    is_probed,
+    take_batches,
+)
 from normwise.invariance.joint import find_joint
 from normwise.invariance.parts import Part, propose_parts
 from normwise.invariance.probe import (
@@ -116,11 +121,11 @@ def find_invariances(
 
 def _precisions(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
     """Return (type of the computation, whether weights are stored narrow), the most precise first."""
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    parameters = [p for p in model.parameters() if is_probed(p)]
     weights = sum(p.numel() for p in parameters)
     if any(p.device.type == "mps" for p in parameters):
         return [(torch.float32, False)]
-    if any(p.dtype == torch.float64 for p in parameters):
+    if any(p.dtype in (torch.float64, torch.complex128) for p in parameters):
         return [(torch.float64, False)]
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters)
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
@@ -149,9 +154,9 @@ class _Search:
         self._probe, self._thresholds, self._bar = probe, thresholds, bar
         self._check = RescaleCheck(probe, _CHECK_SEEDS)
         self._result = Invariances(
-            frozen={
-                name for name, p in zip(probe.names, probe.originals, strict=True) if not p.requires_grad
-            },
+            evidence={name: Evidence("undetermined") for name, _ in model.named_parameters()},
+            frozen={name for name, p in model.named_parameters() if not p.requires_grad},
+            undetermined=dict(probe.unprobed),
             stats=SearchStats(dtype=str(probe.dtype).removeprefix("torch.")),
         )
 
@@ -215,35 +220,34 @@ class _Search:
 
     def _decide_silent(self, draft: DraftVerdicts) -> None:
         """Replace the values of parameters without a visible gradient, and decide by the outputs."""
-        items = [_Rescaling(k, None) for k in draft.silent]
-
-        def replace(signs: bool) -> Callable[[_Rescaling, torch.Generator], None]:
-            return lambda item, generator: replace_values(
-                self._probe.parameters[item.index], generator, signs=signs
-            )
-
-        def why(k: int) -> str:
-            if k in draft.unreached:
-                return "no gradient reaches it (torch.no_grad or detach)"
-            return "dead: its gradient is zero at the probed points"
-
-        tolerance = self._thresholds.replaced
-        failures = self._check.failures(items, replace(False), _touched, tolerance)
-        change_by_size = {items[i].index: change for i, change in failures.items()}
-        items = [item for item in items if item.index not in change_by_size.keys() | draft.sized_by_eps]
-        failures = self._check.failures(items, replace(True), _touched, tolerance)
-        changed_by_sign = {items[i].index for i in failures}
+        by_size = self._changes_by_replacement(draft.silent)
+        by_sign = self._changes_by_replacement([k for k in draft.silent if k not in by_size], signs=True)
+        # A dead parameter wakes up near zero; if a norm removes its size, only its sign matters.
+        by_any_size = self._changes_by_replacement(list(by_sign), decades=6.0)
         for k in draft.silent:
-            if k in change_by_size:
-                reason = f"{why(k)}, but other values change the outputs by {change_by_size[k]:.0e}"
-                draft.evidence[k] = Evidence("undetermined", reason=reason)
-            elif k in changed_by_sign:
-                reason = f"{why(k)}, but other signs change the outputs"
-                draft.evidence[k] = Evidence("undetermined", reason=reason)
-            elif k in draft.sized_by_eps:
+            if k in by_sign and k not in by_any_size:
                 draft.evidence[k] = self._only_signs_matter(k)
+            elif k in by_size or k in by_sign:
+                why = "dead: its gradient is zero at the probed points"
+                if k in draft.unreached:
+                    why = "no gradient reaches it (torch.no_grad or detach)"
+                change, values = (by_size[k], "values") if k in by_size else (by_sign[k], "signs")
+                reason = f"{why}, but other {values} change the outputs by {change:.0e}"
+                draft.evidence[k] = Evidence("undetermined", reason=reason)
             else:
                 draft.evidence[k] = Evidence("no effect")
+
+    def _changes_by_replacement(
+        self, indices: list[int], *, signs: bool = False, decades: float = 1.0
+    ) -> dict[int, float]:
+        """Return {parameter: change of the outputs} for those whose replacement changes the outputs."""
+
+        def replace(item: _Rescaling, generator: torch.Generator) -> None:
+            replace_values(self._probe.parameters[item.index], generator, signs=signs, decades=decades)
+
+        items = [_Rescaling(k, None) for k in indices]
+        failures = self._check.failures(items, replace, _touched, self._thresholds.replaced)
+        return {indices[position]: change for position, change in failures.items()}
 
     def _only_signs_matter(self, k: int) -> Evidence:
         """Return the evidence for a parameter whose sizes have no effect: each value is a unit."""
@@ -298,6 +302,8 @@ class _Search:
     def _record(self, draft: DraftVerdicts) -> None:
         """Enter every verdict under the parameter's name."""
         result = self._result
+        for name, reason in self._probe.unprobed.items():
+            result.evidence[name].reason = reason
         for k, (name, evidence) in enumerate(zip(self._probe.names, draft.evidence, strict=True)):
             result.evidence[name] = evidence
             if evidence.verdict == "no effect":

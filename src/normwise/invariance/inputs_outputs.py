@@ -15,9 +15,11 @@ from torch import Tensor, nn
 __all__ = [
     "Forward",
     "bind_forward",
+    "converted",
     "describe",
     "differentiable_outputs",
     "is_about_precision",
+    "is_probed",
     "map_tensors",
     "suggested_forward",
     "take_batches",
@@ -136,6 +138,23 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
         # Some mapping classes (a tokenizer's batch) cannot be built from a dict; a dict serves as well.
         return {key: map_tensors(item, function) for key, item in tree.items()}
     return tree
+
+
+def is_probed(tensor: Tensor) -> bool:
+    """Return whether a probe can convert ``tensor``: real or complex, and wider than float8."""
+    return tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() > 1)
+
+
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``tensor`` in ``dtype``, or in the complex type of the same precision if it is complex.
+
+    Example:
+        >>> converted(torch.ones(1, dtype=torch.complex64), torch.float64).dtype
+        torch.complex128
+    """
+    if not is_probed(tensor):
+        return tensor
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -19,8 +19,10 @@ from torch.nn.parameter import UninitializedParameter
 
 from normwise.invariance.inputs_outputs import (
     Forward,
+    converted,
     describe,
     differentiable_outputs,
+    is_probed,
     map_tensors,
     suggested_forward,
 )
@@ -53,6 +55,7 @@ class Probe:
 
     Attributes:
         names: The name of each parameter.
+        unprobed: {name: reason} for parameters of other types, which the probe leaves alone.
         originals: The model's parameters, which never change.
         parameters: Their stand-ins, which the caller may change freely.
         narrow: The stand-ins that are stored narrow; their gradients go to ``narrow.on_gradient``.
@@ -75,6 +78,7 @@ class Probe:
         self._stack = contextlib.ExitStack()
         self.names, self.parameters = self._stand_ins.names, self._stand_ins.parameters
         self.originals, self.narrow = self._stand_ins.originals, self._stand_ins.narrow
+        self.unprobed = self._stand_ins.unprobed
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
         self.keep_branches = True
@@ -110,8 +114,11 @@ class Probe:
         """Move parameter ``index`` back to the current generic point."""
         original = self.originals[index].detach()
         generator = torch.Generator(original.device).manual_seed(1_000_003 * (self.seed + 1) + index)
+        out = self.parameters[index].detach()
+        if original.is_complex():
+            out, original = torch.view_as_real(out), torch.view_as_real(original.resolve_conj())
         with torch.no_grad():
-            generic_values(self.parameters[index], original, generator, self.jitter)
+            generic_values(out, original, generator, self.jitter)
 
     def outputs(self, *, real_eps: bool = False, gradients: bool = True) -> list[Tensor]:
         """Run the model at the current point, on the batch that belongs to the current seed.
@@ -178,8 +185,7 @@ class Probe:
         self._stand_ins.restore()
 
     def _converted_copy(self, tensor: Tensor) -> Tensor:
-        copy = tensor.detach().clone()
-        return copy.to(self.dtype) if copy.is_floating_point() else copy
+        return converted(tensor.detach().clone(), self.dtype)
 
 
 def generic_values(out: Tensor, original: Tensor, generator: torch.Generator, jitter: float = JITTER) -> None:
@@ -278,7 +284,7 @@ def check_model(model: Any) -> None:
             raise TypeError(
                 f"parameter {name!r} is a DTensor: find the invariances before sharding the model"
             )
-        trainable = trainable or parameter.requires_grad
+        trainable = trainable or (parameter.requires_grad and is_probed(parameter))
     if not trainable:
         raise ValueError(
             "model has no trainable parameter (none with requires_grad=True): unfreeze what will be trained"

@@ -125,20 +125,30 @@ def shift_units(weight: Tensor, dim: int | None, generator: torch.Generator) -> 
     """Add a random constant, as large as a typical weight, to each unit of ``weight``, in place."""
     count = 1 if dim is None else weight.shape[dim]
     constants = (
-        torch.randn(count, generator=generator).to(weight)
+        torch.randn(count, generator=generator, dtype=_draw_type(weight)).to(weight)
         * torch.linalg.vector_norm(weight, 1)
         / weight.numel()
     )
     _broadcast(weight, dim, constants, weight.add_)
 
 
-def replace_values(weight: Tensor, generator: torch.Generator, *, signs: bool) -> None:
-    """Multiply each value by a random factor from 1/10 to 10 and, with ``signs``, by a random sign."""
+def replace_values(
+    weight: Tensor, generator: torch.Generator, *, signs: bool = False, decades: float = 1.0
+) -> None:
+    """Multiply each value by a random factor, up to so many ``decades`` from 1, in place.
+
+    With ``signs``, multiply it by a random sign (a complex value by a random phase) as well.
+    """
     for chunk in weight.split(max(1, CHUNK // max(1, weight[:1].numel()))) if weight.ndim else (weight,):
-        factors = 10 ** (torch.rand(chunk.shape, generator=generator) * 2 - 1)
+        factors = 10 ** (decades * (torch.rand(chunk.shape, generator=generator) * 2 - 1))
         if signs:
-            factors *= torch.where(torch.rand(chunk.shape, generator=generator) < 0.5, -1.0, 1.0)
+            draws = torch.randn(chunk.shape, generator=generator, dtype=_draw_type(chunk))
+            factors = factors * draws.sgn()
         chunk.mul_(factors.to(chunk))
+
+
+def _draw_type(weight: Tensor) -> torch.dtype:
+    return torch.complex64 if weight.is_complex() else torch.float32
 
 
 def _broadcast(

@@ -24,6 +24,8 @@ __all__ = ["Array", "ScaleGradients", "UnitSums", "scale_gradients"]
 
 Array = NDArray[np.float64]
 
+_DIRECTION = 0.8 - 0.6j  # complex shifts are summed along one direction; the final check uses random ones
+
 
 @dataclass
 class UnitSums:
@@ -167,7 +169,7 @@ class _GradientReducer:
             gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
             weight = self._parameters[index].detach()
             if not weight.ndim:
-                gradient, weight = gradient.view(1), weight.view(1)
+                gradient, weight = gradient.reshape(1), weight.view(1)
             self._result.reached[index] = True
             for d, place in enumerate(self._places.get(index, ())):
                 self._result.units[index, d] = UnitSums(*self._unit_sums[:, place])
@@ -184,8 +186,11 @@ class _GradientReducer:
     def _add(self, index: int, gradient: Tensor, weight: Tensor, rows: slice | Tensor) -> None:
         # Added, not assigned: a weight that is read twice has a gradient for each read.
         wide = wide_dtype(weight.device)
-        products = gradient * weight
-        if index not in self._places:
+        if weight.is_complex():  # the derivative along w is Re(ḡw)
+            products, gradient = (gradient.conj() * weight).real, (gradient * _DIRECTION).real
+        else:
+            products = gradient * weight
+        if not self._places.get(index):
             self._result.sums[index] += float(products.sum(dtype=wide))
             self._result.squares[index] += float(products.square_().sum(dtype=wide))
             return

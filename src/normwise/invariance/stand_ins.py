@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from normwise.invariance.inputs_outputs import converted, is_probed
+
 __all__ = ["CHUNK", "NarrowStorage", "StandIns"]
 
 # How many values are widened, or reduced to sums, at once: so many fit into the cache of a core.
 CHUNK = 1 << 18
 
-_CONTAINERS = (list, dict, set)
 Rows = slice | Tensor
 
 
@@ -43,51 +45,58 @@ class StandIns:
 
     Attributes:
         names: The name of each parameter, as ``named_parameters`` gives it; tied parameters appear once.
-        originals: The model's parameters.
+        unprobed: {name: reason} for parameters that have no stand-in.
+        originals: The model's parameters, without those in ``unprobed``.
         parameters: Their stand-ins, uninitialised, of type ``dtype`` or float32.
         narrow: The stand-ins that are stored in float32.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, narrow: bool = True) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
-        self.names = [name for name, _ in named]
-        self.originals: list[Tensor] = [p for _, p in named]
+        named = dict(model.named_parameters())
+        self.names = [name for name, p in named.items() if is_probed(p)]
+        self.unprobed = {name: _why_unprobed(p) for name, p in named.items() if not is_probed(p)}
+        self.originals: list[Tensor] = [named[name] for name in self.names]
         self.narrow = NarrowStorage(dtype)
         in_attributes = _tensors_in_attributes(model)
         self.parameters = []
         for index, p in enumerate(self.originals):
-            is_narrow = narrow and dtype == torch.float64 and p.dtype != dtype and id(p) not in in_attributes
+            is_narrow = (
+                narrow
+                and dtype == torch.float64
+                and p.dtype != dtype
+                and not p.is_complex()
+                and id(p) not in in_attributes
+            )
             self.parameters.append(_stand_in(p, torch.float32 if is_narrow else dtype))
             if is_narrow:
                 self.narrow.add(index, self.parameters[index])
         self._dtype = dtype
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
-        self._snapshot = [(m, dict(m.__dict__), _container_copies(m.__dict__)) for m in model.modules()]
-        self._flags = [m.training for m, _, _ in self._snapshot]
+        self._snapshot = [(m, dict(m.__dict__)) for m in model.modules()]
+        self._containers = _containers([attributes for _, attributes in self._snapshot])
+        self._flags = [m.training for m, _ in self._snapshot]
 
     def install(self) -> None:
         """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors."""
         self.restore()
         self.narrow.forget()
         clones: dict[int, Tensor] = {}
-        for (module, attributes, _), training in zip(self._snapshot, self._flags, strict=True):
+        for (module, attributes), training in zip(self._snapshot, self._flags, strict=True):
             module.__dict__["training"] = training
             for key, value in attributes.items():
-                if key == "_parameters" and self.narrow:
-                    replaced = {name: self._replaced(item, clones) for name, item in value.items()}
-                    self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
-                elif key in ("_parameters", "_buffers") or type(value) is dict:
-                    value.update({name: self._replaced(item, clones) for name, item in value.items()})
-                elif isinstance(value, Tensor):
+                if isinstance(value, (Tensor, tuple)):
                     module.__dict__[key] = self._replaced(value, clones)
-                elif type(value) is list:
-                    value[:] = [self._replaced(item, clones) for item in value]
-                elif type(value) is tuple and any(isinstance(item, Tensor) for item in value):
-                    module.__dict__[key] = tuple(self._replaced(item, clones) for item in value)
+            if self.narrow:
+                replaced = {name: self._replaced(p, clones) for name, p in attributes["_parameters"].items()}
+                self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
             if isinstance(module, nn.RNNBase):
                 module.__dict__["dropout"] = 0.0  # its dropout runs inside one native function
             if isinstance(module, nn.SyncBatchNorm):  # only this process probes: use its statistics alone
                 module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
+        narrow_parameters = {id(a["_parameters"]) for _, a in self._snapshot} if self.narrow else set()
+        for container in self._containers:
+            if container.is_plain and id(container.object) not in narrow_parameters:
+                container.replace(lambda item: self._replaced(item, clones))
 
     def _install_narrow(self, module: nn.Module, parameters: _NarrowParameters) -> None:
         module.__dict__["_parameters"] = parameters
@@ -98,24 +107,22 @@ class StandIns:
     def train(self, model: nn.Module) -> None:
         """Switch to training mode by ``model.train()``, for every later :meth:`install`."""
         model.train()
-        self._flags = [m.training for m, _, _ in self._snapshot]
+        self._flags = [m.training for m, _ in self._snapshot]
         self.restore()
 
     def restore(self) -> None:
         """Give every module back its original objects, and every container its original contents."""
-        for module, attributes, copies in self._snapshot:
+        for module, attributes in self._snapshot:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            for key, copy in copies.items():
-                container: Any = attributes[key]
-                if isinstance(container, list):
-                    container[:] = copy
-                else:
-                    container.clear()
-                    container.update(copy)
+        for container in self._containers:
+            container.restore()
 
     def _replaced(self, value: Any, clones: dict[int, Tensor]) -> Any:
         """Return the stand-in of a parameter, a clone of another tensor, and anything else unchanged."""
+        if type(value) is tuple:
+            items = tuple(self._replaced(item, clones) for item in value)
+            return value if _all_identical(items, value) else items
         if not isinstance(value, Tensor):
             return value
         if id(value) in self._by_id:
@@ -123,8 +130,7 @@ class StandIns:
         if value.grad_fn is not None or isinstance(value, nn.Parameter):
             return value
         if id(value) not in clones:
-            clone = value.detach().clone()
-            clones[id(value)] = clone.to(self._dtype) if clone.is_floating_point() else clone
+            clones[id(value)] = converted(value.detach().clone(), self._dtype)
         return clones[id(value)]
 
 
@@ -142,13 +148,85 @@ def _tensors_in_attributes(model: nn.Module) -> set[int]:
     return found
 
 
-def _container_copies(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.copy() for k, v in attributes.items() if isinstance(v, _CONTAINERS)}
+class _Container:
+    """A container of the model and its contents.
+
+    Only the methods of the built-in base type read and write it: subclasses may refuse to be changed.
+    """
+
+    BASES = (OrderedDict, dict, list, set, deque)
+
+    def __init__(self, container: Any) -> None:
+        self.object = container
+        self._base: Any = next(base for base in self.BASES if isinstance(container, base))
+        self._is_dict = issubclass(self._base, dict)
+        self.contents = self._read()
+        self.is_plain = type(container) is self._base and self._base is not set
+
+    def _read(self) -> list[Any]:
+        if self._is_dict:
+            return [part for item in self._base.items(self.object) for part in item]
+        return list(self._base.__iter__(self.object))
+
+    def replace(self, function: Callable[[Any], Any]) -> None:
+        """Replace each value by ``function`` of it."""
+        contents = self.contents
+        values = contents[1::2] if self._is_dict else contents
+        replaced = [function(value) for value in values]
+        if not _all_identical(replaced, values):
+            keys = contents[::2] if self._is_dict else range(len(values))
+            for key, value in zip(keys, replaced, strict=True):
+                self._base.__setitem__(self.object, key, value)
+
+    def restore(self) -> None:
+        """Give the container its original contents, if it has others."""
+        if _all_identical(self._read(), self.contents):
+            return
+        self._base.clear(self.object)
+        if self._is_dict:
+            for key, value in zip(self.contents[::2], self.contents[1::2], strict=True):
+                self._base.__setitem__(self.object, key, value)
+        elif self._base is set:
+            set.update(self.object, self.contents)
+        else:
+            self._base.extend(self.object, self.contents)
+
+
+def _all_identical(items: Iterable[Any], others: Iterable[Any]) -> bool:
+    a, b = list(items), list(others)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _containers(objects: Iterable[Any]) -> list[_Container]:
+    """Return the containers in the values of ``objects``, however deep, each once."""
+    found: dict[int, _Container] = {}
+    waiting: list[Any] = [value for attributes in objects for value in attributes.values()]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is tuple:
+            waiting += [item for item in value if isinstance(item, (tuple, *_Container.BASES))]
+        elif isinstance(value, _Container.BASES) and id(value) not in found:
+            found[id(value)] = _Container(value)
+            waiting += [
+                item for item in found[id(value)].contents if isinstance(item, (tuple, *_Container.BASES))
+            ]
+    return list(found.values())
+
+
+def _why_unprobed(parameter: Tensor) -> str:
+    if parameter.is_floating_point():
+        return f"values of type {parameter.dtype} cannot be probed: convert them to a wider type"
+    return f"frozen: values of type {parameter.dtype} have no gradient"
 
 
 def _stand_in(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
     stand_in = nn.Parameter(
-        torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
+        torch.empty_like(
+            parameter,
+            dtype=dtype.to_complex() if parameter.is_complex() else dtype,
+            requires_grad=False,
+            memory_format=torch.contiguous_format,
+        )
     )
     stand_in.__dict__.update(parameter.__dict__)  # some models set attributes on their parameters
     return stand_in

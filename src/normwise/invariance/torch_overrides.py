@@ -82,7 +82,9 @@ _DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
 _BERNOULLI = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 _DRAWS = {torch.rand, torch.rand_like, Tensor.uniform_, *_BERNOULLI}
 _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
+_COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 
 class TorchOverrides(TorchFunctionMode):
@@ -119,7 +121,9 @@ class TorchOverrides(TorchFunctionMode):
         if func in _DROPOUTS:
             return args[0] if args else named["input"]
         if func in _CASTS:
-            return args[0].to(self.dtype)
+            return args[0].to(self.dtype.to_complex() if args[0].is_complex() else self.dtype)
+        if func in _COMPLEX_CASTS:
+            return args[0].to(self.dtype.to_complex())
         args = tuple(self._one_type(a) for a in args)
         named = {key: self._one_type(a) for key, a in named.items()}
         if func in _EPS_ARGUMENT:
@@ -135,7 +139,11 @@ class TorchOverrides(TorchFunctionMode):
         return result
 
     def _one_type(self, argument: Any) -> Any:
-        return self.dtype if isinstance(argument, torch.dtype) and argument in _FLOATS else argument
+        if not isinstance(argument, torch.dtype):
+            return argument
+        if argument in _FLOATS:
+            return self.dtype
+        return self.dtype.to_complex() if argument in _COMPLEX else argument
 
     def _shrink(self, argument: Any) -> Any:
         """Return ``argument``, times the factor if it is a small positive constant."""

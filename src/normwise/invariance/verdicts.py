@@ -17,7 +17,6 @@ from normwise.invariance.scale_gradients import Array, ScaleGradients
 __all__ = ["DraftVerdicts", "EpsPasses", "Thresholds", "draft_verdicts"]
 
 _FALLS = 1e-3  # a residual that eps causes falls at least to this fraction when eps is shrunk
-_CAUSED_BY_EPS = 100.0  # a gradient is caused by eps if it is this many times larger at the model's eps
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,12 @@ class DraftVerdicts:
         silent: Parameters without a visible gradient: they have no effect, or only their signs have one, or
             they are dead.
         unreached: The silent parameters that no gradient reached at all.
-        sized_by_eps: The silent parameters whose gradient is visible at the model's eps: a norm removes their
-            size, except for the effect of eps.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
     masks: dict[int, Tensor] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
     unreached: set[int] = field(default_factory=set)
-    sized_by_eps: set[int] = field(default_factory=set)
 
 
 def draft_verdicts(
@@ -117,10 +113,6 @@ def draft_verdicts(
     largest = np.sqrt(squares.max(axis=1, keepdims=True))
     visible = (np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
     draft = DraftVerdicts()
-    size, size_real = (
-        np.sqrt(np.max([row.squares for row in rows], axis=0)) for rows in (passes.paired, passes.real)
-    )
-    caused_by_eps = size_real > _CAUSED_BY_EPS * size
     for k, shape in enumerate(shapes):
         if k in outside:
             draft.evidence.append(Evidence("undetermined", reason=outside[k]))
@@ -129,8 +121,6 @@ def draft_verdicts(
         elif not visible[k]:
             draft.evidence.append(Evidence(""))
             draft.silent.append(k)
-            if caused_by_eps[k]:
-                draft.sized_by_eps.add(k)
             if not any(row.reached[k] for row in passes.shrunk):
                 draft.unreached.add(k)
         else:
