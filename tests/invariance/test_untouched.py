@@ -90,7 +90,7 @@ def test_model_is_untouched_after_an_exception(error: BaseException, call: int) 
             raise error
         return out
 
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError):
         nw.find_invariances(net, [x], forward)
     assert same(before, snapshot(net))
 
