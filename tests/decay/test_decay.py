@@ -231,3 +231,28 @@ def test_a_copied_optimizer_decays_on(mode: str, copied: Callable[[Any], Any]) -
         assert torch.equal(mine, other)
     copied_first.remove()
     assert first.optimizer._normwise_decays  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["6 rows of 1 parameter", '"lr":', '"norm":', "w ← w·φ(n, t)/n", "every    step"]),
+        ({"dim": None, "every": 8, "measure": "rms"}, ["1 whole tensors", '"rms":', "8 steps", "flush()"]),
+        ({"dim": 1, "mode": "coupled"}, ["5 columns of 1 parameter", "clock    none", "∇ + c(n)·w"]),
+        (
+            {"mode": "explicit", "clock": "step", "compensated": True},
+            ["(1 − t·c(n))·w", "is 1", "compensated"],
+        ),
+    ],
+)
+def test_a_decay_explains_itself(settings: dict[str, Any], expected: list[str]) -> None:
+    param = parameters()[0]
+    decay = nw.Decay(torch.optim.SGD([param], lr=0.1), nw.AdaptiveWeightShrink(0.25), param, **settings)
+    decay._notes.append("reference 1: units of about unit norm")
+    text = decay.explain()
+    for part in (
+        "AdaptiveWeightShrink(coefficient=0.25)",
+        *expected,
+        "reference 1: units of about unit norm",
+    ):
+        assert part in text

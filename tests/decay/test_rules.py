@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from normwise.decay import rules
+from normwise.decay.decay import Decay
 from normwise.decay.rules import (
     L2,
+    MODES,
     RULES,
     AdaptiveWeightShrink,
     EpsilonShiftedL2,
@@ -208,6 +210,52 @@ def test_time_may_be_a_tensor() -> None:
     rule = AdaptiveWeightShrink(1.0)
     expected = torch.stack([rule.flow(2.0, 0.5), rule.flow(3.0, 1.5)])
     torch.testing.assert_close(rule.flow(tensor(2.0, 3.0), torch.tensor([0.5, 1.5])), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_rule_of_the_docs_at_work(mode: str) -> None:
+    """With a coefficient that is a function of the step."""
+    kind = rule_of_the_docs()
+    param = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    Decay(optimizer, kind(lambda step: 0.2 * (step + 1)), param, mode=mode)  # type: ignore[call-arg]
+    norm = 5.0
+    for coefficient in (0.2, 0.4):
+        rate = coefficient * (1 + norm)
+        growth = math.exp(-0.1 * coefficient)
+        norm *= growth / (1 + norm * (1 - growth)) if mode == "flow" else 1 - 0.1 * rate
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.tensor([[0.6 * norm, 0.8 * norm], [0.0, 0.0]]))
+
+
+def test_a_formula_may_return_a_number() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Constant(Rule):
+        def rate(self, norm: Any) -> Any:
+            return 2.0
+
+        def flow(self, norm: Any, time: Any) -> Any:
+            return norm * torch.exp(-2.0 * time)
+
+        def penalty(self, norm: Any) -> Any:
+            return norm**2
+
+    assert Constant().rate(torch.ones(3, dtype=torch.float16)).tolist() == [2, 2, 2]
+    assert Constant().settings() == {"name": "Constant"}
+
+
+def test_a_rule_that_is_not_a_dataclass_is_refused() -> None:
+    class Plain(Rule):
+        def rate(self, norm: Any) -> Any: ...
+
+        def flow(self, norm: Any, time: Any) -> Any: ...
+
+        def penalty(self, norm: Any) -> Any: ...
+
+    param = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(TypeError, match=r"Plain is not a dataclass: put @dataclass\(frozen=True\)"):
+        Decay(torch.optim.SGD([param], lr=0.1), Plain(), param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -41,6 +42,10 @@ def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, meas
         )
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a Rule such as AdaptiveWeightShrink(0.01), not {rule!r}")
+    if not dataclasses.is_dataclass(rule):
+        raise TypeError(
+            f"{type(rule).__name__} is not a dataclass: put @dataclass(frozen=True) above the class"
+        )
     for name, value, allowed in (
         ("mode", mode, MODES),
         ("clock", clock, CLOCKS),

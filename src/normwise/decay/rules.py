@@ -241,11 +241,16 @@ def _widened(rule: Rule, norm: Tensor | float) -> tuple[Tensor, Tensor]:
     return norm, norm.to(wide_dtype(norm.device))
 
 
+def _as_tensor(value: Tensor | float, norm: Tensor) -> Tensor:
+    """Return the value of a formula as a tensor: a formula such as c(n) = λ may return a number."""
+    return value if isinstance(value, Tensor) else torch.full_like(norm, value)
+
+
 def _wrap_rate(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(formula)
     def rate(self: Rule, norm: Tensor | float) -> Tensor:
         norm, wide = _widened(self, norm)
-        value = formula(self, wide)
+        value = _as_tensor(formula(self, wide), wide)
         value = torch.where((wide == 0) & ~value.isfinite(), torch.zeros_like(value), value)
         return value.to(norm.dtype)
 
@@ -260,7 +265,7 @@ def _wrap_flow(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
             time = torch.tensor(checked("time", time), dtype=wide.dtype, device="cpu")
         elif time.ndim or time.device.type != "cpu":
             time = time.to(wide.device)
-        value = formula(self, wide, time.to(wide.dtype))
+        value = _as_tensor(formula(self, wide, time.to(wide.dtype)), wide)
         return torch.where(wide > 0, value, wide).to(norm.dtype)
 
     return flow
@@ -270,7 +275,7 @@ def _wrap_penalty(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(formula)
     def penalty(self: Rule, norm: Tensor | float) -> Tensor:
         norm, wide = _widened(self, norm)
-        return formula(self, wide).to(norm.dtype)
+        return _as_tensor(formula(self, wide), wide).to(norm.dtype)
 
     return penalty
 
