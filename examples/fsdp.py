@@ -105,7 +105,7 @@ class Transformer(nn.Module):
 
 
 def batch_of(step: int, rank: int, size: int = 8) -> Tensor:
-    """Return sequences that count upwards by a stride of their own, so that there is something to learn."""
+    """Return sequences, each of which counts upwards by a random stride."""
     generator = torch.Generator().manual_seed(1_000_003 * step + rank)
     start = torch.randint(VOCABULARY, (size, 1), generator=generator)
     stride = torch.randint(1, 5, (size, 1), generator=generator)

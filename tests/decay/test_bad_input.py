@@ -120,7 +120,7 @@ def test_too_strong_an_l2_and_a_masked_unit() -> None:
     with pytest.raises(ValueError, match='flips or blows up the weight: use mode="flow"'):
         optimizer.step()
     param, optimizer = setup()
-    param.data[0] = 1e9  # not meant, so not too strong
+    param.data[0] = 1e9  # outside the mask, so not too strong
     nw.Decay(
         optimizer, nw.AdaptiveWeightShrink(0.1), nw.Unit(param, mask=[False, True, True]), mode="explicit"
     )

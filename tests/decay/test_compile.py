@@ -1,4 +1,4 @@
-"""torch.compile(optimizer.step): what eager gives, to the bit where torch's own step is, compiled once."""
+"""torch.compile(optimizer.step) compiles once and gives what eager gives, up to the error of torch itself."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_what_has_no_tangential_update_does_not_turn() -> None:
 
 
 @pytest.mark.parametrize("idle", [0, 1])
-def test_turning_leaves_alone_what_is_not_meant(idle: int) -> None:
+def test_turning_leaves_alone_masked_units_and_half_of_a_joint_unit(idle: int) -> None:
     masked, first, second = (nn.Parameter(torch.randn(3, 4)) for _ in "abc")
     optimizer = SGD([masked, first, second], lr=0.1)
     nw.Decay(optimizer, nw.RotatingSphere(), nw.Unit(masked, mask=[True, False, True]))

@@ -65,7 +65,7 @@ def sharded(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) ->
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, put together from what this rank and its peers hold."""
+    """Return all of a tensor, put together from the parts on all ranks."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
@@ -78,11 +78,11 @@ def assert_same_on_all_ranks(wholes: Sequence[Tensor], what: str) -> None:
     assert len(set(every)) == 1, f"{what}: ranks differ"
 
 
-def ulps(found: Tensor, wanted: Tensor, dim: int | None) -> float:
+def ulps(actual: Tensor, expected: Tensor, dim: int | None) -> float:
     """Return the largest difference of an element, in ULP (relative spacing) of the norm of its unit."""
-    unit = nw.Unit(wanted.double(), dim)
-    spacing = torch.finfo(wanted.dtype).eps * unit.broadcast(unit.norms(), wanted)
-    return float(((found.double() - wanted.double()).abs() / spacing).nan_to_num(0.0).max())
+    unit = nw.Unit(expected.double(), dim)
+    spacing = torch.finfo(expected.dtype).eps * unit.broadcast(unit.norms(), expected)
+    return float(((actual.double() - expected.double()).abs() / spacing).nan_to_num(0.0).max())
 
 
 def compare(
@@ -125,8 +125,8 @@ def compare(
         dense.step()
         wholes = [whole(param) for param in params]
         assert_same_on_all_ranks(wholes, what)
-        for k, (found, other) in enumerate(zip(wholes, dense_params, strict=True)):
-            worst[k] = max(worst[k], ulps(found, other.detach(), dims[id(other)]))
-            other.data.copy_(found)
+        for k, (actual, other) in enumerate(zip(wholes, dense_params, strict=True)):
+            worst[k] = max(worst[k], ulps(actual, other.detach(), dims[id(other)]))
+            other.data.copy_(actual)
     assert max(worst) <= 8, f"{what}: parameter {worst.index(max(worst))} is {max(worst):.3g} ULP off"
     return Outcome(worst, communication.get_total_counts())

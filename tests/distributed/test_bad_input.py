@@ -183,10 +183,10 @@ CASES: list[tuple[Callable[..., str], tuple[object, ...], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "wanted"), CASES, ids=lambda one: getattr(one, "__name__", None)
+    ("function", "arguments", "expected"), CASES, ids=lambda one: getattr(one, "__name__", None)
 )
 def test_error_on_every_rank(
-    function: Callable[..., str], arguments: tuple[object, ...], wanted: str, world: World
+    function: Callable[..., str], arguments: tuple[object, ...], expected: str, world: World
 ) -> None:
     for rank, message in enumerate(world.run(function, *arguments)):
-        assert re.match(wanted, message), f"rank {rank}: {message}"
+        assert re.match(expected, message), f"rank {rank}: {message}"

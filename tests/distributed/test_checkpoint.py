@@ -52,9 +52,9 @@ def advance(made: Job, first: int, last: int) -> None:
 
 
 def weights(made: Job) -> list[Tensor]:
-    found = [whole(param) for param in made[0].parameters()]
-    assert_same_on_all_ranks(found, "weights")
-    return found
+    actual = [whole(param) for param in made[0].parameters()]
+    assert_same_on_all_ranks(actual, "weights")
+    return actual
 
 
 def save(case: str, path: Path) -> list[Tensor]:
@@ -84,15 +84,15 @@ def resume(case: str, path: Path) -> list[Tensor]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_equals_uninterrupted(case: str, worlds: dict[int, World], tmp_path: Path) -> None:
-    (wanted, _) = worlds[2].run(save, case, tmp_path)
+    (expected, _) = worlds[2].run(save, case, tmp_path)
     for size in (2, 1, 3):
-        for found in worlds[size].run(resume, case, tmp_path):
-            for one, other in zip(found, wanted, strict=True):
+        for actual in worlds[size].run(resume, case, tmp_path):
+            for tensor, other in zip(actual, expected, strict=True):
                 if size == 2:
-                    assert torch.equal(one, other)
+                    assert torch.equal(tensor, other)
                 else:  # the mean of gradients over other numbers of ranks rounds otherwise
-                    tolerance = 1e-5 if one.dtype == torch.float32 else 0.02
-                    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+                    tolerance = 1e-5 if tensor.dtype == torch.float32 else 0.02
+                    torch.testing.assert_close(tensor, other, rtol=tolerance, atol=tolerance)
 
 
 def compensated_state(path: Path) -> tuple[list[Tensor], list[Tensor]]:
@@ -118,8 +118,8 @@ def load_alone(path: Path) -> list[Tensor]:
 def test_state_of_each_unit_is_resharded_bit_for_bit(worlds: dict[int, World], tmp_path: Path) -> None:
     (saved, loaded), _ = worlds[2].run(compensated_state, tmp_path)
     assert any(bool((one != 1).any()) for one in saved)
-    for one, other in zip(saved, loaded, strict=True):
-        assert torch.equal(one, other)
+    for tensor, other in zip(saved, loaded, strict=True):
+        assert torch.equal(tensor, other)
     for size in (1, 3):
-        for found in worlds[size].run(load_alone, tmp_path):
-            assert all(torch.equal(one, other) for one, other in zip(saved, found, strict=True))
+        for actual in worlds[size].run(load_alone, tmp_path):
+            assert all(torch.equal(tensor, other) for tensor, other in zip(saved, actual, strict=True))

@@ -44,13 +44,13 @@ class Column(NamedTuple):
         return [dim for dim in dims if dim is not None]
 
 
-def wanted_collectives(columns: list[Column], name: str, mode: str, mesh: DeviceMesh) -> int:
+def expected_collectives(columns: list[Column], name: str, mode: str, mesh: DeviceMesh) -> int:
     """One reduction if a unit is cut; in mode "explicit" one number if ranks see different units."""
     if name == "L2":  # one factor for all
         return 0
     cut = any(split != column.dim for column in columns for split in column.splits(mesh))
-    dealt = any(split == column.dim for column in columns for split in column.splits(mesh))
-    return int(cut) + int(dealt and mode == "explicit")
+    distributed = any(split == column.dim for column in columns for split in column.splits(mesh))
+    return int(cut) + int(distributed and mode == "explicit")
 
 
 def units_of(columns: list[Column], params: list[nn.Parameter]) -> list[nw.Unit]:
@@ -83,7 +83,7 @@ def run_matrix(sizes: tuple[int, ...], layouts: dict[str, tuple[Placement, ...]]
                 mode=mode,
                 steps=2 if len(sizes) == 1 else 1,
             )
-            assert outcome.collectives == wanted_collectives(some, name, mode, mesh), what
+            assert outcome.collectives == expected_collectives(some, name, mode, mesh), what
             for column, ulps in zip(some, outcome.ulps, strict=True):
                 cell = table.setdefault((column.title, name, mode), Outcome([], 0))
                 cell.ulps.append(ulps)

@@ -48,12 +48,12 @@ def compare(
     **settings: Any,
 ) -> None:
     """All ranks see the same batches, so the mean of their gradients is that of one process."""
-    wanted = trained(network(), alone or build, **settings)
-    found = trained(wrap(network()), build, **settings)
-    assert_same_on_all_ranks(found, what)
-    for one, other in zip(found, wanted, strict=True):
+    expected = trained(network(), alone or build, **settings)
+    actual = trained(wrap(network()), build, **settings)
+    assert_same_on_all_ranks(actual, what)
+    for tensor, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(
-            one, other, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}"
+            tensor, other, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}"
         )
 
 

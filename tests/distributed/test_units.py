@@ -70,12 +70,12 @@ def joint(size: int) -> None:
                     f"joint, {name}, {mode}, dim={dim}",
                     mode=mode,
                 )
-                dealt = mode == "explicit" and dim == 0
-                assert outcome.collectives == (0 if name == "L2" else 1 + dealt)
+                distributed = mode == "explicit" and dim == 0
+                assert outcome.collectives == (0 if name == "L2" else 1 + distributed)
 
 
 def joint_aligned(size: int) -> None:
-    """Two tensors whose rows are dealt out alike need no communication."""
+    """Two tensors that are sharded alike need no communication."""
     outcome = compare(
         layouts(mesh_of(size), (S0,), (S0,)),
         random((5, 4), (5, 2, 3)),
@@ -133,8 +133,8 @@ def norms(size: int) -> None:
     for dim in (0, 1, None):
         for placements in LAYOUTS.values():
             (value,) = random((5, 4))
-            found = nw.Unit(sharded(value, mesh, placements), dim).norms()
-            torch.testing.assert_close(found, nw.Unit(value, dim).norms())
+            actual = nw.Unit(sharded(value, mesh, placements), dim).norms()
+            torch.testing.assert_close(actual, nw.Unit(value, dim).norms())
 
 
 def test_masks(world: World) -> None:

@@ -63,11 +63,11 @@ class World:
         self._starts += 1
         meeting = str(self._directory / f"{self.size}-{self._starts}")
         for rank in range(self.size):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self.size, meeting), daemon=True)
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, self.size, meeting), daemon=True)
             process.start()
-            theirs.close()
-            self._connections.append(mine)
+            there.close()
+            self._connections.append(here)
             self._processes.append(process)
 
     def close(self) -> None:
