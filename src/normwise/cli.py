@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,14 +32,36 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line. Exit code 2 means failure; one line says why."""
-    try:
-        app()
-    except ValueError as error:
-        print(f"normwise: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("normwise: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    app()
+
+
+def _command(*, stopped: str = "stopped") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command that ends in one line and an exit code, whatever happens.
+
+    Typer would turn an interrupt and a broken pipe into its own exit codes before ``main`` sees them.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**arguments: Any) -> None:
+            try:
+                function(**arguments)
+                sys.stdout.flush()
+            except BrokenPipeError as error:  # the reader, such as head, has enough
+                with suppress(OSError):  # else the flush at exit fails again
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _say("the output was closed before its end")
+                raise typer.Exit(2) from error
+            except (ValueError, OSError) as error:
+                _say(" ".join(str(error).split("\n")))
+                raise typer.Exit(2) from error
+            except KeyboardInterrupt as error:
+                _say(stopped)
+                raise typer.Exit(130) from error
+
+        return app.command()(run)
+
+    return register
 
 
 @app.callback(invoke_without_command=True)
@@ -49,7 +73,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-@app.command()
+@_command(stopped="stopped; the same command goes on from here")
 def reproduce(
     claims: Annotated[
         list[str] | None, typer.Argument(metavar="[CLAIM …]", help="Claims to test. Default: all.")
@@ -105,7 +129,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command()
+@_command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a normwise reproduce.")],
 ) -> None:
@@ -115,7 +139,7 @@ def report(
     print(rebuild_report(folder))  # noqa: T201
 
 
-@app.command()
+@_command()
 def inspect(
     factory: Annotated[
         str | None,
@@ -141,6 +165,13 @@ def inspect(
             metavar="CONFIG", help="A model type of transformers, or a config.json, instead of a factory."
         ),
     ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="A function (model, batch) -> outputs. Default: the model.",
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON that Plan.load reads.")] = False,
 ) -> None:
@@ -148,7 +179,7 @@ def inspect(
     from normwise.inspection.inspect import inspect as look_into
 
     inspection = look_into(
-        factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers
+        factory, shapes=shapes or (), batch=batch, batches=batches, transformers=transformers, forward=forward
     )
     if html is not None:
         from normwise.inspection.html_page import write_page
@@ -167,7 +198,6 @@ def _say(line: str) -> None:
 
 
 def _print_verdicts(results: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("claim", "verdict", "answer", show_lines=True)
@@ -175,11 +205,10 @@ def _print_verdicts(results: dict[str, Any]) -> None:
     for name, claim in sorted(results["claims"].items(), key=lambda item: item[1]["order"]):
         verdict = claim["verdict"]
         table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", claim["answer"])
-    Console().print(table)
+    _print(table)
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from normwise.lab.report.compare import lines
@@ -190,10 +219,18 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
         end = "[green]agrees[/]" if claim["agrees"] else "[red]differs[/]"
         numbers = (str(claim["compared"]), str(claim["outside"]))
         table.add_row(name, verdict["here"], verdict["reference"], *numbers, end)
+    _print(table, *lines(comparison))
+
+
+def _print(*parts: Any) -> None:
+    """Print tables and lines. Rich itself would end the process if the output were closed."""
+    from rich.console import Console
+
     console = Console()
-    console.print(table)
-    for line in lines(comparison):
-        console.print(line, markup=False, highlight=False)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part, markup=not isinstance(part, str), highlight=False)
+    sys.stdout.write(capture.get())
 
 
 @contextmanager

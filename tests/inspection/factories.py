@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,28 @@ def raising() -> nn.Module:
 
 def stopping() -> nn.Module:
     raise SystemExit("usage: give an argument")
+
+
+class _Asserting(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("three\nlines\nof it")
+
+
+def asserting() -> nn.Module:
+    return _Asserting(3, 2)
+
+
+def lazy_batches() -> Iterator[torch.Tensor]:
+    yield torch.randn(8, 3, 8, 8)
+    raise KeyError("x")
+
+
+def mappings() -> list[Any]:
+    return [{"image": torch.randn(8, 3)}]
+
+
+def image(model: nn.Module, batch: Any) -> Any:
+    return model(batch["image"])
 
 
 def text() -> str:

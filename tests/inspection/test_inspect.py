@@ -64,8 +64,21 @@ def test_modules_of_the_working_directory_are_found(tmp_path: Path, monkeypatch:
         (f"{HERE}:gpt", {"transformers": "gpt2"}, "give either a factory"),
         ("gpt", {"shapes": ["2"]}, "names nothing"),
         ("no_such_package.models:gpt", {"shapes": ["2"]}, "cannot be imported: No module named"),
+        (
+            "no_such.py:gpt",
+            {"shapes": ["2"]},
+            "'no_such.py' is a path: go to its folder and give 'no_such:gpt'",
+        ),
+        ("a/b.py:gpt", {"shapes": ["2"]}, "give 'b:gpt'"),
+        ("a\nb:gpt", {"shapes": ["2"]}, r"'a\\nb' cannot be imported"),
         (f"{HERE}:nothing", {"shapes": ["2"]}, "has no attribute 'nothing'"),
-        (f"{HERE}:raising", {"shapes": ["2"]}, "raised KeyError"),
+        (f"{HERE}:no\nthing", {"shapes": ["2"]}, "has no attribute"),
+        (f"{HERE}:raising", {"shapes": ["2"]}, r"raised KeyError: .* \(factories.py, line \d+\)"),
+        (f"{HERE}:asserting", {"shapes": ["2x3"]}, r"AssertionError: three .*\(factories.py, line \d+\)"),
+        (f"{HERE}:resnet", {"batches": f"{HERE}:lazy_batches"}, r"KeyError: 'x' \(factories.py, line \d+\)"),
+        (f"{HERE}:a_model", {"batches": f"{HERE}:mappings"}, r"--forward FUNCTION, where .*batch\['image'\]"),
+        (f"{HERE}:resnet", {"shapes": ["99999999x99999"]}, "needs 2.4e.05 GB of memory: give smaller"),
+        (f"{HERE}:resnet", {"shapes": ["8x3x8x8"], "forward": f"{HERE}:number"}, "must be a function"),
         (f"{HERE}:stopping", {"shapes": ["2"]}, "raised SystemExit: usage"),
         (f"{HERE}:number", {"shapes": ["2"]}, "is a int: give a function"),
         (f"{HERE}:text", {"shapes": ["2"]}, "made a str, and a torch.nn.Module is needed"),
@@ -77,7 +90,7 @@ def test_modules_of_the_working_directory_are_found(tmp_path: Path, monkeypatch:
         (
             f"{HERE}:resnet",
             {"batch": Path("nowhere.safetensors")},
-            "--batch nowhere.safetensors cannot be read",
+            "--batch 'nowhere.safetensors' cannot be read",
         ),
         (f"{HERE}:resnet", {"shapes": ["2"], "batches": "a:b"}, "--input and --batches are given"),
         (f"{HERE}:resnet", {"batches": f"{HERE}:raising"}, "raised KeyError"),
@@ -88,6 +101,42 @@ def test_bad_input_is_one_line(factory: str | None, options: dict[str, Any], mes
     with pytest.raises(ValueError, match=message) as caught:
         inspect(factory, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_says_how_the_model_is_called() -> None:
+    found = inspect(f"{HERE}:a_model", batches=f"{HERE}:mappings", forward=f"{HERE}:image")
+    assert found.plan.verdicts == inspect(f"{HERE}:a_model", shapes=["8x3"]).plan.verdicts
+
+
+def test_a_path_is_refused_before_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script.py").write_text("open('ran', 'w')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is a path"):
+        load("script.py:net")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "normwise: stopped"),
+        (ValueError("two\nlines"), 2, "normwise: two lines"),
+        (OSError(28, "No space left on device"), 2, "normwise: [Errno 28] No space left on device"),
+        (BrokenPipeError(), 2, "normwise: the output was closed"),
+    ],
+    ids=repr,
+)
+def test_a_command_ends_in_one_line_and_an_exit_code(
+    error: BaseException, code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("normwise.inspection.inspect.inspect", fail)
+    result = CliRunner().invoke(cli.app, ["inspect", f"{HERE}:gpt"])
+    assert result.exit_code == code
+    assert result.stderr.startswith(words)
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ _DTYPES = {
     "int32": torch.int32,
     "bool": torch.bool,
 }
-_LARGEST = 2**31
 
 
 def random_inputs(specifications: list[str], model: nn.Module, batches: int = 2) -> list[tuple[Tensor, ...]]:
@@ -43,6 +44,7 @@ def random_inputs(specifications: list[str], model: nn.Module, batches: int = 2)
         ([(4, 2), (4,)], True)
     """
     wanted = [_parsed(text) for text in specifications]
+    _check_memory(specifications, (shape for shape, _ in wanted), batches)
     sizes = [m.num_embeddings for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
     below = min(sizes, default=2)
     generator = torch.Generator().manual_seed(0)
@@ -63,13 +65,27 @@ def _parsed(text: str) -> tuple[tuple[int, ...], torch.dtype]:
     if not re.fullmatch(r"\d+([x,]\d+)*", shape):
         raise ValueError(f"--input {text!r} is no shape: give numbers as in 8x3x32x32 or 4x16:int64")
     sizes = tuple(int(size) for size in re.split("[x,]", shape))
-    if 0 in sizes or math.prod(sizes) > _LARGEST:
-        raise ValueError(
-            f"--input {text!r} has {math.prod(sizes)} values: give sizes of at least 1 that fit memory"
-        )
     if (dtype or "float32") not in _DTYPES:
         raise ValueError(f"--input {text!r}: the dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    if 0 in sizes:
+        raise ValueError(f"--input {text!r} has 0 values: give sizes of at least 1")
     return sizes, _DTYPES[dtype or "float32"]
+
+
+def _check_memory(specifications: list[str], shapes: Iterable[tuple[int, ...]], batches: int) -> None:
+    """Raise an error if the inputs, each held in float64 too, do not fit half of the memory."""
+    needed = sum(math.prod(shape) for shape in shapes) * 8 * (batches + 1)
+    if needed > _memory() / 2:
+        sizes = " and ".join(map(repr, specifications))
+        raise ValueError(f"--input {sizes} needs {needed / 1e9:.3g} GB of memory: give smaller sizes")
+
+
+def _memory() -> int:
+    """Return the bytes of memory of this machine."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return 16 * 2**30
 
 
 def read_safetensors(path: str | Path) -> list[Any]:
@@ -86,9 +102,9 @@ def read_safetensors(path: str | Path) -> list[Any]:
         tensors: dict[str, Tensor] = load_file(str(path))
     except Exception as error:  # its own error class, and those of the system
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--batch {path} cannot be read: {text}") from error
+        raise ValueError(f"--batch {str(path)!r} cannot be read: {text}") from error
     if not tensors:
-        raise ValueError(f"--batch {path} holds no tensor")
+        raise ValueError(f"--batch {str(path)!r} holds no tensor")
     if set(tensors) == {str(k) for k in range(len(tensors))}:
         return [tuple(tensors[str(k)] for k in range(len(tensors)))]
     return [tensors]

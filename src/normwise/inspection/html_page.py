@@ -56,7 +56,9 @@ def write_page(inspection: Inspection, path: Path) -> Path:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"--html {path} cannot be written ({error.strerror}): give another file") from error
+        raise ValueError(
+            f"--html {str(path)!r} cannot be written ({error.strerror}): give another file"
+        ) from error
     return path
 
 

@@ -51,6 +51,7 @@ def inspect(
     batch: Path | None = None,
     batches: str | None = None,
     transformers: str | None = None,
+    forward: str | None = None,
     overrides: dict[str, str] | None = None,
 ) -> Inspection:
     """Find what decay does in a model, and plan for it.
@@ -61,6 +62,8 @@ def inspect(
         batch: Instead of ``shapes``: a safetensors file with one batch.
         batches: Instead of ``shapes``: ``package.module:function``, which returns batches.
         transformers: Instead of a factory: a configuration of transformers, which needs no inputs.
+        forward: ``package.module:function`` of (model, batch) that returns outputs, if the model itself does
+            not.
         overrides: As for :func:`normwise.plan`.
 
     Raises:
@@ -78,12 +81,20 @@ def inspect(
     else:
         assert factory is not None
         model, default = models.made_by(factory), None
+    call = None if forward is None else models.load(forward)
+    given_batches = _batches(model, shapes, batch, batches, default)
     start = time.monotonic()
     try:
-        result = plan(model, _batches(model, shapes, batch, batches, default), overrides=overrides)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        result = plan(model, given_batches, call, overrides=overrides)
+    except (Exception, SystemExit) as error:  # also from batches that are made as they are read
+        raise ValueError(_with_options(models.one_line(error))) from error
     return Inspection(factory or f"transformers {transformers}", result, time.monotonic() - start)
+
+
+def _with_options(message: str) -> str:
+    """Return a message of the library with the options of the command line in place of arguments."""
+    function = "--forward FUNCTION, where FUNCTION(model, batch) returns "
+    return message.replace("forward=lambda model, batch: ", function).replace("forward=", "--forward")
 
 
 def _batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["from_transformers", "load", "made_by"]
+from normwise.invariance.probe import place_of
+
+__all__ = ["called", "from_transformers", "load", "made_by", "one_line"]
 
 _TOKENS, _IMAGE, _WAVE = 24, 64, 8000
 _HEADS = (
@@ -31,6 +34,9 @@ def load(target: str) -> Any:
     module_name, colon, name = target.partition(":")
     if not colon or not module_name or not name:
         raise ValueError(f"{target!r} names nothing: give package.module:name, as in models:resnet")
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:  # before it is run
+        module = re.split(r"[/\\]", module_name.removesuffix(".py"))[-1]
+        raise ValueError(f"{module_name!r} is a path: go to its folder and give {f'{module}:{name}'!r}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -38,9 +44,9 @@ def load(target: str) -> Any:
         for part in name.split("."):
             value = getattr(value, part)
     except AttributeError as error:
-        raise ValueError(f"{target}: {_line(error)}; give a name that the module has") from error
+        raise ValueError(f"{target!r}: {one_line(error)}; give a name that the module has") from error
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{module_name!r} cannot be imported: {_line(error)}") from error
+        raise ValueError(f"{module_name!r} cannot be imported: {one_line(error)}") from error
     return value
 
 
@@ -53,7 +59,7 @@ def made_by(target: str) -> nn.Module:
     factory = load(target)
     model = factory if isinstance(factory, nn.Module) else called(target, factory)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{target} made a {type(model).__name__}, and a torch.nn.Module is needed")
+        raise ValueError(f"{target!r} made a {type(model).__name__}, and a torch.nn.Module is needed")
     return model
 
 
@@ -64,11 +70,11 @@ def called(target: str, function: Any) -> Any:
         ValueError: It is not callable, or raises.
     """
     if not callable(function):
-        raise ValueError(f"{target} is a {type(function).__name__}: give a function without arguments")
+        raise ValueError(f"{target!r} is a {type(function).__name__}: give a function without arguments")
     try:
         return function()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{target} raised {type(error).__name__}: {_line(error)}") from error
+        raise ValueError(f"{target!r} raised {type(error).__name__}: {one_line(error)}") from error
 
 
 def from_transformers(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -95,16 +101,16 @@ def from_transformers(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
-            f"--transformers {name} is no configuration ({_line(error)}): give a model type such as gpt2, a "
-            "config.json, or a name of the hub"
+            f"--transformers {name!r} is no configuration ({one_line(error)}): give a model type such as "
+            "gpt2, a config.json, or a name of the hub"
         ) from error
     if hasattr(config, "use_cache"):
         config.use_cache = False
     makers = [getattr(transformers, head) for head in _HEADS] + [transformers.AutoModel]
     maker = next((m for m in makers if type(config) in m._model_mapping), None)
     if maker is None:
-        raise ValueError(f"--transformers {name}: no model class for {type(config).__name__}")
-    model: nn.Module = called(f"--transformers {name}", lambda: maker.from_config(config))
+        raise ValueError(f"--transformers {name!r}: no model class for {type(config).__name__}")
+    model: nn.Module = called(f"transformers {name}", lambda: maker.from_config(config))
     return model, batch_for(model, config)
 
 
@@ -136,5 +142,9 @@ def batch_for(model: Any, config: Any) -> dict[str, Any]:
     return batch
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line, and where in the user's code it was raised."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError, AttributeError, SystemExit)):
+        text = f"{type(error).__name__}: {text}" if text != type(error).__name__ else text
+    return text + place_of(error)

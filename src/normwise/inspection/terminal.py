@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -32,8 +33,10 @@ def show(inspection: Inspection) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    for line, style in _styled(inspection, max(60, min(console.width, 110))):
-        console.print(Text(line, style=style))
+    with console.capture() as capture:  # rich would end the process if the output were closed
+        for line, style in _styled(inspection, max(60, min(console.width, 110))):
+            console.print(Text(line, style=style))
+    sys.stdout.write(capture.get())
 
 
 def _styled(inspection: Inspection, width: int) -> StyledLines:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from normwise.invariance.inputs_outputs import (
 from normwise.invariance.stand_ins import CHUNK, StandIns
 from normwise.invariance.torch_overrides import TorchOverrides
 
-__all__ = ["JITTER", "NonFiniteOutputsError", "Probe", "check_model", "preserved_random_state"]
+__all__ = ["JITTER", "NonFiniteOutputsError", "Probe", "check_model", "place_of", "preserved_random_state"]
 
 # Weights move by up to this fraction of their size, plus this fraction of their tensor's RMS.
 JITTER = 0.3
@@ -249,15 +250,17 @@ def _with_short_errors(run: Callable[[], Any], what: str, batch: Any) -> Any:
             text = f"{type(error).__name__}: {text}"
         raise raised(
             f"the model failed on {what}: give batches it can run, or {suggested_forward(batch)}: "
-            f"{text}{_place(error)}"
+            f"{text}{place_of(error)}"
         ) from error
 
 
-def _place(error: Exception) -> str:
-    """Return where an error was raised, in the last code that is neither torch nor normwise."""
-    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised: the last line outside torch, normwise and the standard library."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+    standard = sysconfig.get_paths()["stdlib"]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*libraries, "<")):
+        in_standard = frame.filename.startswith(standard) and "site-packages" not in frame.filename
+        if not in_standard and not frame.filename.startswith(libraries):
             return f" ({Path(frame.filename).name}, line {frame.lineno})"
     return ""
 
