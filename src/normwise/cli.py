@@ -211,7 +211,7 @@ def _print_verdicts(results: dict[str, Any]) -> None:
 def _print_comparison(comparison: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from normwise.lab.report.compare import lines
+    from normwise.lab.report.reference_comparison import lines
 
     table = Table("claim", "here", "reference", "compared", "outside 95 %", "")
     for name, claim in comparison["claims"].items():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.pages import made_up_results
 
-from normwise.lab.report.page import write_report
+from normwise.lab.report.html_report import write_report
 
 FLAGS = [
     "--no-sandbox",

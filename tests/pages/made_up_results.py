@@ -11,8 +11,8 @@ from typing import Any
 from unittest import mock
 
 from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
-from normwise.lab.report import page
-from normwise.lab.report.figure import Figure
+from normwise.lab.report import html_report
+from normwise.lab.report.paper_figures import Figure
 
 NASTY = "<script>alert('$x$')</script></script><!-- & \"quotes\" \u2028"
 SEEDS = (0, 1, 2)
@@ -23,7 +23,7 @@ VERDICTS = ("reproduced", "partly", "not reproduced")
 def without_figures() -> Iterator[None]:
     """Leave the figures for a paper empty: they are beside the page, and each takes half a second."""
     empty = mock.Mock(return_value=Figure("", b""))
-    with mock.patch.multiple(page, plot_figure=empty, heat_figure=empty):
+    with mock.patch.multiple(html_report, plot_figure=empty, heat_figure=empty):
         yield
 
 

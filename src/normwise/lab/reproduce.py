@@ -24,8 +24,8 @@ from normwise.lab.engine.cluster import connected
 from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, write_atomically
-from normwise.lab.report.compare import compare, read_reference
-from normwise.lab.report.page import write_report
+from normwise.lab.report.html_report import write_report
+from normwise.lab.report.reference_comparison import compare, read_reference
 
 __all__ = ["read_results", "rebuild_report", "reproduce"]
 
@@ -64,7 +64,7 @@ def reproduce(
         offline: Forbids downloads.
         cluster: Address of a Dask scheduler whose workers execute the runs; None for this machine.
         reference: A ``results.json``, or a folder that holds one, to compare with
-            (:func:`normwise.lab.report.compare.compare`).
+            (:func:`normwise.lab.report.reference_comparison.compare`).
         announce: Called with a line for everything that takes time or is downloaded.
         progress: Called as :data:`normwise.lab.engine.execution.Progress` says; it starts from 0 again for
             the runs whose settings the first runs determine.

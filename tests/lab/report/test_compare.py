@@ -13,7 +13,7 @@ from scipy.stats import ttest_ind
 
 from normwise.cli import main
 from normwise.lab.claims.statistics import mean_with_interval
-from normwise.lab.report.compare import Reference, compare, holm, lines, p_value, read_reference
+from normwise.lab.report.reference_comparison import Reference, compare, holm, lines, p_value, read_reference
 
 Estimate = dict[str, Any]
 

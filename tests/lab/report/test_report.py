@@ -15,11 +15,11 @@ from tests.pages.checker import Page
 from tests.pages.made_up_results import NASTY
 
 from normwise.lab.claims.exhibits import HeatMap, Plot, Series
-from normwise.lab.report.figure import heat_figure, plot_figure
-from normwise.lab.report.heat import COLORS, heat_table, scale_of, text_color
-from normwise.lab.report.look import PALETTE, extent, tick_label, ticks
-from normwise.lab.report.page import write_report
-from normwise.lab.report.sketch import sketch
+from normwise.lab.report.heat_maps import COLORS, heat_table, scale_of, text_color
+from normwise.lab.report.html_report import write_report
+from normwise.lab.report.inline_svg import inline_svg
+from normwise.lab.report.paper_figures import heat_figure, plot_figure
+from normwise.lab.report.plot_style import PALETTE, extent, tick_label, ticks
 
 
 def _plot(title: str = "accuracy", log_y: bool = False) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def test_the_data_of_the_curves_are_in_the_page(tmp_path: Path) -> None:
     assert data["series"][1]["y"] == [0.1, None, 0.3]
 
 
-def test_a_sketch_follows_the_colours_of_the_page() -> None:
-    svg = sketch(_plot(), "p")
+def test_an_inline_svg_follows_the_colours_of_the_page() -> None:
+    svg = inline_svg(_plot(), "p")
     assert "currentColor" in svg
     assert "series-0" in svg
     assert not any(colour in svg for colour in PALETTE)
@@ -96,9 +96,9 @@ def test_a_sketch_follows_the_colours_of_the_page() -> None:
     assert len(svg) < 3000
 
 
-def test_a_sketch_has_a_gap_where_there_is_no_number() -> None:
+def test_an_inline_svg_has_a_gap_where_there_is_no_number() -> None:
     values = [1.0, 2.0, None, 4.0, 5.0, None, 7.0]
-    svg = sketch(asdict(Plot("t", "x", "y", [Series("s", range(7), values)])), "p")
+    svg = inline_svg(asdict(Plot("t", "x", "y", [Series("s", range(7), values)])), "p")
     line = re.search(r'class="line" d="([^"]*)"', svg)
     assert line is not None
     assert line[1].count("M") == 3
@@ -109,9 +109,9 @@ def test_a_sketch_has_a_gap_where_there_is_no_number() -> None:
     assert mark[1].count("M") == 5
 
 
-def test_a_sketch_puts_points_at_their_places() -> None:
+def test_an_inline_svg_puts_points_at_their_places() -> None:
     """On a log axis the point of the middle decade is in the middle, and larger values are higher up."""
-    svg = sketch(
+    svg = inline_svg(
         asdict(Plot("t", "x", "y", [Series("s", [0.01, 1.0, 100.0], [1.0, 3.0, 2.0])], log_x=True)), "p"
     )
     line = re.search(r'class="line" d="M([^"]*)"', svg)
@@ -123,7 +123,7 @@ def test_a_sketch_puts_points_at_their_places() -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_sketches_and_figures_of_nothing_and_of_one_point(log: bool) -> None:
+def test_inline_svgs_and_figures_of_nothing_and_of_one_point(log: bool) -> None:
     for x, y in (
         ([], []),
         ([1.0], [None]),
@@ -132,7 +132,7 @@ def test_sketches_and_figures_of_nothing_and_of_one_point(log: bool) -> None:
         ([1.0, 2.0], [float("nan"), 3.0]),
     ):
         plot = asdict(Plot("t", "x", "y", [Series("s", x, y)], log_x=log, log_y=log))
-        assert "nan" not in sketch(plot, "p")
+        assert "nan" not in inline_svg(plot, "p")
         assert plot_figure(plot).pdf.startswith(b"%PDF")
 
 

@@ -1,1 +1,1 @@
-"""The report: one page that needs no network, and its figures."""
+"""The report: one HTML page that needs no network, and its figures as files."""

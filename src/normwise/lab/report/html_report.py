@@ -1,4 +1,4 @@
-"""The page: results.json in plain words, curves, heat maps and tables."""
+"""``report.html``: results.json as sentences, curves, heat maps and tables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from normwise.lab.engine.store import write_atomically
-from normwise.lab.report.figure import Figure, heat_figure, plot_figure
-from normwise.lab.report.heat import heat_table
-from normwise.lab.report.look import PALETTE, SHAPES, color_of, has_markers, number
-from normwise.lab.report.sketch import key, sketch
+from normwise.lab.report.heat_maps import heat_table
+from normwise.lab.report.inline_svg import inline_svg, legend_key
+from normwise.lab.report.paper_figures import Figure, heat_figure, plot_figure
+from normwise.lab.report.plot_style import PALETTE, SHAPES, color_of, has_markers, number
 from normwise.pages import data_block, environment, script_hash, vendored
 
 __all__ = ["write_report"]
@@ -24,17 +24,17 @@ SIGNS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
 def write_report(results: dict[str, Any], path: Path) -> Path:
     """Write the page, and beside it ``figures/`` with each plot and heat map as SVG and PDF.
 
-    The page holds all that it shows: it needs neither the network nor the figures. Without a script it
-    shows the same curves, not to be played with.
+    The page is self-contained: it needs neither the network nor the figures. Without scripts it shows the
+    same curves as static SVG.
 
     Args:
-        results: What is in ``results.json``. Two parts need not be there:
-            ``results["comparison"]``, what :func:`normwise.lab.report.compare.compare` returned;
-            ``claim["runs"]["failed"]``, how each run that did not finish ended, by its identity.
-        path: Of the page; it is written over.
+        results: The content of ``results.json``. Two parts are optional: ``results["comparison"]``, the
+            result of :func:`normwise.lab.report.reference_comparison.compare`; and
+            ``claim["runs"]["failed"]``, which says how each unfinished run ended, by identity.
+        path: Path of the page, which is overwritten.
 
     Returns:
-        The page's path.
+        ``path``.
     """
     claims = sorted(results["claims"].items(), key=lambda item: item[1]["order"])
     folder = path.parent / "figures"
@@ -46,7 +46,7 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
             _write_figure(heat_figure(heat), folder, f"{name}-map-{k + 1}")
     templates = environment("normwise.lab.report")
     library = vendored("uplot/uPlot.iife.min.js")
-    own = Markup(templates.get_template("report.js").render())  # ours: nothing of the results is in it
+    script = Markup(templates.get_template("report.js").render())  # safe: contains none of the results
     write_atomically(
         path,
         templates.get_template("report.html").render(
@@ -62,8 +62,8 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
             library=library,
             library_style=vendored("uplot/uPlot.min.css"),
             library_license=vendored("uplot/LICENSE"),
-            script=own,
-            script_sources=f"{script_hash(library)} {script_hash(own)}",
+            script=script,
+            script_sources=f"{script_hash(library)} {script_hash(script)}",
         ),
     )
     return path
@@ -75,15 +75,15 @@ def _write_figure(figure: Figure, folder: Path, name: str) -> None:
 
 
 def _runs(claims: list[tuple[str, dict[str, Any]]]) -> dict[str, int]:
-    """Count each run once, also where several claims use it."""
+    """Count the runs; a run that several claims use counts once."""
     identities = {identity for _, claim in claims for identity in claim["runs"]["identities"]}
     failed = {identity for _, claim in claims for identity in claim["runs"].get("failed", ())}
-    worst = max((claim["runs"]["not_finished"] for _, claim in claims), default=0)
-    return {"count": len(identities), "not_finished": max(len(failed), worst)}
+    most = max((claim["runs"]["not_finished"] for _, claim in claims), default=0)  # where "failed" is missing
+    return {"count": len(identities), "not_finished": max(len(failed), most)}
 
 
 def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """Return a claim with what the template needs besides."""
+    """Return a claim with the additional entries that the template needs."""
     seeds = claim["protocol"]["seeds"]
     return {
         **claim,
@@ -106,7 +106,7 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
 
 
 def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return how a claim compares with the reference: a sentence, and a row for what stands out."""
+    """Return the comparison of a claim with the reference: a sentence, and a row per remarkable statistic."""
     if found is None:
         return None
     differ = sum(not row["agrees"] for row in found["rows"])
@@ -136,29 +136,31 @@ def _command(name: str, protocol: dict[str, Any]) -> str:
 
 
 def _figure(plot: dict[str, Any], identifier: str, seeds: list[int]) -> dict[str, Any]:
-    """Return a plot as the template needs it, with the data of its curves for the script."""
+    """Return a plot for the template, with the data of the curves for the script."""
     series = [
         {
-            **{part: one[part] for part in ("label", "x", "y", "low", "high", "by_seed") if one.get(part)},
-            "dashed": one["dashed"],
-            "color": color_of(one, k),
-            "shape": k % len(SHAPES) if has_markers(one) else None,
+            **{
+                part: curve[part] for part in ("label", "x", "y", "low", "high", "by_seed") if curve.get(part)
+            },
+            "dashed": curve["dashed"],
+            "color": color_of(curve, k),
+            "shape": k % len(SHAPES) if has_markers(curve) else None,
         }
-        for k, one in enumerate(plot["series"])
+        for k, curve in enumerate(plot["series"])
     ]
     axes = {part: plot[part] for part in ("title", "x_label", "y_label", "log_x", "log_y")}
     return {
         **axes,
         "id": identifier,
-        "sketch": sketch(plot, identifier),
-        "legend": [(key(one, k), one["label"]) for k, one in enumerate(plot["series"])],
-        "bands": any(one["low"] is not None and one["high"] is not None for one in plot["series"]),
+        "svg": inline_svg(plot, identifier),
+        "legend": [(legend_key(curve, k), curve["label"]) for k, curve in enumerate(plot["series"])],
+        "bands": any(curve["low"] is not None and curve["high"] is not None for curve in plot["series"]),
         "data": data_block({**axes, "seeds": seeds, "series": series}),
     }
 
 
 def _numbers(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Yield every number of the statistics with its name; a mean with its interval is one of them."""
+    """Yield the name and text of every number of the statistics; an estimate counts as one number."""
     if isinstance(value, dict) and {"mean", "low", "high", "n"} <= set(value):
         yield " · ".join(names), f"{_interval(value)}, n = {value['n']}"
     elif isinstance(value, dict):

@@ -1,7 +1,6 @@
-"""Plots as lean SVG inside the page: what is printed, and what is seen where no script runs.
+"""Plots as small static SVG inside the page, for printing and for browsers without scripts.
 
-A figure for a paper comes from :mod:`normwise.lab.report.figure`; as a part of the page it would be ten
-times as large as the curve it shows.
+The figures of :mod:`normwise.lab.report.paper_figures` are about ten times as large.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from normwise.lab.report.look import SHAPES, color_of, extent, has_markers, tick_label, ticks
+from normwise.lab.report.plot_style import SHAPES, color_of, extent, has_markers, tick_label, ticks
 
-__all__ = ["key", "sketch"]
+__all__ = ["inline_svg", "legend_key"]
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _RIGHT = 640, 300, 8, 24, 12  # pixels
 _LETTER = 6.6
@@ -22,15 +21,15 @@ _LETTER = 6.6
 Scale = Callable[[float | None], float | None]
 
 
-def sketch(plot: dict[str, Any], prefix: str) -> Markup:
-    """Return a plot as an ``<svg>`` element without title, legend and labels of axes: the page has them.
+def inline_svg(plot: dict[str, Any], prefix: str) -> Markup:
+    """Return a plot as an ``<svg>`` element without title, legend and axis labels, which the page adds.
 
-    Lines take the page's colours ``--series-0`` … and text that of its surroundings, so it follows light
-    and dark.
+    Lines have the colours ``--series-0`` … of the page and text has the colour of its surroundings, so the
+    plot follows the light and the dark theme.
 
     Args:
         plot: ``dataclasses.asdict`` of a Plot.
-        prefix: Goes before every id in the element, so that two of them can stand in one page.
+        prefix: Prefix of the ids in the element, which must be unique in the page.
     """
     x_low, x_high = extent((x for s in plot["series"] for x in s["x"]), plot["log_x"])
     drawn = [v for s in plot["series"] for name in ("y", "low", "high") for v in s[name] or ()]
@@ -65,8 +64,8 @@ def sketch(plot: dict[str, Any], prefix: str) -> Markup:
     return Markup("".join([*parts, *bands, *curves, "</g></svg>"]))
 
 
-def key(series: dict[str, Any], k: int) -> Markup:
-    """Return what the legend shows of the k-th series of a plot: its line, and its marker if it has one."""
+def legend_key(series: dict[str, Any], k: int) -> Markup:
+    """Return the line and the marker of the k-th series of a plot, for the legend."""
     shape = f'<path class="mark" d="M15 7{_shape(k)}"/>' if has_markers(series) else ""
     dash = ' stroke-dasharray="6 4"' if series["dashed"] else ""
     return Markup(
@@ -80,7 +79,7 @@ def _shape(k: int) -> str:
 
 
 def _scale(low: float, high: float, start: float, end: float, log: bool) -> Scale:
-    """Return the function from values to pixels; None where a value has no place."""
+    """Return the function from values to pixels, which returns None for values that cannot be drawn."""
     turn: Callable[[float], float] = math.log10 if log else float
     begin, length = turn(low), turn(high) - turn(low)
 
@@ -115,7 +114,7 @@ def _band(series: dict[str, Any], k: int, across: Scale, up: Scale) -> str:
 
 
 def _runs(places: Sequence[tuple[float | None, ...]]) -> list[list[tuple[Any, ...]]]:
-    """Return the stretches without a gap."""
+    """Split places at the gaps."""
     runs: list[list[tuple[Any, ...]]] = [[]]
     for place in places:
         if None in place:
@@ -134,5 +133,5 @@ def _dot(place: tuple[Any, ...]) -> str:
 
 
 def _n(pixels: float | None) -> str:
-    """Write a position to a tenth of a pixel, as short as it goes; what has no place is at 0."""
+    """Return a position as text, to a tenth of a pixel; None becomes 0."""
     return f"{pixels or 0.0:.1f}".removesuffix(".0")

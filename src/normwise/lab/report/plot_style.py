@@ -1,4 +1,4 @@
-"""What all drawings of the report share: colours, shapes, ticks and how numbers are written."""
+"""The style of all plots, on the page and for papers: colours, markers, axes and number formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = [
     "ticks",
 ]
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart, each with a shape of its own.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; each curve also has its own marker.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-# Relative paths around a point, in pixels: circle, square, two triangles with a diamond between, plus, cross.
+# Markers as SVG paths around a point, in pixels: circle, square, triangle, diamond, triangle, plus, cross.
 SHAPES = (
     "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "m-3.6-3.6h7.2v7.2h-7.2z",
@@ -29,23 +29,23 @@ SHAPES = (
     "m-1.4-4.4h2.8v3h3v2.8h-3v3h-2.8v-3h-3v-2.8h3z",
     "m-4.2-2.2l2-2l2.2 2.2l2.2-2.2l2 2l-2.2 2.2l2.2 2.2l-2 2l-2.2-2.2l-2.2 2.2l-2-2l2.2-2.2z",
 )
-_DENSE = 20  # points; a curve with more is drawn without markers
+_DENSE = 20  # a curve with more points has no markers
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def color_of(series: dict[str, Any], k: int) -> int:
-    """Return the index into the palette of the k-th series of a plot."""
+    """Return the palette index of the k-th series of a plot."""
     chosen = series["color"]
     return int(k if chosen is None else chosen) % len(PALETTE)
 
 
 def has_markers(series: dict[str, Any]) -> bool:
-    """Whether each point of a series gets a marker."""
+    """Whether the points of a series have markers."""
     return len(series["x"]) <= _DENSE
 
 
 def number(value: float) -> str:
-    """Write a number in the fewest letters that keep four digits of it.
+    """Return a number as text with four significant digits.
 
     Example:
         >>> number(97.2461), number(0.00012), number(1234567.0), number(5)
@@ -55,7 +55,7 @@ def number(value: float) -> str:
 
 
 def tick_label(value: float, log: bool) -> str:
-    """Write the number at a tick: powers of ten past 1000 and 0.001 of a log axis with a superscript.
+    """Return the label of a tick; on a log axis, numbers outside 0.001 … 9000 as powers of ten.
 
     Example:
         >>> tick_label(1e-14, log=True), tick_label(0.001, log=True), tick_label(2e6, log=True)
@@ -70,23 +70,23 @@ def tick_label(value: float, log: bool) -> str:
 
 
 def extent(values: Iterable[float | None], log: bool) -> tuple[float, float]:
-    """Return the ends of an axis that shows these values with some air around them.
+    """Return the ends of an axis that shows these values, with a margin.
 
-    None and what is not finite are left out, and on a log axis what is not positive.
+    Values that are None or not finite are ignored, as are non-positive values on a log axis.
     """
-    there = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
-    if not there:
+    shown = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
+    if not shown:
         return (0.1, 10.0) if log else (0.0, 1.0)
-    low, high = min(there), max(there)
+    low, high = min(shown), max(shown)
     if log:
         low, high = math.log10(low), math.log10(high)
-    air = 0.04 * (high - low) or (0.5 if log else 0.1 * abs(low) or 0.5)
-    low, high = low - air, high + air
+    margin = 0.04 * (high - low) or (0.5 if log else 0.1 * abs(low) or 0.5)
+    low, high = low - margin, high + margin
     return (10.0**low, 10.0**high) if log else (low, high)
 
 
 def ticks(low: float, high: float, log: bool, most: int = 7) -> list[float]:
-    """Return about ``most`` round numbers between two, on a log axis powers of ten if it has two of them.
+    """Return up to about ``most`` round numbers between two; on a log axis powers of ten if two lie there.
 
     Example:
         >>> ticks(0.0, 1.0, log=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from normwise.lab.report.look import number
+from normwise.lab.report.plot_style import number
 
 __all__ = ["COLORS", "Scale", "heat_table", "scale_of", "text_color"]
 
-# 22 colours of cividis (Nuñez, Anderton & Renslow 2018), from low to high: it looks the same to
-# colour-blind readers, and its lightness grows evenly.
+# 22 colours of cividis (Nuñez, Anderton & Renslow 2018), from low to high. It looks the same to colour-blind
+# readers, and its lightness grows evenly.
 COLORS = (
     "#00224e", "#002b62", "#053371", "#213b6e", "#32436d", "#3f4c6c", "#4c556c", "#575d6d",
     "#62656f", "#6c6e72", "#777776", "#828079", "#8e8978", "#999277", "#a59c74", "#b1a570",
@@ -19,19 +19,19 @@ COLORS = (
 
 
 class Scale(NamedTuple):
-    """A scale of colours from ``low`` to ``high``; what is outside has the colour of the nearer end."""
+    """A colour scale from ``low`` to ``high``; values outside get the colour of the nearer end."""
 
     low: float
     high: float
 
     def color(self, value: float) -> str:
-        """Return the colour of a value, as #rrggbb."""
+        """Return the colour of a value as #rrggbb."""
         share = (value - self.low) / (self.high - self.low)
         return COLORS[min(max(int(share * len(COLORS)), 0), len(COLORS) - 1)]
 
 
 def scale_of(heat: dict[str, Any]) -> Scale:
-    """Return the scale of a heat map (``dataclasses.asdict`` of a HeatMap)."""
+    """Return the colour scale of a heat map (``dataclasses.asdict`` of a HeatMap)."""
     there = _numbers(heat) or [0.0]
     low = min(there) if heat["low"] is None else heat["low"]
     high = max(there) if heat["high"] is None else heat["high"]
@@ -39,7 +39,7 @@ def scale_of(heat: dict[str, Any]) -> Scale:
 
 
 def heat_table(heat: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of a heat map: rows of cells with colours, and the ends of the scale."""
+    """Return a heat map for the template: rows of coloured cells, and the ends of the colour scale."""
     scale = scale_of(heat)
     there = _numbers(heat)
     below, above = any(v < scale.low for v in there), any(v > scale.high for v in there)
@@ -57,7 +57,7 @@ def heat_table(heat: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_color(back: str) -> str:
-    """Return black or white, whichever has the greater contrast to ``back`` (WCAG 2.2; at least 4.5)."""
+    """Return black or white, whichever contrasts more with ``back`` (WCAG 2.2; at least 4.5)."""
     parts = [int(back[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Plots and heat maps as figures for a paper: SVG and PDF, with legend, on white."""
+"""Plots and heat maps as figures for papers: SVG and PDF with a legend on white."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from normwise.lab.report.heat import COLORS, scale_of, text_color
-from normwise.lab.report.look import PALETTE, color_of, extent, has_markers, number, tick_label, ticks
+from normwise.lab.report.heat_maps import COLORS, scale_of, text_color
+from normwise.lab.report.plot_style import PALETTE, color_of, extent, has_markers, number, tick_label, ticks
 
 __all__ = ["Figure", "heat_figure", "plot_figure"]
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # the shapes of normwise.lab.report.look, by their letters
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # matplotlib's codes for plot_style.SHAPES
 _INK = "#222222"
 
 
 class Figure(NamedTuple):
-    """A figure, twice; the same bytes each time it is made."""
+    """A figure in two formats; equal plots give equal bytes."""
 
     svg: str
     pdf: bytes
@@ -43,7 +43,7 @@ def plot_figure(plot: dict[str, Any]) -> Figure:
 
 
 def heat_figure(heat: dict[str, Any]) -> Figure:
-    """Return a heat map (``dataclasses.asdict`` of a HeatMap) as a figure; its first row is at the top."""
+    """Return a heat map (``dataclasses.asdict`` of a HeatMap) as a figure, first row at the top."""
     with _style():
         from matplotlib.colors import ListedColormap, Normalize
         from matplotlib.figure import Figure as Canvas
@@ -79,7 +79,7 @@ def _style() -> Iterator[None]:
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "normwise",
-        "pdf.fonttype": 42,  # what journals ask for
+        "pdf.fonttype": 42,  # TrueType, which journals require
         "text.parse_math": False,
         "font.family": "sans-serif",
         "font.size": 10,
@@ -106,7 +106,7 @@ def _saved(fig: Any) -> Figure:
 
 
 def _axis(axes: Any, which: str, values: list[float | None], log: bool) -> None:
-    """Give an axis the ends and ticks that it has in the page."""
+    """Give an axis the same ends and ticks as on the page."""
     low, high = extent(values, log)
     axis = getattr(axes, f"{which}axis")
     if log:
