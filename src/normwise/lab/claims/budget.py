@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from normwise.lab.data.text import BIBLE, FINGERPRINTS, NUMBERS
+from normwise.lab.runs.base import ImageRun
 from normwise.lab.runs.replay import ReplayRun
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
 
 __all__ = ["BUDGETS", "Budget"]
+
+R = TypeVar("R", bound=ImageRun)
 
 BUDGETS = ("quick", "full")
 FIRST_TUNING_SEED = 1000
@@ -52,6 +56,11 @@ class Budget:
     def at_least(self, seeds: int) -> tuple[int, ...]:
         """Return ``seeds`` of the budget, extended to at least this many."""
         return tuple(range(max(seeds, len(self.seeds))))
+
+    def images(self, run_class: type[R], **changes: Any) -> R:
+        """Return a run of another class on the images and with the network of :attr:`training`."""
+        shared = ("data", "fingerprint", "train_size", "image_size", "width")
+        return run_class(**{name: getattr(self.training, name) for name in shared} | changes)
 
     def seeds_for(self, member: str) -> tuple[int, ...]:
         """Return all seeds for the first member and three for the others, for claims with long sweeps."""

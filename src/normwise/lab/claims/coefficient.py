@@ -54,8 +54,8 @@ class Coefficient(Claim):
         f"cells of the map within {NEAR:g} points of the best of all rules (reported, not judged)."
     )
     rule = (
-        "Reproduced: for every member L2 loses more "
-        "than AWS, with an interval above 0. Partly: for some. Not reproduced: for none."
+        "Reproduced: for every member L2 loses more than AWS, with an interval above 0. Partly: for some. "
+        "Not reproduced: for none."
     )
 
     def runs(self) -> list[Run]:

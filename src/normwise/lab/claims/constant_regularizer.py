@@ -146,14 +146,8 @@ class ConstantRegularizer(Claim):
         return Exhibits(" ".join(sentences), plots, tables, [note])
 
     def _settings(self) -> dict[str, RegularizerRun]:
-        base = RegularizerRun(
-            data=self.budget.training.data,
-            fingerprint=self.budget.training.fingerprint,
-            train_size=self.budget.replaying.train_size,
-            image_size=self.budget.training.image_size,
-            width=self.budget.training.width,
-            batch_size=self.budget.replaying.batch_size,
-        )
+        like = self.budget.replaying
+        base = self.budget.images(RegularizerRun, train_size=like.train_size, batch_size=like.batch_size)
         base = replace(base, strength=3 / base.total_time * (1 - base.momentum))
         return {m: replace(base, member=m) for m in self.budget.members if m != "plain"}
 

@@ -38,10 +38,10 @@ class EffectiveLearningRate(Claim):
         "images, weight norm and batch norm, units of norm 1): L2 coupled as in torch.optim, explicit as in "
         "AdamW, L2 and AWS by their flows; coefficient 3/Σlr (coupled: times 1 − 0.9). And under Adam (β 0.9 "
         f"and 0.999, cosine from {ADAM_LR:g}): L2 explicit, which is AdamW's own decay, L2 and AWS by their "
-        "flows, coefficient 3/Σlr; coupled L2 has no replay there. Each against: the "
-        "replay, without decay, with the steps of normwise.theory.without_decay; the naive run, without "
-        "decay, with the same learning rates; and a twin with decay from a start that differs in one weight "
-        "by one unit in the last place, which shows how far rounding alone carries runs apart."
+        "flows, coefficient 3/Σlr; coupled L2 has no replay there. Each against: the replay, without decay, "
+        "with the steps of normwise.theory.without_decay; the naive run, without decay, with the same "
+        "learning rates; and a twin with decay from a start that differs in one weight by one unit in the "
+        "last place, which shows how far rounding alone carries runs apart."
     )
     statistic = (
         "The largest angle, over all units, steps and seeds, between the decayed run and the other, in "

@@ -58,9 +58,8 @@ class Equilibrium(Claim):
     title = "Where norms and rotations settle"
     source = (
         "The mechanism behind Li, Chen & Yang, AAAI 2020: decay modulates the effective learning rate "
-        "η/‖W‖². "
-        "Theory for L2: van Laarhoven, arXiv 1706.05350; Wan et al., arXiv 2006.08419; Kosson et al., arXiv "
-        "2305.17212; for the other rules: docs/theory.md."
+        "η/‖W‖². Theory for L2: van Laarhoven, arXiv 1706.05350; Wan et al., arXiv 2006.08419; Kosson et "
+        "al., arXiv 2305.17212; for the other rules: docs/theory.md."
     )
     question = (
         "At a constant learning rate, do the norm of each unit and its rotation in a step settle where "
@@ -70,11 +69,10 @@ class Equilibrium(Claim):
     arms = (
         f"L2, AWS, ε-shifted L2 (ε = {EPSILON:g}) and a sphere of radius {NORM:g} by their flows, SGD, "
         "without momentum (learning rate 0.1) and with 0.9 (0.01); with momentum also L2 and AWS coupled. "
-        f"All rules pull alike at norm {NORM:g}: decoupled at the rate 0.05, with momentum 0.5, coupled "
-        f"1 − 0.9 times that. Units start at norm {NORM:g}, 450 steps of batches of 25; the last 250 are "
+        f"All rules pull alike at norm {NORM:g}: decoupled at the rate 0.05, with momentum 0.5, coupled 1 − "
+        f"0.9 times that. Units start at norm {NORM:g}, 450 steps of batches of 25; the last 250 are "
         "measured. Of members but the first (full budget): L2, AWS, sphere, without momentum. Rates and "
-        "norms "
-        "are from pilots with other seeds; Adam is left out."
+        "norms are from pilots with other seeds; Adam is left out."
     )
     statistic = (
         "For each layer, the median over its units of measured/predicted norm, and of measured/predicted "
@@ -83,12 +81,11 @@ class Equilibrium(Claim):
         "layer over that of its slowest (medians over units)."
     )
     rule = (
-        f"A setting (member, rule, momentum, mode) agrees where, in every layer, both ratios lie in "
+        "A setting (member, rule, momentum, mode) agrees where, in every layer, both ratios lie in "
         f"{LOW[CALM]:g} … {HIGH:g} without momentum and in {LOW[HEAVY]:g} … {HIGH:g} with it, as successive "
         "gradients correlate. The order holds where, without momentum, the mean imbalance grows from L2 to "
         "AWS to sphere. Reproduced: all settings agree, and the order holds for every member. Partly: half "
-        "of "
-        "the settings agree, or the order holds for some member. Not reproduced: otherwise."
+        "of the settings agree, or the order holds for some member. Not reproduced: otherwise."
     )
 
     def runs(self) -> list[Run]:
@@ -217,19 +214,8 @@ class Equilibrium(Claim):
                 nw.L2(rate), to[arm.rule], norm=NORM, momentum=arm.momentum, to_mode=arm.mode
             )
         )
-        base = self.budget.training
-        return EquilibriumRun(
-            data=base.data,
-            fingerprint=base.fingerprint,
-            train_size=base.train_size,
-            image_size=base.image_size,
-            width=base.width,
-            member=member,
-            batch_size=25,
-            init_scale=NORM,
-            lr=lr,
-            momentum=arm.momentum,
-        ).with_rule(rule, arm.mode)
+        changes = {"member": member, "batch_size": 25, "init_scale": NORM, "lr": lr, "momentum": arm.momentum}
+        return self.budget.images(EquilibriumRun, **changes).with_rule(rule, arm.mode)
 
 
 _PLOTTED = {"norm": ("Norm", "norm"), "turn": ("Rotation per step", "angle (rad)")}

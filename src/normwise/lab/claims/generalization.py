@@ -45,8 +45,8 @@ class Generalization(Claim):
     statistic = (
         "(1) The number of test images that a replay answers differently. (2) Test accuracy of the sphere "
         "minus that of L2, paired by seed (8 seeds; full budget 20): two one-sided tests of equivalence "
-        f"within ±{MARGIN:g} point, a margin that was fixed beforehand, with the power of the test. "
-        "(3) The same for the control minus L2."
+        f"within ±{MARGIN:g} point, a margin that was fixed beforehand, with the power of the test. (3) The "
+        "same for the control minus L2."
     )
     rule = (
         "Reproduced: no test image is answered differently by any replay; for every member the sphere is "

@@ -59,7 +59,7 @@ class GlobalMinimum(Claim):
     rule = (
         f"L2 has no minimum where its loss is constant along the ray to {CONSTANT:g}, its objective least at "
         f"the smallest scale, and its norms still fall in the second half of descent, to at most {FALLING:g} "
-        f"of what they were. The ε-shift has one where its objective is least at ε, and descent ends within "
+        "of what they were. The ε-shift has one where its objective is least at ε, and descent ends within "
         f"{100 * SETTLED:g} % of ε and changes by less in its second half. Reproduced: both, for all members "
         "and seeds. Partly: one. Not reproduced: none. What AWS has is reported and not judged: the paper "
         "does not say."
@@ -137,15 +137,8 @@ class GlobalMinimum(Claim):
         return self.budget.seeds[: 3 if self.budget.full else 1]
 
     def _settings(self, member: str) -> dict[str, DescentRun]:
-        base = DescentRun(
-            data=self.budget.training.data,
-            fingerprint=self.budget.training.fingerprint,
-            train_size=100,
-            image_size=self.budget.training.image_size,
-            width=4,
-            batch_norm=False,
-            member=member,
-            scales=SCALES,
+        base = self.budget.images(
+            DescentRun, train_size=100, width=4, batch_norm=False, member=member, scales=SCALES
         )
         return {name: base.with_rule(rule) for name, rule in RULES.items()}
 

@@ -49,11 +49,11 @@ class Instability(Claim):
     arms = (
         "(a) Dead units: norm 1, gradient 0, 2500 steps of lr·λ = 0.05 by the flows of L2, AWS, ε-shift (ε = "
         "0.001) and a sphere, weights in float32, float16, bfloat16 (one seed: only the start is random). "
-        "(b) Large coefficients: L2 and AWS, 1, 10, 100, 1000 times the coefficient 3/Σlr (coupled: times "
-        "1 − 0.9), modes flow, explicit and coupled, 3 epochs of half of the images. (c) For the "
-        "first member, float16 autocast with a GradScaler and (full budget) bfloat16 autocast, initial norms "
-        "1e-4 and 1e4, L2 and AWS at 3/Σlr, 2 epochs. "
-        "(d) Over-trained: 100 images, batches of 25, 100 epochs, learning rate 0.4; no decay, L2, AWS."
+        "(b) Large coefficients: L2 and AWS, 1, 10, 100, 1000 times the coefficient 3/Σlr (coupled: times 1 "
+        "− 0.9), modes flow, explicit and coupled, 3 epochs of half of the images. (c) For the first member, "
+        "float16 autocast with a GradScaler and (full budget) bfloat16 autocast, initial norms 1e-4 and 1e4, "
+        "L2 and AWS at 3/Σlr, 2 epochs. (d) Over-trained: 100 images, batches of 25, 100 epochs, learning "
+        "rate 0.4; no decay, L2, AWS."
     )
     statistic = (
         "(a) The step at which torch's own weight normalisation is not finite. (b) Test accuracy, AWS minus "
@@ -67,8 +67,7 @@ class Instability(Claim):
         f"in mode flow AWS is ahead by {LOSS:g} points with an interval above 0 at some multiple from 10, "
         "and behind by as much with an interval below 0 at none. (c) holds where L2 has more runs that did "
         "not finish, or as many and more skipped steps. (d) holds where the interval is above 0. Reproduced: "
-        "all four, for every member. Partly: some. Not "
-        "reproduced: none."
+        "all four, for every member. Partly: some. Not reproduced: none."
     )
 
     def runs(self) -> list[Run]:

@@ -55,8 +55,8 @@ class NoTuning(Claim):
     order = 13
     title = "AWS with nothing tuned"
     source = (
-        "Not in the paper: AdaptiveWeightShrink.for_budget, which follows from the theory of AWS "
-        "(normwise's docs/theory.md and docs/decay.md)."
+        "Not in the paper: AdaptiveWeightShrink.for_budget, which follows from the theory of AWS (normwise's "
+        "docs/theory.md and docs/decay.md)."
     )
     question = (
         "Is AWS with the coefficient that follows from the schedule alone as good as L2 with a coefficient "

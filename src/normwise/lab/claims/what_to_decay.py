@@ -67,10 +67,10 @@ class WhatToDecay(Claim):
         "at √Σlr² (for_budget) times 0.1, 0.3, 1 or 3 (quick: 0.3, 1 or 3), chosen for each rule, object and "
         "learning rate by validation loss with other seeds. Learning rates 0.004, 0.01 and 0.025 (quick: "
         "0.01). Then, at 0.01 with the same coefficients, queries and keys, or embeddings and writers, start "
-        "10,000 times as large, which leaves the network's function as it is. A "
-        "control in the full budget: the same weights frozen. That must hurt, or it would do no harm that "
-        "large weights hardly turn. Pilots with seed 5000 only, at the learning rate 0.01, settled the "
-        "initialisation (with which freezing hurts), the length of a run and the range of multiples."
+        "10,000 times as large, which leaves the network's function as it is. A control in the full budget: "
+        "the same weights frozen. That must hurt, or it would do no harm that large weights hardly turn. "
+        "Pilots with seed 5000 only, at the learning rate 0.01, settled the initialisation (with which "
+        "freezing hurts), the length of a run and the range of multiples."
     )
     statistic = (
         "Test loss in nats a character, paired by seed (quick 3, full 5), with 95 % intervals by Student's "
