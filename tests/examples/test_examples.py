@@ -10,9 +10,7 @@ from examples import small_gpt, small_resnet
 
 
 def _shrunk(audit: nw.Audit) -> set[str]:
-    return {
-        p.name for p in audit.parameters if any("AdaptiveWeightShrink" in pull.source for pull in p.pulls)
-    }
+    return {p.name for p in audit.rows if any("AdaptiveWeightShrink" in pull.source for pull in p.pulls)}
 
 
 def test_the_small_gpt_learns_and_decays_its_stream_by_plan(caplog: pytest.LogCaptureFixture) -> None:

@@ -229,6 +229,69 @@ def _all_but(model: nn.Module, name: str) -> list[nn.Parameter]:
     return [p for n, p in model.named_parameters() if n != name]
 
 
+def _begun(steps: int) -> tuple[nn.Module, nw.Plan, Optimizer, LRScheduler]:
+    model, batches = made("resnet")
+    plan = nw.plan(model, batches)
+    optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1, momentum=0.9)
+    scheduler = CosineAnnealingLR(optimizer, 20)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    _step(optimizer, scheduler, steps)
+    return model, plan, optimizer, scheduler
+
+
+def _step(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_run_is_resumed_to_the_bit_by_attaching_before_loading() -> None:
+    model, plan, optimizer, scheduler = _begun(0)
+    decay = _attach(plan, optimizer, scheduler=scheduler, total_steps=20)
+    _step(optimizer, scheduler, 9)
+    saved = copy.deepcopy([x.state_dict() for x in (model, optimizer, scheduler, decay)])
+    _step(optimizer, scheduler, 11)
+
+    other, plan, optimizer, scheduler = _begun(0)
+    resumed = _attach(plan, optimizer, scheduler=scheduler, total_steps=20)
+    for target, state in zip((other, optimizer, scheduler, resumed), saved, strict=True):
+        target.load_state_dict(state)
+    assert resumed.rule == decay.rule
+    _step(optimizer, scheduler, 11)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_attaching_after_loading_warns_and_the_old_state_is_refused_with_the_remedy() -> None:
+    _, plan, optimizer, scheduler = _begun(0)
+    saved = _attach(plan, optimizer, scheduler=scheduler, total_steps=20).state_dict()
+    _, plan, optimizer, scheduler = _begun(15)
+    with pytest.warns(
+        UserWarning, match="optimizer has stepped and the scheduler is at step 15 .*before you"
+    ):
+        decay = _attach(plan, optimizer, scheduler=scheduler, total_steps=20)
+    with pytest.raises(ValueError, match=r"plan\.attach: before you load"):
+        decay.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+def test_a_fresh_optimizer_and_a_given_time_do_not_warn(make: Any) -> None:
+    _, plan = shared("resnet")
+    _attach(plan, make(plan.param_groups(), lr=0.1), total_steps=20).remove()
+    _, plan, optimizer, _ = _begun(5)
+    _attach(plan, optimizer, total_time=0.5)
+
+
+def test_steps_beyond_the_budget_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _, plan, optimizer, scheduler = _begun(0)
+    _attach(plan, optimizer, scheduler=scheduler, total_steps=3)
+    _step(optimizer, scheduler, 3)
+    assert caplog.messages == []
+    _step(optimizer, scheduler, 3)
+    (message,) = caplog.messages
+    assert "step 4: the attached decay was made for 3 steps" in message
+
+
 def test_schedules_that_cannot_be_simulated() -> None:
     _, plan = shared("resnet")
     optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)

@@ -63,7 +63,7 @@ def test_grouping_by_name_of_a_layer_norm_transformer_is_clean_but_what_it_does_
     assert found(audit)["effective learning rate only"] == stream
     # gains are not decayed and what balances them alone is: the first matrix of each mlp, the head
     assert found(audit)["one side of a pair"] == {"mlp.0.0.weight", "mlp.1.0.weight", "head.weight"}
-    by_name = {p.name: p for p in audit.parameters}
+    by_name = {p.name: p for p in audit.rows}
     angle = math.sqrt(2 * 1e-3 * 0.1 * (1 - 0.9) / (1 + 0.9))  # κ of AdamW
     assert by_name["emb.weight"].pulls[0].rotation == pytest.approx(angle)
     assert by_name["emb.weight"].pulls[0].settling == pytest.approx(1e4)
@@ -101,7 +101,7 @@ def test_decay_on_everything_says_which_part_of_it_regularises() -> None:
     assert {n for n in plan.verdicts if "bn" in n} < kinds["decayed vectors"]
     assert "stem.bias" not in kinds["decayed vectors"]
     assert kinds["no effect"] == {"stem.bias"}
-    by_name = {p.name: p for p in audit.parameters}
+    by_name = {p.name: p for p in audit.rows}
     angle = math.sqrt(2 * 0.1 * 5e-4 / (1 + 0.9))  # κ of coupled SGD
     assert by_name["stem.weight"].pulls[0].rotation == pytest.approx(angle)
     assert by_name["stem.weight"].pulls[0].coupling == "coupled"
@@ -118,7 +118,7 @@ def test_the_plan_with_its_decay_leaves_nothing_serious() -> None:
     plan.attach(optimizer, total_steps=100)
     audit = nw.audit(model, optimizer, batches)
     assert not any(finding.serious for finding in audit.findings)
-    embedding = next(p for p in audit.parameters if p.name == "emb.weight")
+    embedding = next(p for p in audit.rows if p.name == "emb.weight")
     assert embedding.decayed_by.startswith("AdaptiveWeightShrink ")
     assert set(found(audit)) == {"one side of a pair"}
     assert embedding.pulls[0].rotation is None  # it depends on the gradient
@@ -150,7 +150,7 @@ def test_a_frozen_parameter_is_not_missing() -> None:
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     audit = nw.audit(model, optimizer)
     assert found(audit) == {"undecayed weights": {"1.weight"}}
-    assert audit.parameters[0].decayed_by == "frozen"
+    assert audit.rows[0].decayed_by == "frozen"
 
 
 def test_frozen_parameters_in_the_optimizer_are_not_decayed() -> None:
@@ -160,15 +160,15 @@ def test_frozen_parameters_in_the_optimizer_are_not_decayed() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     audit = nw.audit(model, optimizer, [torch.randn(16, 6)])
     assert found(audit) == {"decayed vectors": {"2.bias"}}
-    assert [p.decayed_by for p in audit.parameters[:3]] == ["frozen"] * 3
-    assert audit.parameters[3].effect == "regularises"  # its partner in the pair is frozen
+    assert [p.decayed_by for p in audit.rows[:3]] == ["frozen"] * 3
+    assert audit.rows[3].effect == "regularises"  # its partner in the pair is frozen
     before = first.weight.clone()
     model(torch.randn(16, 6)).sum().backward()
     optimizer.step()
     assert torch.equal(first.weight, before)
     # a gradient from before the freezing is another matter: the optimizer steps with it
     first.weight.grad = torch.zeros_like(first.weight)
-    assert "weight_decay" in nw.audit(model, optimizer).parameters[0].decayed_by
+    assert "weight_decay" in nw.audit(model, optimizer).rows[0].decayed_by
     optimizer.step()
     assert not torch.equal(first.weight, before)
 
@@ -177,7 +177,7 @@ def test_decay_through_the_gradient_of_adam_is_divided() -> None:
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
     audit = nw.audit(model, torch.optim.Adam(model.parameters(), weight_decay=0.1))
     assert found(audit) == {"divided decay": {"0.weight"}}
-    assert audit.parameters[0].pulls[0].rotation is None
+    assert audit.rows[0].pulls[0].rotation is None
 
 
 def test_what_cannot_be_measured_is_said_to_be_unknown() -> None:
@@ -197,7 +197,7 @@ def test_tables_group_layers_and_fit_their_width() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "attn.{0-1}.q.weight" in text.replace("\n", "")
     assert len(audit.table(grouped=False).splitlines()) > len(text.splitlines()) / 2
-    assert repr(audit).startswith(f"Audit({len(audit.parameters)} parameters; ")
+    assert repr(audit).startswith(f"Audit({len(audit.rows)} parameters; ")
 
 
 def test_wrong_arguments_are_named() -> None:

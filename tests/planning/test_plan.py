@@ -290,7 +290,7 @@ def test_parameters_that_are_not_real_numbers_are_left_alone(dtype: torch.dtype)
     assert plan.verdicts["0.weight"] == "shrink"
     assert plan.treatments[0].cause == ("not real numbers" if dtype.is_complex else "frozen")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    assert nw.audit(model, optimizer, plan=plan).parameters[0].decayed_by in ("–", "frozen")
+    assert nw.audit(model, optimizer, plan=plan).rows[0].decayed_by in ("–", "frozen")
 
 
 def test_a_module_may_mark_its_parameters() -> None:

@@ -199,7 +199,8 @@ def check_state(saved: Any, present: dict[str, Any], groups: int) -> None:
         if saved[key] != present[key]:
             raise ValueError(
                 f"state_dict was made with {key}={_in_words(saved[key])}, and this Decay has "
-                f"{key}={_in_words(present[key])}: construct it as it was, or start without the old state"
+                f"{key}={_in_words(present[key])}: construct it as it was (plan.attach: before you load "
+                "optimizer and scheduler), or start without the old state"
             )
     if len(saved["units"]) != len(present["units"]):
         raise ValueError(

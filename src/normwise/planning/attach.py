@@ -31,6 +31,7 @@ def attach(
     kind: str | None,
     strength: float,
     announce: Callable[[str], None] | None,
+    total_steps: int | None,
 ) -> Decay:
     """Construct the Decay of a plan, and log what was chosen; see :meth:`normwise.planning.plan.Plan.attach`.
 
@@ -42,6 +43,7 @@ def attach(
         kind: See there.
         strength: See there.
         announce: See there.
+        total_steps: See there.
     """
     if not weights:
         raise ValueError(
@@ -79,7 +81,25 @@ def attach(
         if announce is not None:
             announce(note)
     decay._notes += notes
+    if total_steps is not None:
+        _watch(decay, total_steps)
     return decay
+
+
+def _watch(decay: Decay, total_steps: int) -> None:
+    """Log once when the optimizer steps beyond the steps that the coefficient was made for."""
+
+    def check(*_: object) -> None:
+        if decay.steps > total_steps:
+            handle.remove()
+            _logger.warning(
+                "step %d: the attached decay was made for %d steps and goes on with the same λ: give attach "
+                "the total_steps of the whole training",
+                decay.steps,
+                total_steps,
+            )
+
+    handle = decay.optimizer.register_step_post_hook(check)
 
 
 def _groups_of(weights: Sequence[tuple[Treatment, Tensor]], optimizer: Optimizer) -> list[int]:

@@ -24,16 +24,14 @@ class Audit:
     """The result of :func:`audit`.
 
     Attributes:
-        parameters: An :class:`~normwise.planning.pulls.AuditedParameter` for each parameter of the model,
+        rows: An :class:`~normwise.planning.pulls.AuditedParameter` for each parameter of the model,
             tied ones once.
         findings: What is worth saying, serious findings first; each has a kind, parameters and a remedy.
         plan: The plan behind the verdicts; None if the audit had neither batches nor a plan.
     """
 
-    def __init__(
-        self, parameters: list[AuditedParameter], findings: list[Finding], plan: Plan | None
-    ) -> None:
-        self.parameters, self.findings, self.plan = parameters, findings, plan
+    def __init__(self, rows: list[AuditedParameter], findings: list[Finding], plan: Plan | None) -> None:
+        self.rows, self.findings, self.plan = rows, findings, plan
 
     def table(self, *, grouped: bool = True, width: int = 100) -> str:
         """Return a table: what each parameter is, what decays it, and what that does.
@@ -42,9 +40,9 @@ class Audit:
             grouped: Whether layers of one pattern share a line.
             width: The longest line, in characters.
         """
-        groups = by_pattern((p.name, (p.is_what, p.decayed_by, p.effect), p) for p in self.parameters)
+        groups = by_pattern((p.name, (p.is_what, p.decayed_by, p.effect), p) for p in self.rows)
         if not grouped:
-            groups = [[parameter] for parameter in self.parameters]
+            groups = [[parameter] for parameter in self.rows]
         lines = []
         for members in groups:
             first = members[0]
@@ -58,7 +56,7 @@ class Audit:
 
     def __repr__(self) -> str:
         kinds = Counter(finding.kind for finding in self.findings)
-        return f"Audit({len(self.parameters)} parameters; {', '.join(kinds) or 'nothing to remark'})"
+        return f"Audit({len(self.rows)} parameters; {', '.join(kinds) or 'nothing to remark'})"
 
 
 def audit(
@@ -97,7 +95,7 @@ def audit(
         >>> result = audit(net, recipe, [torch.randn(8, 3)])
         >>> [finding.kind for finding in result.findings]
         ['decayed vectors', 'effective learning rate only', 'no effect']
-        >>> result.parameters[0].effect
+        >>> result.rows[0].effect
         'effective learning rate only: 0.42° a step'
     """
     if not isinstance(model, nn.Module):

@@ -69,12 +69,30 @@ def budgets_of(
             "the budget is missing: give scheduler= and total_steps=, or total_steps= alone for a constant "
             "rate, or total_time=Σlr"
         )
+    _warn_if_begun(optimizer, scheduler)
     if scheduler is None:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         budgets = [Budget(rate * total_steps, rate * rate * total_steps) for rate in rates]
         return budgets, f"over {total_steps} steps at the present rate"
     budgets = simulated_budgets(optimizer, scheduler, total_steps, interval)
     return budgets, f"over {total_steps} steps of {type(scheduler).__name__}, simulated on a copy"
+
+
+def _warn_if_begun(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    """Warn if the optimizer or the scheduler has stepped, as after loading a checkpoint."""
+    begun = []
+    # Adagrad's state has step 0 before the first step; the state of others is empty.
+    if any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state):
+        begun.append("the optimizer has stepped")
+    if getattr(scheduler, "last_epoch", 0) > 0:
+        begun.append(f"the scheduler is at step {scheduler.last_epoch}")  # type: ignore[union-attr]
+    if begun:
+        warnings.warn(
+            f"{' and '.join(begun)} already, so the coefficient is that of a training which begins now. To "
+            "resume, attach before you load the states of optimizer, scheduler and decay; to begin here, "
+            "give total_time=",
+            stacklevel=4,
+        )
 
 
 def simulated_budgets(

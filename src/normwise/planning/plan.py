@@ -217,7 +217,7 @@ class Plan:
         storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
         weights = [(t, self._named[t.name][1]) for t in self.treatments if t.verdict == Verdict.SHRINK]
         budgets, source = budgets_of(optimizer, total_time, scheduler, total_steps, scheduler_interval)
-        return attach(weights, optimizer, budgets, source, kind, strength, announce)
+        return attach(weights, optimizer, budgets, source, kind, strength, announce, total_steps)
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
         """Return a table: parameter, verdict, rule, reason.
