@@ -6,7 +6,9 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from normwise.units import Unit
 
 __all__ = ["Evidence", "Invariances", "SearchStats"]
 
@@ -132,6 +134,47 @@ class Invariances:
     def names(self) -> list[str]:
         """The name of every parameter, in the order of the model."""
         return list(self.evidence)
+
+    def units(self, model: nn.Module) -> list[Unit]:
+        """Return the units that are scale-invariant alone, for :class:`normwise.Decay`.
+
+        Decaying these units changes no output of the model. Frozen parameters are left out. So are rows or
+        columns of a partly invariant parameter that are invariant only in blocks (``evidence[name].blocks``):
+        decaying them one by one would change outputs.
+
+        Args:
+            model: The model that was searched, or one whose parameters have the same names and shapes.
+
+        Raises:
+            ValueError: The model has no parameter of this name, or its shape does not fit.
+
+        Example:
+            >>> import torch
+            >>> import normwise as nw
+            >>> net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.LayerNorm(5), nn.Linear(5, 3))
+            >>> nw.find_invariances(net, [torch.randn(16, 4)]).units(net)
+            [Unit((5, 4), dim=None)]
+        """
+        slices: dict[str, tuple[int | None, Tensor | None]] = {
+            name: (dim, None) for name, dim in self.scale_invariant.items()
+        }
+        for name, (dim, mask) in self.partial.items():
+            alone = mask.clone()
+            for start, stop in self.evidence[name].blocks:
+                alone[start:stop] = False
+            if alone.any():
+                slices[name] = dim, alone
+        params = dict(model.named_parameters())
+        missing = [name for name in slices if name not in params]
+        if missing:
+            raise ValueError(
+                f"model has no parameter {missing[0]!r}: give the model that find_invariances searched"
+            )
+        return [
+            Unit(params[name], *slices[name])
+            for name in self.names
+            if name in slices and params[name].requires_grad
+        ]
 
     def __str__(self) -> str:
         """Return the number of parameters with each verdict, and of symmetries, one per line."""
