@@ -3,17 +3,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.inspection import factories
 from typer.testing import CliRunner
 
 import normwise as nw
 from normwise import cli
+from normwise.inspection.batches import random_inputs
 from normwise.inspection.inspect import Inspection, inspect
 from normwise.inspection.models import load
 from normwise.inspection.terminal import text
@@ -114,6 +119,30 @@ def test_a_path_is_refused_before_the_script_runs(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match="is a path"):
         load("script.py:net")
     assert not (tmp_path / "ran").exists()
+
+
+def _refusal(call: Callable[[], object]) -> str:
+    """Return what a call says when it refuses, or nothing."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab0.:/\\\n é-", max_size=12))
+def test_any_name_of_a_factory_is_one_line(name: str) -> None:
+    refusal = _refusal(lambda: load(name))
+    assert refusal
+    assert "\n" not in refusal
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.from_regex(r"[0-9x,:intfloa643 \n-]{0,14}", fullmatch=True), min_size=1, max_size=2))
+def test_any_input_is_drawn_or_refused_in_one_line(texts: list[str]) -> None:
+    with mock.patch("normwise.inspection.batches._memory", return_value=10**6):  # 1 MB at most
+        assert "\n" not in _refusal(lambda: random_inputs(texts, torch.nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize(

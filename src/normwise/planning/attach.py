@@ -33,17 +33,10 @@ def attach(
     announce: Callable[[str], None] | None,
     total_steps: int | None,
 ) -> Decay:
-    """Construct the Decay of a plan, and log what was chosen; see :meth:`normwise.planning.plan.Plan.attach`.
+    """Construct the Decay for these parameters with the verdict "shrink", and log what was chosen.
 
-    Args:
-        weights: The parameters with the verdict "shrink", and their treatments.
-        optimizer: See there.
-        budgets: The budget of each param_group.
-        source: In words, where the budgets come from.
-        kind: See there.
-        strength: See there.
-        announce: See there.
-        total_steps: See there.
+    ``budgets`` are those of the param_groups, and ``source`` says where they come from. The other arguments are
+    those of :meth:`normwise.planning.plan.Plan.attach`.
     """
     if not weights:
         raise ValueError(

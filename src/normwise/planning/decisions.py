@@ -38,7 +38,8 @@ def decide(
     aliases = parameter_aliases(model)
     roles = {name: role_of(model, name, parameter) for name, parameter in parameters.items()}
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
-    symmetries = readable_symmetries(inv, lambda name: roles[name] == "weight", frozen)
+    fixed = {name for name, p in parameters.items() if name in frozen or not p.is_floating_point()}
+    symmetries = readable_symmetries(inv, lambda name: roles[name] == "weight", fixed)
     treatments = []
     for name, parameter in parameters.items():
         blank = Treatment(name, tuple(parameter.shape), role=roles[name], aliases=aliases[name])
