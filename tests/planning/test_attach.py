@@ -194,6 +194,12 @@ def test_what_cannot_be_attached_is_named_with_the_remedy() -> None:
         _attach(plan, total_steps=1.5)
     with pytest.raises(ValueError, match="total_time=-1"):
         _attach(plan, total_time=-1)
+    relative = torch.optim.SGD(plan.param_groups(), lr=0.1)
+    relative.param_groups[0]["lr"] = None  # as Adafactor with relative steps
+    for budget in ({"total_time": 1.0}, {"total_steps": 10}):
+        with pytest.raises(ValueError, match=r"param_groups\[0\] of SGD has lr=None"):
+            _attach(plan, relative, **budget)
+    assert nw.audit(model, relative, plan=plan).rows
     with pytest.raises(TypeError, match="optimizer must be"):
         _attach(plan, "sgd", total_steps=10)
     with pytest.raises(ValueError, match=r"'stem\.weight' would be decayed twice.*weight_decay=0\.1"):

@@ -58,6 +58,23 @@ def test_the_settings_are_those_of_the_group() -> None:
     assert decay_coupling(optimizer, 1) == "coupled"
 
 
+class _Wrapper(optim.Optimizer):
+    """Passes everything on to another optimizer, as accelerate's does."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+
+def test_a_wrapper_is_measured_as_the_optimizer_inside() -> None:
+    weights = [torch.nn.Parameter(torch.ones(3, 4))]
+    assert step_grows_with_gradient(_Wrapper(_Wrapper(optim.AdamW(weights)))) is False
+    assert step_grows_with_gradient(_Wrapper(optim.SGD(weights))) is True
+    assert decay_coupling(_Wrapper(optim.AdamW(weights, weight_decay=0.1))) == "decoupled"
+
+
 def test_what_needs_a_closure_cannot_be_measured() -> None:
     optimizer = optim.LBFGS([torch.nn.Parameter(torch.ones(3))])
     assert step_grows_with_gradient(optimizer) is None

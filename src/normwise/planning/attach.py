@@ -35,8 +35,8 @@ def attach(
 ) -> Decay:
     """Construct the Decay for these parameters with the verdict "shrink", and log what was chosen.
 
-    ``budgets`` are those of the param_groups, and ``source`` says where they come from. The other arguments are
-    those of :meth:`normwise.planning.plan.Plan.attach`.
+    ``budgets`` are those of the param_groups, and ``source`` says where they come from. The other arguments
+    are those of :meth:`normwise.planning.plan.Plan.attach`.
     """
     if not weights:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -51,10 +52,16 @@ def budgets_of(
         ValueError: The budget is missing or given twice, or the schedule cannot be simulated.
     """
     for name, value in (("total_steps", total_steps), ("scheduler_interval", interval)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{name} must be an int, not {value!r}")
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} is not allowed: give at least 1")
+    for k, group in enumerate(optimizer.param_groups):
+        if not isinstance(group.get("lr"), (Real, Tensor)):
+            raise ValueError(
+                f"param_groups[{k}] of {type(optimizer).__name__} has lr={group.get('lr')}, so the time of a "
+                'step is unknown: give the optimizer a learning rate, or use nw.Decay with clock="step"'
+            )
     if total_time is not None:
         if scheduler is not None or total_steps is not None:
             raise ValueError(

@@ -85,6 +85,8 @@ def _start() -> Tensor:
 
 def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float) -> list[Tensor] | None:
     """Return the path of a matrix that a second optimizer steps with a constant gradient."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # accelerate's wrapper
+        optimizer = inner
     settings: dict[str, Any] = {
         **{k: v for k, v in optimizer.param_groups[group].items() if k not in ("params", "param_names")},
         **_PLAIN,

@@ -214,7 +214,7 @@ def _equilibrium(
 ) -> tuple[float | None, float | None]:
     """Return the rotation at equilibrium under L2, and the number of steps until then."""
     group = optimizer.param_groups[k]
-    lr = max(float(group.get("lr", 0.0)), float(group.get("initial_lr", 0.0)))
+    lr = max(float(group.get("lr") or 0.0), float(group.get("initial_lr") or 0.0))
     if lr <= 0:
         return None, None
     if isinstance(optimizer, torch.optim.SGD) and not group["dampening"]:
