@@ -42,15 +42,15 @@ def with_gradient(function: object, w: Tensor, upstream: Tensor) -> tuple[Tensor
     return out.detach(), leaf.grad
 
 
-def error_in_ulp(found: Tensor, exact: Tensor, dim: int | None = 0) -> float:
-    """Return the largest error of a unit, relative to the unit's norm, in ULP of the type found."""
-    dims = reduced(found, dim)
-    assert found.isfinite().all(), "not finite although the true value is"
+def error_in_ulp(computed: Tensor, exact: Tensor, dim: int | None = 0) -> float:
+    """Return the largest error of a unit, relative to the unit's norm, in ULP of its type."""
+    dims = reduced(computed, dim)
+    assert computed.isfinite().all(), "not finite although the true value is"
     size = torch.linalg.vector_norm(exact, dim=dims)
-    error = torch.linalg.vector_norm(found.double() - exact, dim=dims)
+    error = torch.linalg.vector_norm(computed.double() - exact, dim=dims)
     assert bool((error[size == 0] == 0).all()), "not zero although the true value is"
     relative = torch.where(size == 0, 0.0, error / torch.where(size == 0, 1.0, size))
-    return float(relative.max()) / torch.finfo(found.dtype).eps
+    return float(relative.max()) / torch.finfo(computed.dtype).eps
 
 
 def originals(module: nn.Module, name: str = "weight") -> list[nn.Parameter]:

@@ -84,7 +84,7 @@ def test_every_form_loads_into_every_other(source: str, to: str, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["centered_weight_norm", "weight_standardization"])
 @pytest.mark.parametrize("gain", [False, True])
-def test_plain_weights_into_the_sisters(kind: str, gain: bool) -> None:
+def test_plain_weights_into_the_centered_members(kind: str, gain: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(5, 4)
     new, report = nw.upgrade_state_dict(plain.state_dict(), getattr(nw, kind)(nn.Linear(5, 4), gain=gain))

@@ -129,11 +129,11 @@ def test_folding_keeps_frozen_weights_frozen_and_other_parametrizations() -> Non
     torch.nn.utils.parametrize.register_parametrization(both, "bias", nn.Tanh())
     nw.weight_norm(both)
     bias = both.bias.detach().clone()
-    twin = copy.deepcopy(both)
+    copied = copy.deepcopy(both)
     assert nw.fold(both) == ["weight"]
     assert torch.nn.utils.parametrize.is_parametrized(both, "bias")
     torch.testing.assert_close(both.bias, bias)
-    twin(torch.randn(2, 4))
+    copied(torch.randn(2, 4))
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_skip_by_names_of_modules_and_weights_and_by_predicates() -> None:
     zero_mean = nn.Linear(4, 2)
     with torch.no_grad():
         zero_mean.weight.copy_(torch.tensor([[1.0, -1.0, 2.0, -2.0], [0.5, 0.5, -0.5, -0.5]]))
-    found = nw.convert(zero_mean, "weight_standardization", gain=True, preserve=True)
-    assert isinstance(found, Conversion)
-    assert found.not_preserved == ()
+    names = nw.convert(zero_mean, "weight_standardization", gain=True, preserve=True)
+    assert isinstance(names, Conversion)
+    assert names.not_preserved == ()
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -266,9 +266,9 @@ def test_the_optimizer_moves_along(optimizer_name: str, kind: str) -> None:
         model(x).square().mean().backward()
         optimizer.step()
     assert all(bool(p.isfinite().all()) for p in model.parameters())
-    twin = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
-    nw.convert(twin, kind, skip=["2"])
-    resumed = OPTIMIZERS[optimizer_name](_groups(twin, optimizer_name == "adamw"))
+    rebuilt = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    nw.convert(rebuilt, kind, skip=["2"])
+    resumed = OPTIMIZERS[optimizer_name](_groups(rebuilt, optimizer_name == "adamw"))
     resumed.load_state_dict(optimizer.state_dict())
     assert resumed.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
 

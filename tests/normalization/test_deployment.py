@@ -101,8 +101,8 @@ def test_onnx_export_after_folding(tmp_path: Path) -> None:
     assert program is not None
     program.save(str(tmp_path / "model.onnx"))
     graph = onnx.load(tmp_path / "model.onnx")
-    (found,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: x.numpy()})
-    np.testing.assert_allclose(np.asarray(found, np.float32), y.detach().numpy(), rtol=1e-4, atol=1e-5)
+    (computed,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(np.asarray(computed, np.float32), y.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
@@ -145,8 +145,8 @@ def test_ddp_and_fsdp_train_as_one_process_does(tmp_path: Path) -> None:
 
 def test_double_conversion_of_a_copy_leaves_the_original_alone() -> None:
     model = network("weight_norm")
-    twin = copy.deepcopy(model)
-    nw.fold(twin)
-    nw.convert(twin, "centered_weight_norm")
+    copied = copy.deepcopy(model)
+    nw.fold(copied)
+    nw.convert(copied, "centered_weight_norm")
     assert len(originals(model[0])) == 2
-    assert weight_of(model[0]).shape == weight_of(twin[0]).shape
+    assert weight_of(model[0]).shape == weight_of(copied[0]).shape

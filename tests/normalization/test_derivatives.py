@@ -66,9 +66,9 @@ def test_gradient_penalty_is_right_where_torchs_kernel_is_not() -> None:
     leaves = originals(layer)[::-1]
     layer.bias.data.zero_()
     gradient = torch.autograd.grad(torch.tanh(layer(x)).sum(), leaves, create_graph=True)[0]
-    found = torch.autograd.grad(gradient.square().sum(), leaves)
+    computed = torch.autograd.grad(gradient.square().sum(), leaves)
     expected = torch.autograd.grad(penalty(*leaves), leaves)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(computed, expected)
 
 
 def second_order(
@@ -114,11 +114,13 @@ def test_two_differentiated_passes_over_one_graph() -> None:
     leaves = rows("contiguous")
     out, exact = normalize(*leaves, ROWS), exact_forward(*leaves, ROWS)
     for upstream in (torch.randn_like(out), torch.randn_like(out)):
-        found, expected = (torch.autograd.grad(o, leaves, upstream, create_graph=True) for o in (out, exact))
-        torch.testing.assert_close(found, expected)
-        penalties = [torch.cat([g.flatten() for g in some]).square().sum() for some in (found, expected)]
-        found, expected = (torch.autograd.grad(p, leaves, retain_graph=True) for p in penalties)
-        torch.testing.assert_close(found, expected)
+        computed, expected = (
+            torch.autograd.grad(o, leaves, upstream, create_graph=True) for o in (out, exact)
+        )
+        torch.testing.assert_close(computed, expected)
+        penalties = [torch.cat([g.flatten() for g in some]).square().sum() for some in (computed, expected)]
+        computed, expected = (torch.autograd.grad(p, leaves, retain_graph=True) for p in penalties)
+        torch.testing.assert_close(computed, expected)
     plain = torch.autograd.grad(out, leaves, upstream)  # and one that is not, last
     torch.testing.assert_close(plain, torch.autograd.grad(exact, leaves, upstream))
     assert not any(g.requires_grad for g in plain)
@@ -153,8 +155,8 @@ def test_a_torch_without_a_private_name_gives_the_same_derivatives(
             patch.delattr(owner, name)
         exec(source, module.__dict__)
     assert not module._HAS_PRIVATE_NAMES
-    found = second_order(lambda v, g: module.normalize(v, g, ROWS), leaves)
-    torch.testing.assert_close(found, expected)
+    computed = second_order(lambda v, g: module.normalize(v, g, ROWS), leaves)
+    torch.testing.assert_close(computed, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,9 +199,9 @@ def test_compiled_in_one_graph_at_every_scale(kind: str) -> None:
     w, upstream = torch.randn(4, 9), torch.randn(4, 9)
     w[1] = 0.0
     for scale in (1e-30, 1.0, 1e30):
-        found = with_gradient(compiled, w * scale, upstream)
+        computed = with_gradient(compiled, w * scale, upstream)
         exact = with_gradient(lambda v: reference(kind, v), (w * scale).double(), upstream.double())
-        assert max(error_in_ulp(f, e) for f, e in zip(found, exact, strict=True)) < 4
+        assert max(error_in_ulp(f, e) for f, e in zip(computed, exact, strict=True)) < 4
 
 
 def test_compiled_layer_by_inductor() -> None:

@@ -196,8 +196,8 @@ def test_an_initialisation_of_any_layer_is_never_silently_lost(
 ) -> None:
     layer, x = build(), torch.randn(3, 2, 4)
     nw.convert(layer, "weight_norm")
-    owner, _, own_name = name.rpartition(".")
-    nn.init.orthogonal_(weight_of(layer.get_submodule(owner), own_name))
+    owner, _, last = name.rpartition(".")
+    nn.init.orthogonal_(weight_of(layer.get_submodule(owner), last))
     with pytest.raises(RuntimeError, match=f"{name}.* was changed in place"):
         use(layer, x)
 
@@ -255,13 +255,13 @@ def test_attention_projections() -> None:
 def test_removal_by_torch_leaves_nothing_of_ours_behind() -> None:
     torch.manual_seed(0)
     layer, x = nw.weight_norm(nn.Linear(9, 4)), torch.randn(2, 9)
-    y, twin = layer(x), copy.deepcopy(layer)
+    y, copied = layer(x), copy.deepcopy(layer)
     parametrize.remove_parametrizations(layer, "weight")
     assert type(layer) is nn.Linear
     assert not any(value for key, value in vars(layer).items() if "hooks" in key)
     torch.testing.assert_close(layer(x), y)
     pickle.loads(pickle.dumps(layer.requires_grad_(False)))
-    assert type(twin) is not nn.Linear
+    assert type(copied) is not nn.Linear
 
 
 @pytest.mark.parametrize(
@@ -321,8 +321,8 @@ def test_members_are_recognised_ours_and_torchs_old_and_new() -> None:
             "plain": nn.Linear(5, 5),
         }
     )
-    found = {name: (m.kind, m.dim, m.gain, m.form) for name, m in members(model).items()}
-    assert found == {
+    recognised = {name: (m.kind, m.dim, m.gain, m.form) for name, m in members(model).items()}
+    assert recognised == {
         "ours.weight": ("centered_weight_norm", 1, True, "parametrization"),
         "new.weight": ("weight_norm", None, True, "parametrization"),
         "spectral.weight": ("spectral_norm", None, False, "parametrization"),

@@ -157,11 +157,11 @@ def _extract(checkpoint: object, known: set[str]) -> tuple[tuple[str, ...], str,
         raise ValueError(f"state_dict contains several that fit the model, {names}: pass one of them alone")
     else:
         path, prefix = chosen[0]
-    found: Any = checkpoint
+    nested: Any = checkpoint
     for key in path:
-        found = found[key]
-    flat = {_cleaned(key.removeprefix(prefix), known): value for key, value in found.items()}
-    if len(flat) != len(found):
+        nested = nested[key]
+    flat = {_cleaned(key.removeprefix(prefix), known): value for key, value in nested.items()}
+    if len(flat) != len(nested):
         raise ValueError(
             f"state_dict has keys with and without the prefix {prefix or '_orig_mod.'!r}: pass one kind"
         )
