@@ -127,7 +127,9 @@ def test_folding_keeps_frozen_weights_frozen_and_other_parametrizations() -> Non
     assert not layer.weight.requires_grad
     both = nn.Linear(4, 3)
     torch.nn.utils.parametrize.register_parametrization(both, "bias", nn.Tanh())
+    plain = copy.deepcopy(both)  # shares the class with the original
     nw.weight_norm(both)
+    assert isinstance(plain.weight, nn.Parameter)
     bias = both.bias.detach().clone()
     copied = copy.deepcopy(both)
     assert nw.fold(both) == ["weight"]

@@ -44,9 +44,8 @@ except ImportError:  # then `exact_forward` evaluates everything: the same resul
 # 1/std³, so its range is narrower.
 _LOW, _HIGH = 1e-8, 1e8
 _LOW_STD, _HIGH_STD = 1e-4, 1e4
-# The fused layer norm expands (v − mean)/std. Up to these |mean|/std it loses at most about two bits. For the
-# half types it rounds mean and std to half.
-_MEAN_OVER_STD, _MEAN_OVER_STD_HALF = 4.0, 1.0
+# The fused layer norm expands (v − mean)/std. Up to this |mean|/std it loses at most about two bits.
+_MEAN_OVER_STD = 4.0
 # The fused weight norm sums float32 squares sequentially: on longer rows its error exceeds a few ULP.
 _LONGEST_ROW = 16384
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -113,11 +112,16 @@ def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | No
     if dim != 0:
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
         gain = None if gain is None else gain.reshape([-1] + [1] * (rows.ndim - 1))
-    kernel = _layer_norm if center else _weight_norm
-    out = kernel(rows, gain, factor)
-    if out is None:
-        scaled = _scale_to_one(rows, gain, center)
-        out = None if scaled is None else kernel(*scaled, factor)
+    if weight.dtype.itemsize == 2 and (center or weight.numel() > _LONGEST_ROW * len(rows)):
+        # The kernel of layer norm would round mean and std to half precision.
+        out = _fused(rows.float(), None if gain is None else gain.float(), formula._replace(dim=0))
+        out = None if out is None else out.to(weight.dtype)
+    else:
+        kernel = _layer_norm if center else _weight_norm
+        out = kernel(rows, gain, factor)
+        if out is None:
+            scaled = _scale_to_one(rows, gain, center)
+            out = None if scaled is None else kernel(*scaled, factor)
     if out is None or dim == 0:
         return out
     return out.reshape(weight.shape) if dim is None else out.movedim(0, dim).contiguous()
@@ -128,8 +132,6 @@ def _weight_norm(rows: Tensor, gain: Tensor | None, _: float) -> Tensor | None:
     g = rows.new_ones([len(rows)] + [1] * (rows.ndim - 1)) if gain is None else gain.contiguous()
     out: Tensor
     if rows.numel() > _LONGEST_ROW * g.numel():
-        if rows.dtype.itemsize == 2:
-            return None
         square = (rows * rows).sum(list(range(1, rows.ndim)), keepdim=True)
         out, norms = rows * (g * square.rsqrt()), square.detach().sqrt()
     else:
@@ -151,11 +153,10 @@ def _layer_norm(rows: Tensor, gain: Tensor | None, factor: float) -> Tensor | No
     low, high = (bound.item() for bound in torch.aminmax(inverse_std))
     if not (low > 1 / _HIGH_STD and high < 1 / _LOW_STD) or not (gain is None or _is_ordinary(gain)):
         return None
-    furthest = _MEAN_OVER_STD_HALF if rows.dtype.itemsize == 2 else _MEAN_OVER_STD
     low_mean, high_mean = torch.aminmax(mean)
     # The bound over all rows comes first: it needs no further operation and almost always suffices.
-    near = max(high_mean.item(), -low_mean.item()) * high < furthest
-    if not (near or (mean * inverse_std).abs().max().item() < furthest):
+    near = max(high_mean.item(), -low_mean.item()) * high < _MEAN_OVER_STD
+    if not (near or (mean * inverse_std).abs().max().item() < _MEAN_OVER_STD):
         return None
     if gain is None and factor == root:
         return out
@@ -176,8 +177,6 @@ def _scale_to_one(rows: Tensor, gain: Tensor | None, center: bool) -> tuple[Tens
     A row without a direction is replaced by one with a direction and a gain of 0, so that it gives zeros and
     receives a zero gradient. Return None where this does not help: gains or entries span too large a range.
     """
-    if center and rows.dtype.itemsize == 2:  # subtracting the first entry would round to half precision
-        return None
     like_rows = [-1] + [1] * (rows.ndim - 1)
     with torch.no_grad():
         flat = rows.flatten(1)
