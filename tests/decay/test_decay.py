@@ -236,7 +236,7 @@ def test_a_copied_optimizer_decays_on(mode: str, copied: Callable[[Any], Any]) -
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["6 rows of 1 parameter", '"lr":', '"norm":', "w ← w·φ(n, t)/n", "every    step"]),
+        ({}, ["6 rows of 1 parameter", '"lr":', '"norm":', "w ← w·φ(n, t)/n", "every    1 step"]),
         ({"dim": None, "every": 8, "measure": "rms"}, ["1 whole tensors", '"rms":', "8 steps", "flush()"]),
         ({"dim": 1, "mode": "coupled"}, ["5 columns of 1 parameter", "clock    none", "∇ + c(n)·w"]),
         (

@@ -255,7 +255,7 @@ class Decay:
             ("mode", _MODES[self.mode]),
             (
                 "every",
-                "step"
+                "1 step"
                 if self.every == 1
                 else f"{self.every} steps, for the sum of their times; flush() applies it at once",
             ),

@@ -61,7 +61,8 @@ def attach(
     decay = Decay(optimizer, rule, units, measure=measure, compensated=half)
     several = f" (the groups differ by a factor of {spread:.3g}: their mean)" if spread > 1.001 else ""
     notes = [
-        f"Adaptive Weight Shrink sets the effective learning rate of {len(units)} scale-invariant parameters",
+        f"Adaptive Weight Shrink sets the effective learning rate of {len(units)} scale-invariant "
+        f"parameter{'s' if len(units) != 1 else ''}",
         f"time: Σlr = {budget.time:.4g} {source}{several}",
         f'measure: "{measure}", as the steps of {type(optimizer).__name__} {steps}',
         f"reference: {reference:.4g}, {why}",

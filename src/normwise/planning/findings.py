@@ -188,7 +188,7 @@ def _about_effects(parameters: Sequence[AuditedParameter]) -> Iterable[Finding]:
         _names(decayed, lambda p: p.verdict == Verdict.BALANCE and not with_pull & {*p.against}),
         "decayed while the other side of the +1/−1 pair is not, so size moves to the other side and the "
         "product keeps it",
-        "nothing, where the other side is a gain: that is the usual choice",
+        "no change needed where the other side is a gain: that is the usual choice",
     )
 
 
