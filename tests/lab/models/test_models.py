@@ -52,7 +52,7 @@ def test_directions_are_one_weight_per_convolution_and_never_the_head(member: st
 def test_what_is_not_possible_is_said() -> None:
     with pytest.raises(ValueError, match="member='spectral' is not known: choose from weight_norm, "):
         ConvNet("spectral")
-    with pytest.raises(ValueError, match='member="plain" is not normalised at all without batch norm'):
+    with pytest.raises(ValueError, match='member="plain" without batch norm is not normalised at all'):
         ConvNet("plain", batch_norm=False)
 
 
