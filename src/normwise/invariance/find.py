@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,12 +23,13 @@ from normwise.invariance.probe import (
     JITTER,
     NonFiniteOutputsError,
     Probe,
+    ProbeMode,
     check_model,
     preserved_random_state,
 )
 from normwise.invariance.rescale_check import RescaleCheck, replace_values, scale_units, shift_units
 from normwise.invariance.result import Evidence, Invariances, SearchStats
-from normwise.invariance.scale_gradients import ScaleGradients, scale_gradients
+from normwise.invariance.scale_gradients import scale_gradients
 from normwise.invariance.verdicts import DraftVerdicts, EpsPasses, Thresholds, draft_verdicts
 
 __all__ = ["find_invariances"]
@@ -37,6 +39,9 @@ DOUBLE_UP_TO = 1 << 27
 DOUBLE_UP_TO_HALF = 1 << 24  # for half-precision models, which need a quarter of the memory themselves
 MAX_BATCHES = 8
 POINTS, COTANGENTS = 2, 4  # verdicts: generic points with shrunk eps, and backward passes at each
+DRAWN_SEEDS = range(2, 8)  # points with the model's random draws, if it has any that the probe fixes
+BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal dies at the others
+NUDGE, NUDGED_COTANGENTS = 1e-4, 2
 _CHECK_SEEDS = (0, 1)
 
 
@@ -162,19 +167,19 @@ class _Search:
 
     def run(self, joint: bool) -> Invariances:
         """Return the result."""
-        rows, divided, draft = self._draft(joint)
+        passes, divided, draft = self._draft(joint)
         self._decide_silent(draft)
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._record(draft)
         if joint:
             find_joint(
-                self._probe, rows, divided, self._result, self._thresholds, self._check, self._bar.update
+                self._probe, passes, divided, self._result, self._thresholds, self._check, self._bar.update
             )
         self._result.stats.trials = self._check.passes
         return self._result
 
-    def _draft(self, joint: bool) -> tuple[list[ScaleGradients], list[list[Part]], DraftVerdicts]:
+    def _draft(self, joint: bool) -> tuple[EpsPasses, list[list[Part]], DraftVerdicts]:
         """Return the backward passes, the parameters that may divide into parts, and draft verdicts."""
         outside: dict[int, str] = {}
         passes = EpsPasses()
@@ -182,12 +187,18 @@ class _Search:
             self._add_passes(passes, seed, outside)
         self._add_passes(passes, 0, outside)
         self._add_passes(passes, 0, None)
-        if not all((row.reached == passes.shrunk[0].reached).all() for row in passes.shrunk):
-            self._probe.keep_branches = False  # modules that random draws left out may be drawn now
-            self._add_passes(passes, POINTS, outside)
-            self._add_passes(passes, POINTS, None)
-            self._probe.keep_branches = True
-        self._result.stats.passes = len(passes.shrunk) + len(passes.real)
+        if self._probe.fixes_draws or not all(
+            (row.reached == passes.shrunk[0].reached).all() for row in passes.shrunk
+        ):
+            self._add_passes_in(ProbeMode(keep_branches=False), DRAWN_SEEDS, passes, outside)
+        if passes.faint(self._thresholds):
+            self._probe.nudge = NUDGE
+            everything = set(range(len(self._probe.parameters)))
+            passes.nudged = list(scale_gradients(self._probe, 1, NUDGED_COTANGENTS, everything))
+            self._probe.nudge = 0.0
+        if passes.signal_dies(self._thresholds):
+            self._add_passes_in(ProbeMode(balanced=True), BALANCED_SEEDS, passes, outside)
+        self._result.stats.passes = len(passes.shrunk) + len(passes.real) + len(passes.nudged)
         shapes = [p.shape for p in self._probe.parameters]
         if not any(row.reached.any() for row in passes.shrunk) and not outside:
             raise ValueError(
@@ -200,9 +211,22 @@ class _Search:
             names = self._probe.names
             divided = propose_parts(passes.shrunk, names, shapes, candidates, self._thresholds)
         indices = {parts[0].index for parts in divided}
-        for row in passes.shrunk:
+        for row in passes.shrunk + passes.real:
             row.units = {place: sums for place, sums in row.units.items() if place[0] in indices}
-        return passes.shrunk, divided, draft
+        return passes, divided, draft
+
+    def _add_passes_in(
+        self, mode: ProbeMode, seeds: range, passes: EpsPasses, outside: dict[int, str]
+    ) -> None:
+        """Add backward passes in another mode, at more points if some parameters stay invisible."""
+        self._probe.mode = mode
+        for seed in seeds:
+            self._check.modes[seed] = mode
+            self._add_passes(passes, seed, outside)
+            if seed > seeds[0] and passes.visible(self._thresholds).all():
+                break
+        self._add_passes(passes, seed, None)
+        self._probe.mode = ProbeMode()
 
     def _add_passes(self, passes: EpsPasses, seed: int, outside: dict[int, str] | None) -> None:
         """Add backward passes with shrunk eps; without ``outside``, at the model's eps."""
@@ -224,6 +248,10 @@ class _Search:
         by_sign = self._changes_by_replacement([k for k in draft.silent if k not in by_size], signs=True)
         # A dead parameter wakes up near zero; if a norm removes its size, only its sign matters.
         by_any_size = self._changes_by_replacement(list(by_sign), decades=6.0)
+        changed = self._changes_by_replacement(draft.canceling, signs=True)
+        for k in set(draft.canceling) - changed.keys():
+            draft.evidence[k] = Evidence("no effect")
+            draft.masks.pop(k, None)
         for k in draft.silent:
             if k in by_sign and k not in by_any_size:
                 draft.evidence[k] = self._only_signs_matter(k)
@@ -266,23 +294,43 @@ class _Search:
                 items.append(_Rescaling(k, evidence.dim, draft.masks.get(k), tuple(evidence.blocks)))
         failures = self._check.failures(items, self._rescale, _touched, self._thresholds.unchanged)
         for position, change in failures.items():
-            k = items[position].index
-            draft.masks.pop(k, None)
-            evidence = draft.evidence[k]
-            evidence.verdict, evidence.dim = "undetermined", None
-            evidence.reason = (
-                f"its gradient says invariant, but rescaling changes the outputs by {change:.0e}"
+            self._refute(
+                draft,
+                items[position].index,
+                "undetermined",
+                f"its gradient says invariant, but rescaling changes the outputs by {change:.0e}",
+            )
+        if not self._probe.shrinks_constants:
+            return
+        items = [item for position, item in enumerate(items) if position not in failures]
+        double = functools.partial(self._rescale, doublings=1)
+        failures = self._check.failures(
+            items, double, _touched, self._thresholds.real_constants, real_constants=True
+        )
+        for position, change in failures.items():
+            self._refute(
+                draft,
+                items[position].index,
+                "not invariant",
+                "it would be invariant without the small constants that the model adds; with them, a factor "
+                f"of two changes the outputs by {change:.0e}",
             )
 
-    def _rescale(self, item: _Rescaling, generator: torch.Generator) -> None:
+    def _refute(self, draft: DraftVerdicts, k: int, verdict: str, reason: str) -> None:
+        draft.masks.pop(k, None)
+        evidence = draft.evidence[k]
+        evidence.verdict, evidence.dim, evidence.reason = verdict, None, reason
+        evidence.invariant_units, evidence.blocks = 0, []
+
+    def _rescale(self, item: _Rescaling, generator: torch.Generator, doublings: int = 3) -> None:
         weight = self._probe.parameters[item.index]
         one_by_one = item.mask
         if item.dim is not None and item.mask is not None:
             one_by_one = item.mask.clone()
             for a, b in item.blocks:
                 one_by_one[a:b] = False
-                scale_units(weight.narrow(item.dim, a, b - a), None, generator)
-        scale_units(weight, item.dim, generator, one_by_one)
+                scale_units(weight.narrow(item.dim, a, b - a), None, generator, doublings=doublings)
+        scale_units(weight, item.dim, generator, one_by_one, doublings=doublings)
 
     def _confirm_shifts(self, draft: DraftVerdicts) -> None:
         items = [

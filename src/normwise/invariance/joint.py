@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normwise.invariance.parts import Part, merge_parts
-from normwise.invariance.probe import Probe
+from normwise.invariance.probe import Probe, ProbeMode
 from normwise.invariance.rescale_check import RescaleCheck
 from normwise.invariance.result import Invariances
 from normwise.invariance.scale_gradients import Array, ScaleGradients, scale_gradients
@@ -23,7 +23,7 @@ from normwise.invariance.symmetries import (
     null_space,
     numerical_rank,
 )
-from normwise.invariance.verdicts import Thresholds
+from normwise.invariance.verdicts import EpsPasses, Thresholds
 
 __all__ = ["find_joint"]
 
@@ -45,6 +45,13 @@ class _Column:
             return float(row.sums[self.index])
         units = row.units.get((self.index, self.part.dim))
         return 0.0 if units is None else float(self._of_part(units.scale).sum())
+
+    def squares_of(self, row: ScaleGradients) -> float:
+        """Return Σ(wg)² in one backward pass."""
+        if self.part is None:
+            return float(row.squares[self.index])
+        units = row.units.get((self.index, self.part.dim))
+        return 0.0 if units is None else float(self._of_part(units.scale_squares).sum())
 
     def has_own_scale(self, rows: Sequence[ScaleGradients], thresholds: Thresholds) -> bool:
         """Return whether a part has an effect and is not invariant alone."""
@@ -72,7 +79,7 @@ class _Column:
 
 def find_joint(
     probe: Probe,
-    rows: list[ScaleGradients],
+    passes: EpsPasses,
     divided: list[list[Part]],
     result: Invariances,
     thresholds: Thresholds,
@@ -83,7 +90,7 @@ def find_joint(
 
     Args:
         probe: The probe.
-        rows: The backward passes of the verdicts, with the sums over units of the parameters in ``divided``.
+        passes: The backward passes of the verdicts, with the sums over units of parameters in ``divided``.
         divided: Parameters that may divide into parts.
         result: Contains the verdicts; receives the symmetries.
         thresholds: The thresholds.
@@ -95,14 +102,17 @@ def find_joint(
     ]
     if not members:
         return
+    rows = passes.shrunk
     columns = _columns(members, divided, rows, thresholds)
     # Without the gradients of all other weights, a convolution saves half of its backward pass.
     others = [p for k, p in enumerate(probe.parameters) if k not in set(members)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        matrix = _matrix_of_full_rank(probe, rows, columns, members, thresholds, report)
+        balanced = any(mode.balanced for mode in check.modes.values())
+        matrix = _matrix_of_full_rank(probe, rows, columns, members, thresholds, report, balanced=balanced)
     finally:
+        probe.mode = ProbeMode()
         for parameter in others:
             parameter.requires_grad_(True)
     result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, thresholds.null)
@@ -119,12 +129,23 @@ def find_joint(
         )
     confirmed, rejected = _confirmed(probe, basis, columns, check, thresholds)
     result.parts = _divided_parts(confirmed, columns, probe.names)
+    groups = jointly_invariant_groups(confirmed)
     for symmetries, exponent_vectors in (
         (result.joint, confirmed),
         (result.unconfirmed_joint, rejected),
-        (result.groups, jointly_invariant_groups(confirmed)),
+        (result.groups, groups),
     ):
         symmetries += [_by_name(e, columns, result.parts, probe.names) for e in exponent_vectors]
+    result.joint_residuals = [_residual(e, columns, passes.real) for e in confirmed]
+    result.group_residuals = [_residual(e, columns, passes.real) for e in groups]
+
+
+def _residual(exponents: Integers, columns: Sequence[_Column], rows: Sequence[ScaleGradients]) -> float:
+    """Return |Σ e·Σwg| / √Σ e²·Σ(wg)² over the members of a symmetry."""
+    sums = np.array([[column.sum_of(row) for column in columns] for row in rows])
+    squares = np.array([[column.squares_of(row) for column in columns] for row in rows])
+    size = float(np.sum(squares @ exponents**2))
+    return float(np.linalg.norm(sums @ exponents)) / size**0.5 if size else float("nan")
 
 
 def _columns(
@@ -149,6 +170,8 @@ def _matrix_of_full_rank(
     members: Sequence[int],
     thresholds: Thresholds,
     report: Callable[[str, int, int], None],
+    *,
+    balanced: bool,
 ) -> Array:
     """Return Σwg, passes × columns, with passes added until the last eight did not increase the rank."""
     matrix = np.array([[column.sum_of(row) for column in columns] for row in rows])
@@ -159,6 +182,8 @@ def _matrix_of_full_rank(
         rank = numerical_rank(matrix, thresholds.null)
         if len(earlier) and numerical_rank(earlier, thresholds.null) == rank:
             return matrix
+        # with and without random draws in turn
+        probe.mode = ProbeMode(keep_branches=not probe.fixes_draws or seed % 2 == 0, balanced=balanced)
         new_rows = scale_gradients(probe, seed, _COTANGENTS, per_unit, moved=members)
         matrix = np.concatenate(
             [matrix, np.array([[column.sum_of(row) for column in columns] for row in new_rows])]
@@ -199,11 +224,13 @@ def _confirmed(
 ) -> tuple[list[Integers], list[Integers]]:
     """Return the symmetries that rescaling confirms, and the others."""
 
-    def rescale(exponents: Integers, generator: torch.Generator, sign: float) -> None:
+    def rescale(exponents: Integers, generator: torch.Generator, sign: float, doublings: int = 3) -> None:
         # Far enough, both ways, to leave the range in which a ReLU6 or a clamp happens to be linear here;
         # by powers of two, which are exact in any precision.
         largest = int(np.abs(exponents).max())
-        size = sign * (int(torch.randint(1, 4, (), generator=generator)) if largest == 1 else 1)
+        size = sign
+        if largest == 1:
+            size *= int(torch.randint(1, doublings + 1, (), generator=generator))
         for column, e in zip(columns, exponents, strict=True):
             if e:
                 column.tensor(probe).mul_(2.0 ** (size * int(e)))
@@ -218,5 +245,16 @@ def _confirmed(
             basis, functools.partial(rescale, sign=sign), touched, thresholds.unchanged
         )
     }
+    if probe.shrinks_constants:
+        remaining = [i for i in range(len(basis)) if i not in failed]
+        for sign in (1.0, -1.0):
+            refuted = check.failures(
+                [basis[i] for i in remaining],
+                functools.partial(rescale, sign=sign, doublings=1),
+                touched,
+                thresholds.real_constants,
+                real_constants=True,
+            )
+            failed |= {remaining[position] for position in refuted}
     confirmed = [e for i, e in enumerate(basis) if i not in failed]
     return confirmed, [e for i, e in enumerate(basis) if i in failed]

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +30,36 @@ from normwise.invariance.inputs_outputs import (
 from normwise.invariance.stand_ins import CHUNK, StandIns
 from normwise.invariance.torch_overrides import TorchOverrides
 
-__all__ = ["JITTER", "NonFiniteOutputsError", "Probe", "check_model", "place_of", "preserved_random_state"]
+__all__ = [
+    "JITTER",
+    "NonFiniteOutputsError",
+    "Probe",
+    "ProbeMode",
+    "check_model",
+    "place_of",
+    "preserved_random_state",
+]
 
 # Weights move by up to this fraction of their size, plus this fraction of their tensor's RMS.
 JITTER = 0.3
 # Tensors of one constant below this (zero biases, zero gains, layer scales) get values of order one half.
 SMALL_CONSTANT = 0.05
+
+
+class ProbeMode(NamedTuple):
+    """How the probe runs the model.
+
+    Attributes:
+        keep_branches: Whether layers and branches that the model drops at random are all kept, by fixing the
+            random draws that may decide on them.
+        balanced: Whether weights are as large as their fan-in asks for, so that no signal dies, however deep
+            the network and however small its weights.
+        real_constants: Whether constants from 1e-4 to 0.01 that are added, or clamp, keep their values.
+    """
+
+    keep_branches: bool = True
+    balanced: bool = False
+    real_constants: bool = False
 
 
 class NonFiniteOutputsError(ValueError):
@@ -60,7 +84,11 @@ class Probe:
         originals: The model's parameters, which never change.
         parameters: Their stand-ins, which the caller may change freely.
         narrow: The stand-ins that are stored narrow; their gradients go to ``narrow.on_gradient``.
-        keep_branches: Whether layers and branches that the model drops at random are all kept.
+        mode: How the model runs. It must not change between :meth:`move_to` and the passes at that point.
+        fixes_draws: Whether any draw has been fixed so far.
+        shrinks_constants: Whether any such constant has counted as an eps so far.
+        nudge: The fraction by which all values move away from the generic point, to tell gradients from
+            rounding errors.
     """
 
     def __init__(
@@ -78,11 +106,15 @@ class Probe:
         self._stand_ins = StandIns(model, dtype, narrow=narrow)
         self._stack = contextlib.ExitStack()
         self.names, self.parameters = self._stand_ins.names, self._stand_ins.parameters
+        self._layers = _layers(model, self._stand_ins.originals)
         self.originals, self.narrow = self._stand_ins.originals, self._stand_ins.narrow
         self.unprobed = self._stand_ins.unprobed
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
-        self.keep_branches = True
+        self.mode = ProbeMode()
+        self.fixes_draws = False
+        self.shrinks_constants = False
+        self.nudge = 0.0
 
     def __enter__(self) -> Probe:
         devices = {p.device for p in self.parameters}
@@ -120,6 +152,12 @@ class Probe:
             out, original = torch.view_as_real(out), torch.view_as_real(original.resolve_conj())
         with torch.no_grad():
             generic_values(out, original, generator, self.jitter)
+            if self.mode.balanced and index in self._layers:
+                _balance(out, is_bias=self._layers[index])
+            if self.nudge:
+                for chunk in _chunks(out):
+                    noise = torch.rand(chunk.shape, generator=generator, device=chunk.device)
+                    chunk.mul_(1.0 + self.nudge * noise.to(chunk.dtype))
 
     def outputs(self, *, real_eps: bool = False, gradients: bool = True) -> list[Tensor]:
         """Run the model at the current point, on the batch that belongs to the current seed.
@@ -141,10 +179,13 @@ class Probe:
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
-        with torch.enable_grad(), self.narrow.not_saved_for_backward(), self._overrides(real_eps):
+        overrides = self._overrides(real_eps)
+        with torch.enable_grad(), self.narrow.not_saved_for_backward(), overrides:
             result = _with_short_errors(
                 lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}", batch
             )
+        self.fixes_draws = self.fixes_draws or overrides.fixed_draws
+        self.shrinks_constants = self.shrinks_constants or overrides.shrunk_constants
         outputs = differentiable_outputs(result)
         if not outputs:
             raise ValueError(
@@ -179,7 +220,12 @@ class Probe:
             )
 
     def _overrides(self, real_eps: bool) -> TorchOverrides:
-        return TorchOverrides(1.0 if real_eps else self.eps_factor, self.dtype, self.keep_branches)
+        return TorchOverrides(
+            1.0 if real_eps else self.eps_factor,
+            self.dtype,
+            self.mode.keep_branches,
+            shrink_constants=not self.mode.real_constants,
+        )
 
     def release(self) -> None:
         """Drop the graph that the modules may still hold, and the clones of buffers."""
@@ -222,6 +268,30 @@ def generic_values(out: Tensor, original: Tensor, generator: torch.Generator, ji
         signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
         moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
         target.copy_(moved.add(signs * (base + spread * noise)))
+
+
+def _layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, bool]:
+    """Return {parameter: whether it is a bias} for the weights and biases of layers."""
+    index = {id(p): k for k, p in enumerate(parameters)}
+    layers: dict[int, bool] = {}
+    for module in model.modules():
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if weight is not None and weight.ndim > 1 and not weight.is_complex() and id(weight) in index:
+            layers[index[id(weight)]] = False
+            if bias is not None and id(bias) in index:
+                layers[index[id(bias)]] = True
+    return layers
+
+
+def _balance(values: Tensor, *, is_bias: bool) -> None:
+    """Make biases positive, and scale weights to a gain near one, with a mean that keeps ReLUs alive."""
+    if is_bias:
+        values.abs_()
+        return
+    fan_in = values[0].numel()
+    size = float(torch.linalg.vector_norm(values)) / values.numel() ** 0.5
+    if size > 0:
+        values.mul_(1.1 / fan_in**0.5 / size).add_(1.1 / fan_in)
 
 
 def _chunks(tensor: Tensor) -> Sequence[Tensor]:

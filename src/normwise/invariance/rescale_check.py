@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from normwise.invariance.probe import Probe
+from normwise.invariance.probe import Probe, ProbeMode
 from normwise.invariance.stand_ins import CHUNK
 
 __all__ = ["RescaleCheck", "replace_values", "scale_units", "shift_units"]
@@ -23,15 +23,25 @@ class RescaleCheck:
     Args:
         probe: The probe.
         seeds: The numbers of the points; each has a batch, values and random draws.
+
+    Attributes:
+        modes: {seed: how the probe runs at this point}.
+        passes: The number of forward passes so far.
     """
 
     def __init__(self, probe: Probe, seeds: Sequence[int]) -> None:
-        self._probe, self._seeds = probe, seeds
-        self._unchanged: dict[int, list[Tensor]] = {}
+        self._probe = probe
+        self.modes = dict.fromkeys(seeds, ProbeMode())
+        self._unchanged: dict[tuple[int, bool], list[Tensor]] = {}
         self.passes = 0
 
     def output_change(
-        self, items: Sequence[Item], apply: Change[Item], touched: Callable[[Item], Sequence[int]]
+        self,
+        items: Sequence[Item],
+        apply: Change[Item],
+        touched: Callable[[Item], Sequence[int]],
+        *,
+        real_constants: bool = False,
     ) -> float:
         """Return the largest relative change of an output when all ``items`` change together.
 
@@ -39,23 +49,27 @@ class RescaleCheck:
             items: What to change.
             apply: Changes the stand-ins for one item, with random numbers from a generator.
             touched: Returns the parameters that ``apply`` changes.
+            real_constants: Whether small constants that are added keep their values.
         """
         largest = 0.0
         indices = sorted({k for item in items for k in touched(item)})
-        for seed in self._seeds:
+        for seed, mode in self.modes.items():
+            self._probe.mode = mode._replace(real_constants=real_constants)
             if self._probe.seed != seed:
                 self._probe.move_to(seed)
-            if seed not in self._unchanged:
-                self._unchanged[seed] = self._run()
+            key = seed, real_constants
+            if key not in self._unchanged:
+                self._unchanged[key] = self._run()
             generator = torch.Generator().manual_seed(5_000_011 + seed)
             try:
                 with torch.no_grad():
                     for item in items:
                         apply(item, generator)
-                largest = max(largest, _relative_change(self._unchanged[seed], self._run()))
+                largest = max(largest, _relative_change(self._unchanged[key], self._run()))
             finally:
                 for k in indices:
                     self._probe.reset(k)
+                self._probe.mode = ProbeMode()
         return largest
 
     def failures(
@@ -64,13 +78,17 @@ class RescaleCheck:
         apply: Change[Item],
         touched: Callable[[Item], Sequence[int]],
         tolerance: float,
+        *,
+        real_constants: bool = False,
     ) -> dict[int, float]:
         """Return {position in ``items``: change} for the items that change the outputs, by bisection."""
         failed: dict[int, float] = {}
         waiting = [list(range(len(items)))] if items else []
         while waiting:
             positions = waiting.pop()
-            change = self.output_change([items[i] for i in positions], apply, touched)
+            change = self.output_change(
+                [items[i] for i in positions], apply, touched, real_constants=real_constants
+            )
             if change <= tolerance:
                 continue
             if len(positions) == 1:
@@ -107,14 +125,19 @@ def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def scale_units(
-    weight: Tensor, dim: int | None, generator: torch.Generator, where: Tensor | None = None
+    weight: Tensor,
+    dim: int | None,
+    generator: torch.Generator,
+    where: Tensor | None = None,
+    *,
+    doublings: int = 3,
 ) -> None:
-    """Multiply each unit of ``weight`` (or those in ``where``) by a random factor from 1/8 to 8, in place.
+    """Multiply each unit of ``weight`` (or those in ``where``) by a random factor, in place.
 
-    The factors are powers of two other than 1, so the products are exact in any precision.
+    The factors are up to so many ``doublings`` or halvings, and never 1: their products are exact.
     """
     count = 1 if dim is None else weight.shape[dim]
-    exponents = torch.randint(1, 4, (count,), generator=generator).double()
+    exponents = torch.randint(1, doublings + 1, (count,), generator=generator).double()
     factors = torch.exp2(torch.where(torch.rand(count, generator=generator) < 0.5, -exponents, exponents))
     if where is not None:
         factors = torch.where(where, factors, torch.ones_like(factors))

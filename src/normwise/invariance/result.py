@@ -92,6 +92,9 @@ class Invariances:
             ``normwise.invariance.parameter_of`` gives the parameter's name.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each of them minimal. Every parameter
             of any such group is in at least one of them.
+        joint_residuals: The residual |Σ e·Σwg|/√Σ e²·Σ(wg)² of each symmetry in ``joint`` at the model's eps.
+            A symmetry whose residual is above the tolerance holds up to eps.
+        group_residuals: The same of each group in ``groups``.
         parts: {name: keys of its parts}: packed parameters whose parts scale differently. Parts without an
             effect, such as the biases of keys, are not listed: they may scale with any other part.
         unconfirmed_joint: Symmetries of the null space that rescaling refuted. They hold only nearby, as
@@ -123,6 +126,8 @@ class Invariances:
     undetermined: dict[str, str] = field(default_factory=dict)
     joint: list[dict[str, int]] = field(default_factory=list)
     groups: list[dict[str, int]] = field(default_factory=list)
+    joint_residuals: list[float] = field(default_factory=list)
+    group_residuals: list[float] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
     unconfirmed_joint: list[dict[str, int]] = field(default_factory=list)
     unnamed_joint: int = 0

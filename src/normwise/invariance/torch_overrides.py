@@ -20,6 +20,8 @@ __all__ = ["TorchOverrides"]
 
 # A larger constant is part of the function, not a guard against division by zero.
 _LARGEST_EPS = 1e-2
+# A constant above this is usually no eps, so that results are checked at its real value.
+_USUAL_EPS = 1e-4
 
 # The position of the argument eps of each function.
 _EPS_ARGUMENT: dict[Callable[..., Any], int] = {
@@ -96,6 +98,12 @@ class TorchOverrides(TorchFunctionMode):
         keep_branches: Whether to keep every layer and branch that the model drops with a probability below
             one half. Stochastic depth draws one number per sample or per layer and compares it with a rate:
             such a draw becomes one half, and a Bernoulli draw becomes its more likely value.
+        shrink_constants: Whether a constant from 1e-4 to 0.01 that is added to a value, or clamps it, counts
+            as an eps. Smaller ones always do.
+
+    Attributes:
+        fixed_draws: Whether a draw was replaced.
+        shrunk_constants: Whether such a constant counted as an eps.
 
     Example:
         >>> tiny = torch.tensor([[1e-3, -1e-3]], dtype=torch.float64)
@@ -104,9 +112,18 @@ class TorchOverrides(TorchFunctionMode):
         1.0
     """
 
-    def __init__(self, eps_factor: float, dtype: torch.dtype, keep_branches: bool = True) -> None:
+    def __init__(
+        self,
+        eps_factor: float,
+        dtype: torch.dtype,
+        keep_branches: bool = True,
+        shrink_constants: bool = True,
+    ) -> None:
         super().__init__()
         self.keep_branches = keep_branches
+        self.fixed_draws = False
+        self._constant_factor = eps_factor if shrink_constants else 1.0
+        self.shrunk_constants = False
         self.eps_factor = eps_factor
         self.dtype = dtype
 
@@ -128,14 +145,14 @@ class TorchOverrides(TorchFunctionMode):
         named = {key: self._one_type(a) for key, a in named.items()}
         if func in _EPS_ARGUMENT:
             args, named = self._with_shrunk_eps(func, args, named)
-        elif func in _ADDITIONS:
+        elif func in _ADDITIONS and _has_gradient(args):
             args = tuple(self._shrink(a) for a in args)
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
         result = func(*args, **named)
         if self.keep_branches and func in _DRAWS:
-            _fix_draw(func, result, args, named)
+            self.fixed_draws = _fix_draw(func, result, args, named) or self.fixed_draws
         return result
 
     def _one_type(self, argument: Any) -> Any:
@@ -147,14 +164,15 @@ class TorchOverrides(TorchFunctionMode):
 
     def _shrink(self, argument: Any) -> Any:
         """Return ``argument``, times the factor if it is a small positive constant."""
-        if isinstance(argument, float) and 0.0 < argument <= _LARGEST_EPS:
+        is_constant = isinstance(argument, float)
+        if isinstance(argument, Tensor) and argument.numel() == 1 and argument.is_floating_point():
+            is_constant = not argument.requires_grad
+        if not is_constant or not 0.0 < float(argument) <= _LARGEST_EPS:
+            return argument
+        if float(argument) <= _USUAL_EPS:
             return argument * self.eps_factor
-        is_constant = isinstance(argument, Tensor) and argument.ndim == 0 and argument.is_floating_point()
-        if is_constant and argument.grad_fn is None and not argument.requires_grad:
-            value = float(argument)
-            if 0.0 < value <= _LARGEST_EPS:
-                return argument.detach() * self.eps_factor
-        return argument
+        self.shrunk_constants = self._constant_factor != 1.0 or self.shrunk_constants
+        return argument * self._constant_factor
 
     def _with_shrunk_eps(
         self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
@@ -171,14 +189,22 @@ class TorchOverrides(TorchFunctionMode):
         return args, {**named, "eps": eps}
 
 
-def _fix_draw(func: Callable[..., Any], result: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Overwrite a random draw that decides on layers or branches with its most likely value."""
+def _fix_draw(func: Callable[..., Any], result: Any, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Overwrite a draw that may decide on layers or branches by its likeliest value; return if it did."""
     with torch.no_grad():
         if func in _BERNOULLI:
             rate = named.get("p", args[1] if len(args) > 1 else 0.5 if func is Tensor.bernoulli_ else args[0])
             result.copy_(torch.as_tensor(rate) >= 0.5)
         elif result.numel() == 1 or (result.ndim > 1 and result.numel() == result.shape[0]):
             result.fill_(0.5)
+        else:
+            return False
+    return True
+
+
+def _has_gradient(args: tuple[Any, ...]) -> bool:
+    """Return whether a sum depends on a parameter: elsewhere (a time, a mask) it guards no weight."""
+    return not torch.is_grad_enabled() or any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def _default_eps(func: Callable[..., Any]) -> float | None:

@@ -17,6 +17,8 @@ from normwise.invariance.scale_gradients import Array, ScaleGradients
 __all__ = ["DraftVerdicts", "EpsPasses", "Thresholds", "draft_verdicts"]
 
 _FALLS = 1e-3  # a residual that eps causes falls at least to this fraction when eps is shrunk
+_CAUSED_BY_EPS = 100.0  # a gradient is caused by eps if it is this many times larger at the model's eps
+_REPRODUCIBLE = 0.05  # the sums of a gradient change at most by this fraction when the values are nudged
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Thresholds:
         silent: A parameter has no visible gradient if its products wg are below this fraction of the largest
             of any parameter; a unit, if they are below this fraction of the largest of its parameter.
         unchanged: Outputs count as unchanged by rescaling if their relative change is at most this.
+        real_constants: Where an added constant above 1e-4 counted as an eps, a symmetry is refuted if a
+            factor of two changes the outputs by more than this at the constant's real value.
         replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
             this.
         null: Singular values of unit-RMS columns up to this threshold count as zero.
@@ -40,6 +44,7 @@ class Thresholds:
     nonzero: float
     silent: float
     unchanged: float
+    real_constants: float
     replaced: float
     null: float
 
@@ -58,10 +63,24 @@ class Thresholds:
 
 
 _DOUBLE = Thresholds(
-    eps_factor=1e-12, invariant=1e-5, nonzero=1e-3, silent=1e-9, unchanged=1e-4, replaced=1e-7, null=1e-6
+    eps_factor=1e-12,
+    invariant=1e-5,
+    nonzero=1e-3,
+    silent=1e-9,
+    unchanged=1e-4,
+    real_constants=0.05,
+    replaced=1e-7,
+    null=1e-6,
 )
 _SINGLE = Thresholds(
-    eps_factor=1e-6, invariant=1e-3, nonzero=3e-2, silent=1e-5, unchanged=5e-3, replaced=1e-3, null=1e-4
+    eps_factor=1e-6,
+    invariant=1e-3,
+    nonzero=3e-2,
+    silent=1e-5,
+    unchanged=5e-3,
+    real_constants=0.05,
+    replaced=1e-3,
+    null=1e-4,
 )
 
 
@@ -73,11 +92,54 @@ class EpsPasses:
         shrunk: Those with shrunk eps.
         real: Those with the model's eps.
         paired: Those of ``shrunk`` that differ from ``real`` in eps only.
+        nudged: The first passes of ``shrunk`` again, with all values nudged by a small fraction. Gradients
+            that are rounding errors change completely; others hardly change, however small they are.
     """
 
     shrunk: list[ScaleGradients] = field(default_factory=list)
     real: list[ScaleGradients] = field(default_factory=list)
     paired: list[ScaleGradients] = field(default_factory=list)
+    nudged: list[ScaleGradients] = field(default_factory=list)
+
+    def visible(self, thresholds: Thresholds) -> NDArray[np.bool_]:
+        """Return whether each parameter has a gradient above rounding errors."""
+        squares = np.stack([row.squares for row in self.shrunk])
+        largest = np.sqrt(squares.max(axis=1, keepdims=True))
+        visible = np.asarray((np.sqrt(squares) > thresholds.silent * largest).any(axis=0))
+        if self.nudged:
+            size, size_real = (
+                np.sqrt(np.max([row.squares for row in rows], axis=0)) for rows in (self.paired, self.real)
+            )
+            for k in np.flatnonzero(~visible & (size_real <= _CAUSED_BY_EPS * size)):
+                visible[k] = self._is_reproducible(int(k))
+        return visible
+
+    def faint(self, thresholds: Thresholds) -> bool:
+        """Return whether some parameters have a gradient, but none above ordinary rounding errors."""
+        return bool((~self.visible(thresholds) & np.any([r.squares for r in self.shrunk], axis=0)).any())
+
+    def signal_dies(self, thresholds: Thresholds) -> bool:
+        """Return whether some gradients are zero, or real but far below those of other parameters."""
+        squares = np.stack([row.squares for row in self.shrunk])
+        largest = np.sqrt(squares.max(axis=1, keepdims=True))
+        faint = ~(np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
+        reached = np.any([row.reached for row in self.shrunk], axis=0)
+        return bool((faint & reached & (self.visible(thresholds) | ~squares.any(axis=0))).any())
+
+    def _is_reproducible(self, k: int) -> bool:
+        """Return whether any sums of the gradient are nearly the same when all values are nudged."""
+        again = self.shrunk[: len(self.nudged)]
+        pairs = [([row.sums[k] for row in again], [row.sums[k] for row in self.nudged])]
+        for d in (0, 1):
+            if (k, d) in again[0].units and (k, d) in self.nudged[0].units:
+                units, nudged = ([row.units[k, d] for row in rows] for rows in (again, self.nudged))
+                pairs.append(([u.scale for u in units], [u.scale for u in nudged]))
+                pairs.append(([u.shift for u in units], [u.shift for u in nudged]))
+        return any(
+            np.linalg.norm(before) > 0
+            and np.linalg.norm(np.subtract(after, before)) <= _REPRODUCIBLE * np.linalg.norm(before)
+            for before, after in pairs
+        )
 
 
 @dataclass
@@ -89,12 +151,15 @@ class DraftVerdicts:
         masks: {parameter: mask of its invariant units} for partly invariant parameters.
         silent: Parameters without a visible gradient: they have no effect, or only their signs have one, or
             they are dead.
+        canceling: Parameters whose gradient seems to cancel between several uses: the sums over all rows and
+            columns are zero, so that they may have no effect.
         unreached: The silent parameters that no gradient reached at all.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
     masks: dict[int, Tensor] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
+    canceling: list[int] = field(default_factory=list)
     unreached: set[int] = field(default_factory=set)
 
 
@@ -109,9 +174,7 @@ def draft_verdicts(
         outside: {parameter: reason} for parameters that cannot be probed.
         thresholds: The thresholds.
     """
-    squares = np.stack([row.squares for row in passes.shrunk])
-    largest = np.sqrt(squares.max(axis=1, keepdims=True))
-    visible = (np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
+    visible = passes.visible(thresholds)
     draft = DraftVerdicts()
     for k, shape in enumerate(shapes):
         if k in outside:
@@ -125,7 +188,21 @@ def draft_verdicts(
                 draft.unreached.add(k)
         else:
             draft.evidence.append(_evidence(k, shape, passes, thresholds, draft))
+            if _cancels(k, shape, passes.shrunk, thresholds):
+                draft.canceling.append(k)
     return draft
+
+
+def _cancels(k: int, shape: torch.Size, rows: list[ScaleGradients], thresholds: Thresholds) -> bool:
+    """Return whether all sums of a gradient are zero, compared with those of the parameter's single uses."""
+    rows = [row for row in rows if row.reached[k]]
+    if not shape:
+        pairs = [(np.array([[row.sums[k]] for row in rows]), np.array([[row.squares[k]] for row in rows]))]
+    else:
+        units = [[row.units[k, d] for row in rows] for d in range(min(2, len(shape)))]
+        pairs = [(np.stack([u.scale for u in us]), np.stack([u.scale_squares for u in us])) for us in units]
+        pairs += [(np.stack([u.shift for u in us]), np.stack([u.shift_squares for u in us])) for us in units]
+    return all(np.nan_to_num(residual(*pair)).max() <= thresholds.invariant for pair in pairs)
 
 
 def _evidence(
