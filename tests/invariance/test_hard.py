@@ -68,6 +68,31 @@ def test_verdicts_hold_under_the_random_draws_of_the_model(net: type[nn.Module])
     assert_same_space(inv.joint, DRAWS[net], inv.names)
 
 
+class Skips(nn.Module):
+    """LayerDrop: a draw decides whether a layer runs at all. It counts as running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.n, self.o = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        skip = torch.rand([]) < 0.4
+        if not skip:
+            x = self.n(x + self.c(F.relu(self.b(x))))
+        out: Tensor = self.o(x)
+        return out
+
+
+def test_layers_that_are_skipped_at_random_count_as_running() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(Skips(), [torch.randn(16, 6)])
+    pairs = [{"b.weight": 1, "c.weight": -1}, {"n.weight": 1, "n.bias": 1, "o.weight": -1}]
+    assert inv.scale_invariant == {"a.weight": None}
+    assert_same_space(inv.joint, pairs, inv.names)
+
+
 class Flow(nn.Module):
     """A loop with a time step of 0.01."""
 

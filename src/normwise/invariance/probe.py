@@ -50,8 +50,8 @@ class ProbeMode(NamedTuple):
     """How the probe runs the model.
 
     Attributes:
-        keep_branches: Whether layers and branches that the model drops at random are all kept, by fixing the
-            random draws that may decide on them.
+        keep_branches: Whether branches that the model drops at random are all kept, by fixing the draws that
+            may decide on them. Layers that it skips by an ``if`` on a draw are always kept.
         balanced: Whether weights are as large as their fan-in asks for, so that no signal dies, however deep
             the network and however small its weights.
         real_constants: Whether constants from 1e-4 to 0.01 that are added, or clamp, keep their values.
@@ -85,7 +85,6 @@ class Probe:
         parameters: Their stand-ins, which the caller may change freely.
         narrow: The stand-ins that are stored narrow; their gradients go to ``narrow.on_gradient``.
         mode: How the model runs. It must not change between :meth:`move_to` and the passes at that point.
-        fixes_draws: Whether any draw has been fixed so far.
         shrinks_constants: Whether any such constant has counted as an eps so far.
         nudge: The fraction by which all values move away from the generic point, to tell gradients from
             rounding errors.
@@ -112,7 +111,8 @@ class Probe:
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
         self.mode = ProbeMode()
-        self.fixes_draws = False
+        self._skips_layers = False
+        self._fixes_several = self._fixes_single = False
         self.shrinks_constants = False
         self.nudge = 0.0
 
@@ -136,6 +136,11 @@ class Probe:
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    @property
+    def fixes_draws(self) -> bool:
+        """Whether random draws have been fixed, other than those by which the model skips whole layers."""
+        return self._fixes_several or (self._fixes_single and not self._skips_layers)
 
     def move_to(self, seed: int, moved: Sequence[int] | None = None) -> None:
         """Move all parameters, or those in ``moved``, to the generic point with the number ``seed``."""
@@ -184,7 +189,9 @@ class Probe:
             result = _with_short_errors(
                 lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}", batch
             )
-        self.fixes_draws = self.fixes_draws or overrides.fixed_draws
+        self._skips_layers = self._skips_layers or overrides.branches_on_draws
+        self._fixes_several = self._fixes_several or overrides.fixed_draws
+        self._fixes_single = self._fixes_single or overrides.fixed_single_draws
         self.shrinks_constants = self.shrinks_constants or overrides.shrunk_constants
         outputs = differentiable_outputs(result)
         if not outputs:
@@ -224,6 +231,7 @@ class Probe:
             1.0 if real_eps else self.eps_factor,
             self.dtype,
             self.mode.keep_branches,
+            keep_layers=self._skips_layers,
             shrink_constants=not self.mode.real_constants,
         )
 

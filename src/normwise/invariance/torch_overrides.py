@@ -83,6 +83,7 @@ _DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
 }
 _BERNOULLI = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 _DRAWS = {torch.rand, torch.rand_like, Tensor.uniform_, *_BERNOULLI}
+_TRUTH = {Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero}
 _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -98,11 +99,14 @@ class TorchOverrides(TorchFunctionMode):
         keep_branches: Whether to keep every layer and branch that the model drops with a probability below
             one half. Stochastic depth draws one number per sample or per layer and compares it with a rate:
             such a draw becomes one half, and a Bernoulli draw becomes its more likely value.
+        keep_layers: Whether to do the same with single draws only.
         shrink_constants: Whether a constant from 1e-4 to 0.01 that is added to a value, or clamps it, counts
             as an eps. Smaller ones always do.
 
     Attributes:
-        fixed_draws: Whether a draw was replaced.
+        fixed_draws: Whether draws of several numbers were replaced.
+        fixed_single_draws: Whether a single draw was replaced.
+        branches_on_draws: Whether the model branches (``if``) on a single draw: it skips layers.
         shrunk_constants: Whether such a constant counted as an eps.
 
     Example:
@@ -117,11 +121,14 @@ class TorchOverrides(TorchFunctionMode):
         eps_factor: float,
         dtype: torch.dtype,
         keep_branches: bool = True,
+        keep_layers: bool = True,
         shrink_constants: bool = True,
     ) -> None:
         super().__init__()
         self.keep_branches = keep_branches
-        self.fixed_draws = False
+        self.keep_layers = keep_layers
+        self.fixed_draws = self.fixed_single_draws = self.branches_on_draws = False
+        self._of_draws: dict[int, Tensor] = {}  # values computed from single draws
         self._constant_factor = eps_factor if shrink_constants else 1.0
         self.shrunk_constants = False
         self.eps_factor = eps_factor
@@ -151,8 +158,17 @@ class TorchOverrides(TorchFunctionMode):
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
         result = func(*args, **named)
-        if self.keep_branches and func in _DRAWS:
-            self.fixed_draws = _fix_draw(func, result, args, named) or self.fixed_draws
+        if func in _DRAWS and isinstance(result, Tensor):
+            is_single = result.numel() == 1
+            if self.keep_branches or (is_single and self.keep_layers):
+                fixed = _fix_draw(func, result, args, named)
+                self.fixed_draws = self.fixed_draws or (fixed and not is_single)
+                self.fixed_single_draws = self.fixed_single_draws or (fixed and is_single)
+                self._of_draws.update({id(result): result} if is_single else {})
+        elif self._of_draws and any(id(a) in self._of_draws for a in args):
+            self.branches_on_draws = self.branches_on_draws or func in _TRUTH
+            if isinstance(result, Tensor) and result.numel() == 1:
+                self._of_draws[id(result)] = result
         return result
 
     def _one_type(self, argument: Any) -> Any:
