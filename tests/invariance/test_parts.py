@@ -37,6 +37,23 @@ class Rows(nn.Module):
         return out
 
 
+class Ordered(Rows):
+    """Another order of queries, keys and values, for all heads at once or head by head."""
+
+    def __init__(self, order: str, interleaved: bool = False) -> None:
+        super().__init__()
+        self.order, self.interleaved = order, interleaved
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.interleaved:
+            parts = self.qkv(x).unflatten(-1, (HEADS, 3, SIZE)).unbind(-2)
+        else:
+            parts = tuple(t.unflatten(-1, (HEADS, SIZE)) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (parts[self.order.index(letter)] for letter in "qkv")
+        out: Tensor = self.o(attend(q, k, v))
+        return out
+
+
 class Fused(Rows):
     """As vision transformers write it."""
 
@@ -136,6 +153,12 @@ def rows(*ends: int) -> list[str]:
     return [q, k, v, q, v]
 
 
+def ordered(order: str, interleaved: bool = False) -> list[dict[str, int]]:
+    keys = HEADWISE if interleaved else ["[0:8]", "[8:16]", "[16:24]"]
+    q, k, v = (keys[order.index(letter)] for letter in "qkv")
+    return derived(QKV, "block.o", [q, k, v, q, v])
+
+
 QKV = ("block.qkv.weight", "block.qkv.bias")
 HEADWISE = [f".unflatten(0, (-1, 12))[:, {a}:{a + 4}]" for a in (0, 4, 8)]
 LAYOUTS: dict[str, tuple[Callable[[], nn.Module], list[dict[str, int]]]] = {
@@ -146,6 +169,11 @@ LAYOUTS: dict[str, tuple[Callable[[], nn.Module], list[dict[str, int]]]] = {
         Columns,
         derived(QKV, "block.o", ["[:, 0:8]", "[:, 8:16]", "[:, 16:24]", "[0:8]", "[16:24]"]),
     ),
+    "q v k": (lambda: Ordered("qvk"), ordered("qvk")),
+    "k v q": (lambda: Ordered("kvq"), ordered("kvq")),
+    "v q k": (lambda: Ordered("vqk"), ordered("vqk")),
+    "q v k, head by head": (lambda: Ordered("qvk", True), ordered("qvk", True)),
+    "v k q, head by head": (lambda: Ordered("vkq", True), ordered("vkq", True)),
     "grouped": (Grouped, derived(QKV, "block.o", rows(0, 8, 12, 16))),
     "nn.MultiheadAttention": (
         MultiheadAttention,
@@ -237,6 +265,27 @@ def test_the_columns_that_read_two_branches() -> None:
     ]
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
     assert inv.parts == {"c.weight": ["c.weight[:, 0:5]", "c.weight[:, 5:12]"]}
+
+
+def test_square_weights_with_a_bias_and_vectors_of_gates() -> None:
+    class Square(ReadsBoth):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.gates = nn.Linear(12, 12), nn.Parameter(torch.ones(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([F.relu(self.a(x)), torch.tanh(self.b(x))], -1) * self.gates
+            out: Tensor = torch.tanh(self.c(x))
+            return out
+
+    torch.manual_seed(0)
+    inv = nw.find_invariances(Square(), [torch.randn(16, 6)])
+    expected = [
+        {"a.weight": 1, "a.bias": 1, "gates[0:5]": -1},
+        {"gates[0:5]": 1, "c.weight[:, 0:5]": -1},
+        {"gates[5:12]": 1, "c.weight[:, 5:12]": -1},
+    ]
+    assert_same_space(inv.joint, expected, inv.names, inv.parts)
 
 
 def test_single_precision_and_layers_that_do_not_divide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tests.invariance.checks import assert_same_space
 from tests.invariance.modules import SmallResNet
 from tests.invariance.networks import CASES, images
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
@@ -143,6 +144,33 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 def test_single_precision_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normwise.invariance.find.DOUBLE_UP_TO", 0)
     assert invariances_of(name).stats.dtype == "float32"
+
+
+def test_a_model_that_does_not_run_in_float64_is_probed_in_float32_and_says_so() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(4, 6, bias=False), nn.LayerNorm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise RuntimeError("this operation has no kernel for scalar type Double")
+            out: Tensor = self.norm(self.fc(x))
+            return out
+
+    inv = nw.find_invariances(Single(), [torch.randn(8, 4)])
+    assert inv.stats.dtype == "float32"
+    assert inv.scale_invariant == {"fc.weight": None}
+    assert "computed in float32" in str(inv)
+    assert "no kernel for scalar type Double" in str(inv)
+
+
+def test_weight_norm_of_a_layer_with_one_input_leaves_signs() -> None:
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(1, 4)), nn.ReLU(), nn.Linear(4, 2))
+    inv = nw.find_invariances(net, [torch.randn(8, 1)])
+    name = "0.parametrizations.weight.original1"
+    assert inv.scale_invariant == {name: 0}
+    assert "only the signs" in inv.evidence[name].reason
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -107,19 +107,27 @@ def find_invariances(
     with torch.inference_mode(False), preserved_random_state(devices), _ProgressBar(progress) as bar:
         taken = take_batches(batches, MAX_BATCHES)
         precisions = _precisions(model)
+        note = ""
         for dtype, narrow in precisions:
             thresholds = Thresholds.of(dtype, tolerance)
             for jitter in (JITTER, JITTER / 10):
                 probe = Probe(model, taken, call, dtype, jitter, thresholds.eps_factor, narrow=narrow)
                 try:
                     with probe:
-                        return _Search(model, probe, thresholds, bar).run(joint)
+                        result = _Search(model, probe, thresholds, bar).run(joint)
+                        result.stats.note = note if dtype == torch.float32 else ""
+                        return result
                 except NonFiniteOutputsError:
                     if jitter != JITTER:
                         raise
                 except RuntimeError as error:
                     if (dtype, narrow) == precisions[-1] or not is_about_precision(error):
                         raise
+                    note = (
+                        f"computed in float32, which is less certain: the model does not run in float64 "
+                        f"({str(error).splitlines()[0]}). Use operations that do; for experts of "
+                        'transformers: model.set_experts_implementation("eager")'
+                    )
                     break
     raise AssertionError("unreachable: the last precision returns or raises")
 

@@ -3,12 +3,13 @@
 A symmetry is a sum of scale gradients that vanishes in every backward pass. The cumulative sums C of the
 units of one parameter (plus those of its bias) reveal two kinds of symmetries between parts of a tensor:
 
-- Two adjacent ranges against each other, as queries against keys: 2·C(b) = C(c). If heads are interleaved
-  (q₁k₁v₁ q₂k₂v₂ …), the equation holds in every period.
+- Two ranges against each other, as queries against keys: 2·C(b) = C(c) in the order q k v,
+  C(b) + C(c) = C(end) in the order q v k, and 2·C(c) = C(b) + C(end) in the order v q k. If heads are
+  interleaved (q₁k₁v₁ q₂k₂v₂ …), the equation holds in every period.
 - A range against another parameter, as values against the output projection, or the linear half of a gated
   unit against the layer that reads it: C(b) − C(a) = ±e.
 
-Both equations are between vectors with one entry per backward pass, so eight passes exclude coincidences.
+These equations are between vectors with one entry per backward pass, so eight passes exclude coincidences.
 These divisions are proposals: the null space of all passes, and rescaling, decide.
 """
 
@@ -148,25 +149,41 @@ def propose_parts(
     balances = _Balances(gradients, names, candidates)
     divided: list[list[Part]] = []
     done: set[int] = set()
-    for k in candidates:
-        if len(shapes[k]) < 2 or k in done:
+    for k in sorted(candidates, key=lambda k: len(shapes[k]) < 2):  # a bias divides with its weight
+        if k in done or not shapes[k]:
             continue
-        for dim in (0, 1):
-            size = shapes[k][dim]
-            module = names[k].rpartition(".")[0]
-            biases = [
-                j
-                for j in candidates
-                if names[j].rpartition(".")[0] == module and tuple(shapes[j]) == (size,) and j not in done
-            ]
+        for dim, biases in _units_to_divide(k, names, shapes, [j for j in candidates if j not in done]):
             sums = _CumulativeSums(gradients, [(k, dim), *((j, 0) for j in biases)], thresholds)
             ends, period = _division(sums, balances.without([k, *biases]))
             if len(ends) > 2:
+                size = sums.size
                 for j, d in [(k, dim), *((j, 0) for j in biases)]:
                     divided.append([Part(j, d, a, b, period, size) for a, b in itertools.pairwise(ends)])
                     done.add(j)
                 break
     return divided
+
+
+def _units_to_divide(
+    k: int, names: Sequence[str], shapes: Sequence[Sequence[int]], candidates: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (dimension, biases that divide with it): with the biases of the module first, then without."""
+    module = names[k].rpartition(".")[0]
+    dims = range(min(2, len(shapes[k])))
+    biases = {
+        dim: [
+            j
+            for j in candidates
+            if j != k and names[j].rpartition(".")[0] == module and tuple(shapes[j]) == (shapes[k][dim],)
+        ]
+        for dim in dims
+        if len(shapes[k]) > 1
+    }
+    for dim in dims:
+        yield dim, biases.get(dim, [])
+    for dim, of_dim in biases.items():
+        if of_dim:
+            yield dim, []
 
 
 def _division(sums: _CumulativeSums, balances: tuple[Array, Array]) -> tuple[list[int], int]:
@@ -177,6 +194,12 @@ def _division(sums: _CumulativeSums, balances: tuple[Array, Array]) -> tuple[lis
     if pair is not None:
         period = sums.period(*pair)
         ends = {0, *pair, period}
+    else:
+        for shorter in (p for p in range(3, size + 1) if size % p == 0):
+            pair = sums.equal_apart(shorter)
+            if pair is not None:
+                ends, period = {0, *pair, shorter}, shorter
+                break
     if period == size:
         ends |= set(sums.balanced_ends(sorted(ends), *balances))
     return sorted(ends), period
@@ -235,6 +258,36 @@ class _CumulativeSums:
                 if self._is_nonzero(0, middle) and self._is_nonzero(middle, end):
                     hits.append((end, middle))
         return (min(hits)[1], min(hits)[0]) if hits else None
+
+    def equal_apart(self, period: int) -> tuple[int, int] | None:
+        """Return (b, c) such that the last range of every period, from c, balances another range.
+
+        That is [0, b), as in queries, values, keys, or [b, c), as in values, queries, keys.
+        """
+        inner = np.arange(1, period)
+        starts = np.arange(0, self.size, period)
+        for middle in (False, True):
+            # C(b) = C(p) − C(c), or C(c) − C(b) = C(p) − C(c)
+            targets = (
+                (self._line[inner] + self._line[period]) / 2
+                if middle
+                else (self._line[period] - self._line[inner])
+            )
+            for nearest in self._nearest(targets):
+                for first, second in zip(inner.tolist(), nearest.tolist(), strict=True):
+                    b, c = first, second
+                    if not 0 < b < c < period:
+                        continue
+                    low = self._sums[starts + (b if middle else 0)]
+                    high = self._sums[starts + (c if middle else b)]
+                    gap = high - low - (self._sums[starts + period] - self._sums[starts + c])
+                    squares = self._squares[starts + period] - self._squares[starts]
+                    tolerance = self._thresholds.invariant * np.sqrt(squares)
+                    if (np.linalg.norm(gap, axis=1) <= tolerance).all() and all(
+                        self._is_nonzero(x, y) for x, y in ((0, b), (b, c), (c, period))
+                    ):
+                        return b, c
+        return None
 
     def period(self, b: int, c: int) -> int:
         """Return the smallest period in which the units before b balance those from b to c."""

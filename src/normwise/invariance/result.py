@@ -23,6 +23,7 @@ class SearchStats:
         passes: Backward passes behind the verdicts.
         trials: Forward passes that confirmed verdicts and symmetries by rescaling.
         dtype: The floating-point type of the probe, such as "float64".
+        note: Why the probe did not use float64, if it tried to.
     """
 
     rows: int = 0
@@ -30,6 +31,7 @@ class SearchStats:
     passes: int = 0
     trials: int = 0
     dtype: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -191,6 +193,8 @@ class Invariances:
         )
         if self.unnamed_joint:
             lines.append(f"{self.unnamed_joint:5d} joint symmetries whose exponents are no small integers")
+        if self.stats.note:
+            lines.append(self.stats.note)
         return "\n".join(lines)
 
     def __repr__(self) -> str:
