@@ -70,6 +70,8 @@ def test_complex_parameters(dtype: torch.dtype) -> None:
     assert inv.undetermined == {}
     assert inv.scale_invariant == {"one": None}
     assert inv.no_effect == {"bias"}
+    assert inv.units(net) == []
+    assert "one" in str(nw.plan(net, [x]))
     assert_same_space(inv.joint, [{"two": 1, "three": -1}, {"gain": 1, "three": -1}], inv.names)
     assert_every_parameter_has_one_verdict(inv)
 

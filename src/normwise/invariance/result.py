@@ -145,9 +145,9 @@ class Invariances:
     def units(self, model: nn.Module) -> list[Unit]:
         """Return the units that are scale-invariant alone, for :class:`normwise.Decay`.
 
-        Decaying these units changes no output of the model. Frozen parameters are left out. So are rows or
-        columns of a partly invariant parameter that are invariant only in blocks (``evidence[name].blocks``):
-        decaying them one by one would change outputs.
+        Decaying these units changes no output of the model. Frozen and complex parameters are left out. So
+        are rows or columns of a partly invariant parameter that are invariant only in blocks
+        (``evidence[name].blocks``): decaying them one by one would change outputs.
 
         Args:
             model: The model that was searched, or one whose parameters have the same names and shapes.
@@ -180,7 +180,7 @@ class Invariances:
         return [
             Unit(params[name], *slices[name])
             for name in self.names
-            if name in slices and params[name].requires_grad
+            if name in slices and params[name].requires_grad and params[name].is_floating_point()
         ]
 
     def __str__(self) -> str:
