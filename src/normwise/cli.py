@@ -131,12 +131,17 @@ def reproduce(
 
 @_command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a normwise reproduce.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The --out of a normwise reproduce, or its results.json.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html and figures/. Default: that of the results.")
+    ] = None,
 ) -> None:
-    """Rebuild report.html from the files of a normwise reproduce."""
+    """Rebuild report.html and figures/ from the results.json of a normwise reproduce."""
     from normwise.lab.reproduce import rebuild_report
 
-    print(rebuild_report(folder))  # noqa: T201
+    print(rebuild_report(results, out))  # noqa: T201
 
 
 @_command()
@@ -198,13 +203,14 @@ def _say(line: str) -> None:
 
 
 def _print_verdicts(results: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("claim", "verdict", "answer", show_lines=True)
     colours = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
     for name, claim in sorted(results["claims"].items(), key=lambda item: item[1]["order"]):
         verdict = claim["verdict"]
-        table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", claim["answer"])
+        table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", escape(claim["answer"]))
     _print(table)
 
 

@@ -26,8 +26,9 @@ from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, write_atomically
 from normwise.lab.report.html_report import write_report
 from normwise.lab.report.reference_comparison import compare, read_reference
+from normwise.lab.report.results_file import read_results
 
-__all__ = ["read_results", "rebuild_report", "reproduce"]
+__all__ = ["rebuild_report", "reproduce"]
 
 Results = dict[str, Any]
 Announce = Callable[[str], None]
@@ -87,6 +88,7 @@ def reproduce(
     begin = time.perf_counter()
     with nullcontext() if cluster is None else connected(cluster, announce) as connection:
         store = Store(out)
+        _earlier_results(out)  # damaged results are said before the runs
         fingerprint = load(data, offline=offline, announce=announce).fingerprint
         spent = Budget.of(budget, data, fingerprint, seeds)
         claims = [claim(spent) for claim in named]
@@ -98,7 +100,7 @@ def reproduce(
         with started as workers:
             runs = _execute_all(claims, store, workers, announce, progress)
     protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
-    results = read_results(store) or {"format": 1, "claims": {}}
+    results = _earlier_results(out)
     for claim in claims:
         results["claims"][claim.id] = _judged(claim, runs) | {"protocol": protocol}
     results.pop("comparison", None)  # of an earlier call
@@ -132,37 +134,24 @@ def _execute_all(
     return runs
 
 
-def read_results(store: Store) -> Results | None:
-    """Return the content of ``results.json`` in a folder; None if there is none yet.
+def rebuild_report(results: Path, out: Path | None = None) -> Path:
+    """Write ``report.html`` and ``figures/`` again from ``results.json``; return the path of the page.
+
+    Args:
+        results: The ``results.json``, or the folder that holds it.
+        out: Where to write: a new or empty folder, or one of an earlier call. None: where the results are.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: There are no results, they are damaged, or ``out`` cannot be used.
     """
-    path = store.folder / "results.json"
-    if not path.exists():
-        return None
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(results["claims"], dict) or results["format"] != 1:
-            raise ValueError("it is not of format 1")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it and repeat the normwise reproduce that wrote it, which "
-            "keeps the finished runs"
-        ) from error
-    return dict(results)
+    content = read_results(results)
+    target = out or (results if results.is_dir() else results.parent)
+    return write_report(content, Store(target).folder / "report.html")
 
 
-def rebuild_report(out: Path) -> Path:
-    """Write ``report.html`` again from ``results.json``; return its path.
-
-    Raises:
-        ValueError: The folder is no folder of results, or has none yet.
-    """
-    results = read_results(Store.existing(out))
-    if results is None:
-        raise ValueError(f"{out} has no results.json yet: run normwise reproduce --out {out} to the end")
-    return write_report(results, out / "report.html")
+def _earlier_results(out: Path) -> Results:
+    exists = (out / "results.json").exists()
+    return read_results(out) if exists else {"format": 1, "claims": {}}
 
 
 def _judged(claim: Claim, runs: FinishedRuns) -> dict[str, Any]:

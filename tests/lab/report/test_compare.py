@@ -150,12 +150,12 @@ def test_false_alarms_are_as_rare_as_promised(sizes: tuple[int, int]) -> None:
         (None, "cannot be read (No such file or directory): give a results.json"),
         ("{", "is no results.json of normwise reproduce, or damaged (Expecting property name"),
         ("[]", "is no results.json of normwise reproduce"),
-        ('{"claims": {}}', "is no results.json of normwise reproduce, or damaged ('format' is missing)"),
-        ('{"format": 2, "claims": {}}', "it is not of format 1"),
-        ('{"format": 1, "claims": {"shrink": {"verdict": "partly"}}}', "'protocol' is missing"),
+        ('{"claims": {}}', "is no results.json of normwise reproduce, or damaged (format is missing)"),
+        ('{"format": 2, "claims": {}}', "format is 2, not 1"),
+        ('{"format": 1, "claims": {"shrink": {"verdict": "partly"}}}', "claims.shrink.statistics is missing"),
         ('{"format": 1, "claims": {"gravity": {}}}', "has none of the claims asked for: it has gravity"),
         (json.dumps(_results({}, data="fashion-mnist")), "is on other data: give --data fashion-mnist"),
-        (json.dumps(_results([])), "a claim has no statistics"),  # type: ignore[arg-type]
+        (json.dumps(_results([])), "claims.shrink.statistics is a list, not an object with names"),  # type: ignore[arg-type]
     ],
 )
 def test_a_reference_that_cannot_be_used_is_said_in_a_line(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from normwise.lab.claims.budget import Budget
-from normwise.lab.claims.exhibits import HeatMap, Plot, Table
+from normwise.lab.claims.exhibits import HeatMap, Plot, Table, can_be_drawn
 from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.claims.statistics import Equivalence, Estimate
 from normwise.lab.engine.run import Run
@@ -62,7 +61,7 @@ class Outcome:
     exhibits: Exhibits
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; numbers that are not finite become None."""
+        """Return plain values for JSON; numbers that no axis can show, such as infinity, become None."""
         exhibits = asdict(self.exhibits)
         answer = exhibits.pop("answer")
         merged = {"verdict": self.verdict, "answer": answer, "statistics": self.statistics, **exhibits}
@@ -142,7 +141,7 @@ def all_some_none(conditions: Iterable[bool]) -> Verdict:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if can_be_drawn(value) else None
     if isinstance(value, Estimate | Equivalence):
         return value.as_dict()
     if isinstance(value, dict):

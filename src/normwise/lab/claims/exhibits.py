@@ -8,7 +8,14 @@ from typing import Any
 
 from normwise.lab.claims.statistics import mean_with_interval
 
-__all__ = ["HeatMap", "Plot", "Series", "Table", "family"]
+__all__ = ["LARGEST", "HeatMap", "Plot", "Series", "Table", "can_be_drawn", "family"]
+
+LARGEST = 1e150  # the ends of an axis, with their margin, must be finite
+
+
+def can_be_drawn(value: float) -> bool:
+    """Whether a number is 0, or finite and of a size that an axis, also a logarithmic one, can show."""
+    return value == 0 or 1 / LARGEST <= abs(value) <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,13 @@ class Series:
     dashed: bool = False
     color: int | None = None
     by_seed: Sequence[Sequence[float | None]] | None = None
+
+    def __post_init__(self) -> None:
+        parts = {"y": self.y, "low": self.low, "high": self.high}
+        parts |= {f"by_seed[{k}]": values for k, values in enumerate(self.by_seed or ())}
+        for name, values in parts.items():
+            if values is not None and len(values) != len(self.x):
+                raise ValueError(f"{name} has {len(values)} values, x has {len(self.x)}")
 
     @classmethod
     def over_seeds(
@@ -108,6 +122,11 @@ class HeatMap:
     low: float | None = None
     high: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_rows("values", self.values, len(self.x))
+        if len(self.values) != len(self.y):
+            raise ValueError(f"values has {len(self.values)} rows, y has {len(self.y)} labels")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -116,6 +135,15 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | int | None]]
+
+    def __post_init__(self) -> None:
+        _check_rows("rows", self.rows, len(self.columns))
+
+
+def _check_rows(name: str, rows: Sequence[Sequence[object]], columns: int) -> None:
+    for k, row in enumerate(rows):
+        if len(row) != columns:
+            raise ValueError(f"{name}[{k}] has {len(row)} entries, there are {columns} columns")
 
 
 def family(member: str) -> str:

@@ -37,41 +37,56 @@ def write_report(results: dict[str, Any], path: Path) -> Path:
         ``path``.
     """
     claims = sorted(results["claims"].items(), key=lambda item: item[1]["order"])
-    folder = path.parent / "figures"
-    folder.mkdir(exist_ok=True)
+    page = _page(results, claims)
+    try:
+        _write_figures(claims, path.parent / "figures")
+        write_atomically(path, page)
+    except OSError as error:
+        raise ValueError(
+            f"--out {path.parent} cannot be written to ({error.strerror}: {error.filename}): give another "
+            "folder"
+        ) from error
+    return path
+
+
+def _page(results: dict[str, Any], claims: list[tuple[str, dict[str, Any]]]) -> str:
+    templates = environment("normwise.lab.report")
+    library = vendored("uplot/uPlot.iife.min.js")
+    script = Markup(templates.get_template("report.js").render())  # safe: contains none of the results
+    return templates.get_template("report.html").render(
+        claims=[_claim(name, claim, results) for name, claim in claims],
+        tally=[
+            (verdict, SIGNS[verdict], sum(claim["verdict"] == verdict for _, claim in claims))
+            for verdict in VERDICTS
+        ],
+        runs=_runs(claims),
+        finished=results["finished"],
+        colors=len(PALETTE),
+        shapes=data_block(SHAPES),
+        library=library,
+        library_style=vendored("uplot/uPlot.min.css"),
+        library_license=vendored("uplot/LICENSE"),
+        script=script,
+        script_sources=f"{script_hash(library)} {script_hash(script)}",
+    )
+
+
+def _write_figures(claims: list[tuple[str, dict[str, Any]]], folder: Path) -> None:
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a symbolic link: remove it, or give another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
     for name, claim in claims:
         for k, plot in enumerate(claim["plots"]):
             _write_figure(plot_figure(plot), folder, f"{name}-{k + 1}")
         for k, heat in enumerate(claim.get("maps", ())):
             _write_figure(heat_figure(heat), folder, f"{name}-map-{k + 1}")
-    templates = environment("normwise.lab.report")
-    library = vendored("uplot/uPlot.iife.min.js")
-    script = Markup(templates.get_template("report.js").render())  # safe: contains none of the results
-    write_atomically(
-        path,
-        templates.get_template("report.html").render(
-            claims=[_claim(name, claim, results) for name, claim in claims],
-            tally=[
-                (verdict, SIGNS[verdict], sum(claim["verdict"] == verdict for _, claim in claims))
-                for verdict in VERDICTS
-            ],
-            runs=_runs(claims),
-            finished=results["finished"],
-            colors=len(PALETTE),
-            shapes=data_block(SHAPES),
-            library=library,
-            library_style=vendored("uplot/uPlot.min.css"),
-            library_license=vendored("uplot/LICENSE"),
-            script=script,
-            script_sources=f"{script_hash(library)} {script_hash(script)}",
-        ),
-    )
-    return path
 
 
 def _write_figure(figure: Figure, folder: Path, name: str) -> None:
+    if (folder / name).parent != folder:
+        raise ValueError(f"figure {name!r:.60} would be outside {folder}: give the claim another name")
     write_atomically(folder / f"{name}.svg", figure.svg)
-    (folder / f"{name}.pdf").write_bytes(figure.pdf)
+    write_atomically(folder / f"{name}.pdf", figure.pdf)
 
 
 def _runs(claims: list[tuple[str, dict[str, Any]]]) -> dict[str, int]:
@@ -100,7 +115,7 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
         ],
         "numbers": list(_numbers(claim["statistics"])),
         "failed": claim["runs"].get("failed", {}),
-        "comparison": _comparison(results.get("comparison", {}).get("claims", {}).get(name)),
+        "comparison": _comparison((results.get("comparison") or {}).get("claims", {}).get(name)),
         "command": _command(name, claim["protocol"]),
     }
 

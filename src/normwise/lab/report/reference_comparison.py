@@ -8,12 +8,13 @@ comparison of two jobs reports any false difference is then at most 5 %, however
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from normwise.lab.report.results_file import Finding, check, read_json
 
 __all__ = ["Reference", "compare", "holm", "lines", "p_value", "read_reference"]
 
@@ -33,6 +34,14 @@ class Reference:
     claims: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _AnyResults:
+    """A results.json that may have claims which this version does not know."""
+
+    format: Literal[1]
+    claims: dict[str, Any]
+
+
 def read_reference(path: Path, claims: Sequence[str], data: str) -> Reference:
     """Read the results to compare with.
 
@@ -45,29 +54,25 @@ def read_reference(path: Path, claims: Sequence[str], data: str) -> Reference:
         ValueError: The file cannot be read or is no ``results.json``, it has none of the claims, or its
             claims are on another data set.
     """
-    file = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != 1:
-            raise ValueError("it is not of format 1")
+        content = read_json(path / "results.json" if path.is_dir() else path)
+        check(content, _AnyResults)
         found = {name: content["claims"][name] for name in claims if name in content["claims"]}
-        there = {claim["protocol"]["data"] for claim in found.values()}
-        for claim in found.values():
-            if not isinstance(claim["statistics"], dict) or not isinstance(claim["verdict"], str):
-                raise TypeError("a claim has no statistics or no verdict")
+        for name, claim in found.items():
+            check(claim, Finding, ("claims", name))
     except OSError as error:
         raise ValueError(
             f"--compare {path} cannot be read ({error.strerror}): give a results.json, or a folder that "
             "holds one"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    except ValueError as error:
         raise ValueError(
-            f"--compare {path} is no results.json of normwise reproduce, or damaged ({what}): give another"
+            f"--compare {path} is no results.json of normwise reproduce, or damaged ({error}): give another"
         ) from error
     if not found:
         known = ", ".join(content["claims"]) or "none"
         raise ValueError(f"--compare {path} has none of the claims asked for: it has {known}")
+    there = {claim["protocol"]["data"] for claim in found.values()}
     if there != {data}:
         raise ValueError(
             f"--compare {path} is on other data: give --data {', '.join(sorted(there - {data}))} to compare "
