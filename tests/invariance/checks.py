@@ -34,14 +34,14 @@ def assert_same_space(
 
 
 def assert_every_parameter_has_one_verdict(inv: Invariances) -> None:
-    kinds: list[Iterable[str]] = [
+    verdicts: list[Iterable[str]] = [
         inv.scale_invariant,
         inv.partial,
         inv.no_effect,
         inv.not_invariant,
         inv.undetermined,
     ]
-    listed = [str(name) for kind in kinds for name in kind]
+    listed = [str(name) for names in verdicts for name in names]
     assert sorted(listed) == sorted(inv.names)
 
 

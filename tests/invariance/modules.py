@@ -93,10 +93,10 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.dtype
+        dtype = x.dtype
         x = x.to(torch.float32)
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * x.to(kind)
+        return self.weight * x.to(dtype)
 
 
 class Attention(nn.Module):
@@ -193,10 +193,10 @@ class MoE(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+    def __init__(self, cell: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
         self.emb = nn.Embedding(11, 6)
-        self.rnn = kind(6, 5, num_layers=2, dropout=0.2, batch_first=True)
+        self.rnn = cell(6, 5, num_layers=2, dropout=0.2, batch_first=True)
         self.head = nn.Linear(5, 4)
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:

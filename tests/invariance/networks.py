@@ -29,7 +29,7 @@ Symmetry = dict[str, int]
 
 @dataclass
 class Case:
-    """A network, its batches, and what must be found."""
+    """A network, its batches, and the right result."""
 
     build: Callable[[], nn.Module]
     batches: Callable[[], list[Any]]
@@ -64,25 +64,25 @@ def prenorm_joint(
 ) -> list[Symmetry]:
     """q·k and v·o pairs, each norm with its readers, the residual stream, the last norm with the head."""
     w = both if bias else lambda name: [f"{name}.weight"]
-    found: list[Symmetry] = []
+    pairs: list[Symmetry] = []
     stream = plus("emb.weight", "pos")
     for i in range(2):
         attn = f"attn.{i}"
         readers = [f"{attn}.qkv.weight"] if packed else [f"{attn}.{n}.weight" for n in "qkv"]
-        found.append({**plus(*norm_names(f"n1.{i}")), **dict.fromkeys(readers, -1)})
-        found.append({**plus(*norm_names(f"n2.{i}")), f"mlp.{i}.0.weight": -1})
+        pairs.append({**plus(*norm_names(f"n1.{i}")), **dict.fromkeys(readers, -1)})
+        pairs.append({**plus(*norm_names(f"n2.{i}")), f"mlp.{i}.0.weight": -1})
         if packed:
             qkv = f"{attn}.qkv"
-            found.append({f"{qkv}.weight[0:8]": 1, f"{qkv}.bias[0:8]": 1, f"{qkv}.weight[8:16]": -1})
-            found.append({f"{qkv}.weight[16:24]": 1, f"{qkv}.bias[16:24]": 1, f"{attn}.o.weight": -1})
+            pairs.append({f"{qkv}.weight[0:8]": 1, f"{qkv}.bias[0:8]": 1, f"{qkv}.weight[8:16]": -1})
+            pairs.append({f"{qkv}.weight[16:24]": 1, f"{qkv}.bias[16:24]": 1, f"{attn}.o.weight": -1})
         else:
-            found.append({**plus(*w(f"{attn}.q")), f"{attn}.k.weight": -1})
-            found.append({**plus(*w(f"{attn}.v")), f"{attn}.o.weight": -1})
+            pairs.append({**plus(*w(f"{attn}.q")), f"{attn}.k.weight": -1})
+            pairs.append({**plus(*w(f"{attn}.v")), f"{attn}.o.weight": -1})
         stream |= plus(*w(f"{attn}.o"), *w(f"mlp.{i}.2"))
     last = dict.fromkeys(norm_names("norm"), -1)
     if tied:
-        return [*found, {**stream, **last}]
-    return [*found, stream, {**last, "head.weight": 1}]
+        return [*pairs, {**stream, **last}]
+    return [*pairs, stream, {**last, "head.weight": 1}]
 
 
 def half(rows: int, which: range) -> list[bool]:
@@ -109,18 +109,18 @@ def _postnorm_joint() -> list[Symmetry]:
     together: with q, k, v divided by it, n1(x + attn(x)) is unchanged. A norm's gain and bias feed a
     residual: n2(x + mlp(x)) is unchanged if x, the mlp's output and 1/(its first weight) scale together.
     """
-    found: list[Symmetry] = []
+    pairs: list[Symmetry] = []
     before = ["emb.weight", "pos"]
     for i in range(2):
         a = f"attn.{i}"
-        found.append({**plus(*both(f"{a}.q")), f"{a}.k.weight": -1})
-        found.append({**plus(*both(f"{a}.v")), f"{a}.o.weight": -1})
+        pairs.append({**plus(*both(f"{a}.q")), f"{a}.k.weight": -1})
+        pairs.append({**plus(*both(f"{a}.v")), f"{a}.o.weight": -1})
         readers = dict.fromkeys([f"{a}.q.weight", f"{a}.k.weight", f"{a}.v.weight"], -1)
-        found.append({**plus(*before), **readers, **plus(*both(f"{a}.o"))})
-        found.append({**plus(*both(f"n1.{i}")), f"mlp.{i}.0.weight": -1, **plus(*both(f"mlp.{i}.2"))})
+        pairs.append({**plus(*before), **readers, **plus(*both(f"{a}.o"))})
+        pairs.append({**plus(*both(f"n1.{i}")), f"mlp.{i}.0.weight": -1, **plus(*both(f"mlp.{i}.2"))})
         before = both(f"n2.{i}")
-    found.append({**plus(*before), "head.weight": -1})
-    return found
+    pairs.append({**plus(*before), "head.weight": -1})
+    return pairs
 
 
 CASES: dict[str, Case] = {

@@ -91,12 +91,12 @@ CASES: list[tuple[Callable[[], Any], Any, Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("build", "batches", "forward", "kind", "words"), CASES)
+@pytest.mark.parametrize(("build", "batches", "forward", "error", "words"), CASES)
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_bad_input_is_refused_in_one_line(
-    build: Callable[[], Any], batches: Any, forward: Any, kind: type[Exception], words: str
+    build: Callable[[], Any], batches: Any, forward: Any, error: type[Exception], words: str
 ) -> None:
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(error, match=words) as caught:
         nw.find_invariances(build(), batches, forward)
     assert "\n" not in str(caught.value)
 

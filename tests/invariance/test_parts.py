@@ -84,8 +84,8 @@ class Columns(nn.Module):
         self.qkv.bias = nn.Parameter(torch.zeros(3 * D))
 
     def forward(self, x: Tensor) -> Tensor:
-        own = dict(self.qkv.named_parameters())
-        packed = torch.addmm(own["bias"], x.flatten(0, 1), own["weight"]).view(*x.shape[:2], -1)
+        parameters = dict(self.qkv.named_parameters())
+        packed = torch.addmm(parameters["bias"], x.flatten(0, 1), parameters["weight"]).view(*x.shape[:2], -1)
         q, k, v = (t.unflatten(-1, (HEADS, SIZE)) for t in packed.split(D, -1))
         out: Tensor = self.o(attend(q, k, v))
         return out
@@ -210,10 +210,10 @@ def changed_by_each(net: nn.Module, symmetries: list[dict[str, int]]) -> None:
                 module.eps = 0.0
         for symmetry in symmetries:
             changed = copy.deepcopy(net)
-            own = dict(changed.named_parameters())
+            parameters = dict(changed.named_parameters())
             for key, exponent in symmetry.items():
                 name = parameter_of(key)
-                eval("p" + key.removeprefix(name), {"p": own[name]}).mul_(3.0**exponent)
+                eval("p" + key.removeprefix(name), {"p": parameters[name]}).mul_(3.0**exponent)
             torch.testing.assert_close(changed(ids), net(ids))
 
 

@@ -72,8 +72,8 @@ def test_outputs_and_gradients_are_those_of_a_float64_copy() -> None:
             p.copy_(value)
     outputs = reference(ids)
     torch.autograd.backward(outputs, cotangents)
-    for mine, theirs in zip(found, outputs, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    for output, reference_output in zip(found, outputs, strict=True):
+        torch.testing.assert_close(output, reference_output, rtol=1e-12, atol=1e-12)
     for index, (name, p) in enumerate(reference.named_parameters()):
         assert p.grad is not None
         torch.testing.assert_close(arrived[index], p.grad, rtol=1e-10, atol=1e-10, msg=name)

@@ -47,9 +47,9 @@ def lived_in(watched: bool = True) -> nn.Module:
     net[5].eval()
     net.register_forward_hook(lambda module, inputs, output: None)
     if watched:
-        own = dict(net.named_parameters())
-        own["4.bias"].register_hook(_never)
-        own["7.bias"].register_post_accumulate_grad_hook(_never)
+        parameters = dict(net.named_parameters())
+        parameters["4.bias"].register_hook(_never)
+        parameters["7.bias"].register_post_accumulate_grad_hook(_never)
     return net
 
 
