@@ -105,8 +105,8 @@ def launches(
 @pytest.mark.usefixtures("cuda")
 def test_a_norm_and_a_product_per_parameter(rule: Rule) -> None:
     few, many = launches(rule, 2), launches(rule, 52)
-    assert 2 * 50 <= many - few <= 3 * 50
-    assert few <= 2 * 3 + 40
+    assert many - few == 2 * 50
+    assert few <= 2 * 2 + 55
 
 
 @pytest.mark.usefixtures("cuda")

@@ -69,9 +69,10 @@ class Decay:
             float16 parameters without a float32 copy, which would otherwise lose this decay. Not in mode
             "coupled", where the optimizer rounds. Costs two more norms per application, and one number per
             unit in the state.
-        nonfinite: What happens to a unit whose norm is not finite. ``"skip"``: the rule leaves it alone.
-            ``"warn"`` or ``"raise"`` also say so, naming the parameter and the unit. Looking costs a pass
-            over the weights and makes an accelerator wait; "skip" in mode "flow" never does.
+        nonfinite: What happens to a unit whose norm is not finite, or for whose new norm the weight's type
+            has no numbers. ``"skip"``: the rule leaves it alone. ``"warn"`` or ``"raise"`` also say so,
+            naming the parameter and the unit. Looking costs a pass over the weights and makes an accelerator
+            wait; "skip" in mode "flow" never does.
         check_every: Look for such units in every so many steps only.
 
     Attributes:

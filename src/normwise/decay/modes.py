@@ -16,12 +16,18 @@ from torch import Tensor
 
 from normwise.collectives import together
 from normwise.decay.clock import Clock, ElapsedTime
-from normwise.decay.nonfinite import report_non_finite
+from normwise.decay.nonfinite import report_non_finite, report_unrepresentable
 from normwise.decay.rules import Rule
-from normwise.decay.scaling import constant_flow_factor, explicit_factors, flow_factors, has_direction
+from normwise.decay.scaling import (
+    constant_flow_factor,
+    explicit_factors,
+    flow_factors,
+    has_direction,
+    is_representable,
+)
 from normwise.decay.targets import ActiveParam, Targets
 from normwise.sharding import like, local_tensor, placed_as
-from normwise.units import Unit, meshes_with_distributed_units
+from normwise.units import LocalUnit, Unit, meshes_with_distributed_units
 
 __all__ = ["Coupled", "Explicit", "Flow", "Mode", "Schedule", "mode_class"]
 
@@ -64,6 +70,7 @@ class Mode:
         self.clock = clock
         self.elapsed = elapsed
         self.schedule = schedule
+        self._policy = "skip"  # in this step
 
     def before_step(self, step: int) -> None:
         """Act before the optimizer's step with this number. May be called twice for one step."""
@@ -80,8 +87,8 @@ class Mode:
     def collect(self, step: int) -> list[ActiveParam]:
         """Return the parameters that have a gradient, and look for norms that are not finite."""
         active = self.targets.with_gradient()
-        if step % self.schedule.check_every == 0:
-            report_non_finite(self.targets, active, self.schedule.nonfinite)
+        self._policy = self.schedule.nonfinite if step % self.schedule.check_every == 0 else "skip"
+        report_non_finite(self.targets, active, self._policy)
         return active
 
     def times(self, active: Sequence[ActiveParam]) -> dict[int, float | Tensor]:
@@ -89,27 +96,36 @@ class Mode:
         groups = {entry.group for entry in active}
         return {group: self.clock.time(self.targets.optimizer, group) for group in groups}
 
-    def in_batches(
+    def factors(
         self,
         rule: Rule,
         active: list[ActiveParam],
         times: list[float | Tensor],
-        evaluate: Callable[[Rule, Tensor, Any, list[ActiveParam]], Any],
-    ) -> list[Any]:
-        """Evaluate a function of norms at once for all parameters of the same time and device."""
+        evaluate: Callable[[Rule, Tensor, Any, list[ActiveParam]], Tensor],
+    ) -> list[Tensor]:
+        """Evaluate a function of norms at once for all parameters of the same time and device.
+
+        Returns:
+            For each parameter one factor per unit; 1 where the weights' type cannot represent the product.
+        """
         magnitudes = self.targets.magnitudes(active)
         batches: dict[object, list[int]] = {}
         for k, (entry, time) in enumerate(zip(active, times, strict=True)):
             when = id(time) if isinstance(time, Tensor) else time
             batches.setdefault((when, entry.param.device), []).append(k)
-        results: list[Any] = [None] * len(active)
+        factors = [torch.empty(0)] * len(active)
+        unfit = [torch.empty(0)] * len(active)
         for batch in batches.values():
             some = [active[k] for k in batch]
             norms = torch.cat([magnitudes[k] for k in batch])
             values = evaluate(self.targets.bind(rule, some), norms, times[batch[0]], some)
-            for k, value in zip(batch, values.split([entry.unit.count for entry in some]), strict=True):
-                results[k] = value
-        return results
+            spoils = is_representable(values, norms, self.targets.limits(some)).logical_not()
+            values = values.masked_fill(spoils, 1.0)
+            counts = [entry.unit.count for entry in some]
+            for k, value, bad in zip(batch, values.split(counts), spoils.split(counts), strict=True):
+                factors[k], unfit[k] = value, bad
+        report_unrepresentable(self.targets, active, unfit, self._policy)
+        return factors
 
 
 class Flow(Mode):
@@ -124,31 +140,47 @@ class Flow(Mode):
         found_inf = self.targets.found_inf if self.schedule.every > 1 else None
         self.elapsed.add((((entry.which, entry.place), times[entry.group]) for entry in active), found_inf)
         if (step + 1) % self.schedule.every == 0:
-            self._apply(step)
-            self.elapsed.clear(found_inf)
+            self._apply(step, found_inf)
 
     @torch.no_grad()
     def flush(self, step: int) -> None:
         """Apply the time that has not been applied yet."""
         if self.schedule.every > 1:
-            self._apply(step)
-            self.elapsed.clear(None)
+            self._policy = self.schedule.nonfinite
+            self._apply(step, None)
 
-    def _apply(self, step: int) -> None:
+    def _apply(self, step: int, found_inf: Tensor | None) -> None:
         active = self.targets.at_places(self.elapsed.__contains__)
         times = [self.elapsed[entry.which, entry.place] for entry in active]
-        self.apply(self.rule.at(step), active, times)
+        try:
+            self.apply(self.rule.at(step), active, times)
+        finally:  # where nonfinite="raise" has raised, the next step must not decay for this one too
+            self.elapsed.clear(found_inf)
 
     def apply(self, rule: Rule, active: list[ActiveParam], times: list[float | Tensor]) -> None:
         """Scale the units of parameters by the flow of a rule over a time for each."""
-        factors: list[float | Tensor]
-        if rule.constant_rate is not None:
-            distinct = {id(time): time for time in times}
-            by_time = {key: constant_flow_factor(rule, time) for key, time in distinct.items()}
-            factors = [by_time[id(time)] for time in times]
-        else:
-            factors = self.in_batches(rule, active, times, lambda rule, n, t, _: flow_factors(rule, n, t))
-        self.targets.scale(active, factors)
+        constant = self._constant_factors(rule, times)
+        self.targets.scale(
+            active,
+            self.factors(rule, active, times, lambda rule, n, t, _: flow_factors(rule, n, t))
+            if constant is None
+            else constant,
+        )
+
+    def _constant_factors(self, rule: Rule, times: list[float | Tensor]) -> list[float | Tensor] | None:
+        """Return a factor for each time; None where the norms are needed to know the factors or their range.
+
+        A factor below 1/2 may make a unit vanish. Sharded units are scaled nonetheless, as by torch's own
+        decay: a rank without a gradient would let the others wait for its norms.
+        """
+        if rule.constant_rate is None:
+            return None
+        distinct = {id(time): time for time in times}
+        by_time = {key: constant_flow_factor(rule, time) for key, time in distinct.items()}
+        is_strong = any(not isinstance(factor, Tensor) and factor < 0.5 for factor in by_time.values())
+        if is_strong and not any(isinstance(parts[0], LocalUnit) for parts in self.targets.local):
+            return None
+        return [by_time[id(time)] for time in times]
 
 
 class Explicit(Mode):
@@ -170,7 +202,7 @@ class Explicit(Mode):
         self.clock.advance(self.targets.optimizer)
         rule, by_group = self.rule.at(step), self.times(active)
         times = [by_group[entry.group] for entry in active]
-        factors: list[float | Tensor]
+        factors: Sequence[float | Tensor]
         if rule.constant_rate is not None:
             factors = [
                 explicit_factors(rule, torch.empty(0), time, None, lambda _: self.targets.name(entry.owner))  # noqa: B023
@@ -179,7 +211,7 @@ class Explicit(Mode):
         else:
             # a rank does not see the units of another
             with together(meshes_with_distributed_units(self.targets.local)):
-                factors = self.in_batches(rule, active, times, self._factors)
+                factors = self.factors(rule, active, times, self._factors)
         self.targets.scale(active, factors)
         self._done = True
 
@@ -242,7 +274,8 @@ class Coupled(Mode):
         magnitudes = [torch.empty(0)] * len(active)
         if constant is None or masked:
             magnitudes = self.targets.magnitudes(active)
-        for entry, norms in zip(active, magnitudes, strict=True):
+        unfit = [torch.zeros((), dtype=torch.bool, device=entry.param.device) for entry in active]
+        for k, (entry, norms) in enumerate(zip(active, magnitudes, strict=True)):
             owner, grad = entry.owner, entry.owner.grad
             assert grad is not None  # or the parameter would not be active
             sign = -1.0 if optimizer.param_groups[entry.group].get("maximize") else 1.0
@@ -251,10 +284,25 @@ class Coupled(Mode):
                 changed = torch.add(local, entry.param, alpha=sign * constant)
             else:
                 vector, rates = self.pull(rule, entry, norms)
+                unfit[k] = self._is_unfit(rates, norms, entry)
+                rates = rates.masked_fill(unfit[k], 0.0)
                 finite = entry.param.device.type == "cpu" and bool(norms.isfinite().all())
                 changed = _add_pull(local, vector, rates * sign, entry.unit, scale, finite)
             owner.grad = like(changed, owner)
             self._replaced.append(_Replaced(owner, grad, owner.grad))
+        try:
+            report_unrepresentable(self.targets, active, unfit, self._policy)
+        except RuntimeError:
+            self.restore()
+            raise
+
+    def _is_unfit(self, rates: Tensor, norms: Tensor, entry: ActiveParam) -> Tensor:
+        """Return for which units the pull, or its rate, is too large for the type of the weights."""
+        size = entry.unit.numel**0.5 if self.targets.measure == "rms" else 1.0
+        largest = torch.finfo(entry.param.dtype).max / size
+        largest_rate = torch.finfo(torch.promote_types(entry.param.dtype, torch.float32)).max
+        too_large = (rates.abs() > largest_rate) | ((rates * norms).abs() > largest)
+        return too_large & norms.isfinite()
 
     def after_step(self, step: int) -> None:
         """Put the gradients back."""

@@ -16,12 +16,15 @@ __all__ = [
     "explicit_factors",
     "flow_factors",
     "has_direction",
+    "is_representable",
     "scale_unit",
     "scale_units",
 ]
 
 # A factor in another type than the weight's makes torch copy the weight: so many elements at a time.
 _COPIED_NUMEL = 2**20
+# The factors that float32 represents to its full precision.
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def has_direction(magnitudes: Tensor) -> Tensor:
@@ -44,6 +47,26 @@ def flow_factors(rule: Rule, magnitudes: Tensor, time: float | Tensor) -> Tensor
     """
     factors = rule.flow(magnitudes, time) / magnitudes
     return torch.where(has_direction(magnitudes), factors, torch.ones_like(factors))
+
+
+def is_representable(factors: Tensor, magnitudes: Tensor, limits: Tensor) -> Tensor:
+    """Return where the type of the weights can represent a unit after it is scaled.
+
+    A factor of at least 1/2 makes no unit vanish: more than half of the smallest number rounds to that
+    number. A factor that is not finite fits nowhere.
+
+    Args:
+        factors: One for each unit.
+        magnitudes: n, of the same shape.
+        limits: The smallest and the largest magnitude of each unit, of shape (2, units).
+
+    Example:
+        >>> limits = torch.tensor([[1e-4], [1e4]]).expand(2, 3)
+        >>> is_representable(torch.tensor([1e-6, 0.5, 1e6]), torch.tensor([1.0, 1e-4, 1.0]), limits)
+        tensor([False,  True, False])
+    """
+    scaled, (smallest, largest) = factors * magnitudes, limits
+    return ((factors >= 0.5) | (scaled >= smallest)) & ((factors <= 1) | (scaled <= largest))
 
 
 def constant_flow_factor(rule: Rule, time: float | Tensor) -> float | Tensor:
@@ -122,41 +145,63 @@ def scale_units(
         found_inf: What the GradScaler left with a fused optimizer: 1 where the step is skipped.
     """
     by_number: dict[tuple[float, torch.device, torch.dtype], list[Tensor]] = {}
-    by_tensor: dict[object, list[tuple[Tensor, Tensor, Unit]]] = {}
+    by_tensor: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, Unit]]] = {}
     for param, factor, unit in zip(params, factors, units, strict=True):
         if isinstance(factor, Tensor) and factor.ndim == 0 and factor.device.type == "cpu":
             factor = factor.item()  # a kernel takes it in full precision, wherever the parameter is
-        if unit.mask is None and found_inf is None and not isinstance(factor, Tensor):
+        is_number = not isinstance(factor, Tensor) and _SMALLEST <= factor <= _LARGEST
+        if is_number and unit.mask is None and found_inf is None:
+            assert not isinstance(factor, Tensor)
             by_number.setdefault((factor, param.device, param.dtype), []).append(param)
             continue
         if not isinstance(factor, Tensor):
             factor = torch.full((), factor, dtype=wide_dtype(param.device), device=param.device)
-        wide = torch.promote_types(param.dtype, torch.float32)  # a factor rounded to bfloat16 would be 1
-        factor = factor.to(wide).expand(unit.count)
+        factor = factor.expand(unit.count)
         if unit.mask is not None:  # torch.where would make a tensor of the number first
             factor = factor.masked_fill(unit.mask.logical_not(), 1.0)
         if found_inf is not None:
             factor = factor.masked_fill(found_inf.to(param.device) > 0, 1.0)
-        by_tensor.setdefault((param.device, param.dtype), []).append(
-            (param, unit.broadcast(factor, param), unit)
-        )
+        by_tensor.setdefault((param.device, param.dtype), []).append((param, factor, unit))
     for (number, device, dtype), some in by_number.items():
         if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
             for param in some:  # torch._foreach_mul_ would round the number to this type
                 param.mul_(number)
         else:
             torch._foreach_mul_(some, number)
-    for triples in by_tensor.values():
-        if triples[0][0].dtype == triples[0][1].dtype:
-            torch._foreach_mul_([param for param, _, _ in triples], [factor for _, factor, _ in triples])
+    for (_, dtype), triples in by_tensor.items():
+        joined = _for_product(torch.cat([factor for _, factor, _ in triples]), dtype)
+        split = joined.split([unit.count for _, _, unit in triples])
+        shaped = [unit.broadcast(f, param) for f, (param, _, unit) in zip(split, triples, strict=True)]
+        if joined.dtype == dtype:
+            torch._foreach_mul_([param for param, _, _ in triples], shaped)
         else:
-            for triple in triples:
-                _scale_in_pieces(*triple)
+            for factor, (param, _, unit) in zip(shaped, triples, strict=True):
+                _scale_in_pieces(param, factor, unit)
+
+
+def _for_product(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return factors in the type in which weights of type ``dtype`` are multiplied by them.
+
+    This is float32 for weights of at most float32 and factors in its range. A factor beyond that range, new
+    norm over old, stays in float64. On an accelerator, where looking would wait, all factors stay in float64,
+    but with the value that they have in float32 where they are in its range: a float32 product has the same
+    bits then.
+    """
+    wide = torch.promote_types(dtype, torch.float32)  # a factor rounded to bfloat16 would be 1
+    if wide == wide_dtype(factors.device) or not factors.numel():
+        return factors.to(wide)
+    if factors.device.type == "cpu":
+        low, high = (bound.item() for bound in torch.aminmax(factors))
+        if low >= _SMALLEST and high <= _LARGEST:
+            return factors.to(wide)
+    factors = factors.to(torch.float64)
+    ordinary = (factors >= _SMALLEST) & (factors <= _LARGEST)
+    return torch.where(ordinary, factors.to(wide).to(torch.float64), factors)
 
 
 def _scale_in_pieces(param: Tensor, factor: Tensor, unit: Unit) -> None:
-    """Multiply a parameter by a factor of a wider type, of which torch makes a copy, piece by piece."""
-    if param.numel() <= _COPIED_NUMEL:
+    """Multiply a parameter by a factor of a wider type, piece by piece where torch makes a copy of it."""
+    if param.numel() <= _COPIED_NUMEL or param.device.type != "cpu":
         param.mul_(factor)
         return
     rows = max(1, _COPIED_NUMEL * len(param) // param.numel())

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from normwise.decay.kahan import KahanScale
 from normwise.decay.rules import Rule
 from normwise.decay.scaling import scale_units
-from normwise.norms import concatenated_norms
+from normwise.norms import concatenated_norms, wide_dtype
 from normwise.units import LocalUnit, Unit, global_norms, local_units, local_values, needs_reduction
 
 __all__ = ["ActiveParam", "Targets", "check_gradients", "group_of", "name_of"]
@@ -52,6 +52,7 @@ class Targets:
         self.local = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
         self.kahan: KahanScale | None = None
         self.initial: list[Tensor] = []
+        self._limits: dict[int, Tensor] = {}
 
     @property
     def found_inf(self) -> Tensor | None:
@@ -133,6 +134,28 @@ class Targets:
         return rule.bound_to(
             torch.cat([local_values(entry.unit, self.initial[entry.which]) for entry in active])
         )
+
+    def limits(self, active: Sequence[ActiveParam]) -> Tensor:
+        """Return the smallest and the largest magnitude that each unit of these parameters may get.
+
+        The largest is the largest number of the type. The smallest is that of a unit whose elements are the
+        smallest number with full precision. The result has the shape (2, units).
+        """
+        return torch.cat([local_values(entry.unit, self._limits_of(entry)) for entry in active]).T
+
+    def _limits_of(self, entry: ActiveParam) -> Tensor:
+        kept = self._limits.get(entry.which)
+        if kept is None or kept.device != entry.param.device:  # or it was moved since
+            unit = self.units[entry.which]
+            types = [torch.finfo(param.dtype) for param in unit.params]
+            size, device = unit.numel**0.5, entry.param.device
+            bounds = max(t.tiny for t in types) * size, min(t.max for t in types)
+            if self.measure == "rms":
+                bounds = bounds[0] / size, bounds[1] / size
+            shape, wide = (unit.count,), wide_dtype(device)
+            kept = torch.stack([torch.full(shape, b, dtype=wide, device=device) for b in bounds], 1)
+            self._limits[entry.which] = kept
+        return kept
 
     def keep_initial_magnitudes(self) -> None:
         """Store the present magnitudes, for a rule that refers to them.

@@ -33,7 +33,8 @@ class _PublishedPull(Coupled):
         centered = [param - unit.broadcast(mean, param) for param in wide]
         deviation = Unit(centered, unit.dim).norms() / max(1, unit.numel - 1) ** 0.5
         pulled = centered[entry.place]
-        pulled.mul_(unit.broadcast(rule.rate(deviation).to(pulled), pulled))
+        rates = rule.rate(deviation).to(pulled)  # infinite where the deviation is almost 0
+        pulled.mul_(unit.broadcast(torch.where(rates.isfinite(), rates, torch.zeros_like(rates)), pulled))
         pulled.add_(unit.broadcast(rule.strength * mean, pulled))
         return pulled, torch.ones_like(magnitudes)
 
@@ -148,7 +149,10 @@ def rotated(unit: Unit, before: list[Tensor], norms: Tensor, angle: float | Tens
     turns = arcs > rounding * torch.maximum(lengths, steps)  # what is shorter has no direction to trust
     full = angle.to(arcs).expand_as(arcs) if isinstance(angle, Tensor) else torch.full_like(arcs, angle)
     cosine, sine = full.cos().masked_fill(~turns, 1.0), full.sin().masked_fill(~turns, 0.0)
-    had_direction = (lengths > 0) & lengths.isfinite() & arcs.isfinite()
+    types = [torch.finfo(param.dtype) for param in unit.params]
+    smallest, largest = max(t.tiny for t in types) * unit.numel**0.5, min(t.max for t in types)
+    is_representable = (norms >= smallest) & (norms <= largest)
+    had_direction = (lengths > 0) & lengths.isfinite() & arcs.isfinite() & is_representable
     results = []
     for param, ray, tangent in zip(unit.params, rays, tangents, strict=True):
         ray.mul_(unit.broadcast((norms * cosine).to(ray), ray))
