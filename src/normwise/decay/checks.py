@@ -1,11 +1,10 @@
-"""What a Decay accepts: arguments, parameters, and a state to continue from."""
+"""What a Decay accepts: arguments and parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -22,7 +21,6 @@ __all__ = [
     "MEASURES",
     "check_options",
     "check_settings",
-    "check_state",
     "check_units",
     "check_whole_units",
     "parameters_of",
@@ -183,46 +181,3 @@ def parameters_of(optimizer: object) -> list[Tensor]:
     """Return all parameters of an optimizer; none of what is no optimizer."""
     groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else []
     return [param for group in groups for param in group["params"]]
-
-
-def check_state(saved: Any, present: dict[str, Any], groups: int) -> None:
-    """Raise an error that names the first difference between a saved state and that of this Decay.
-
-    Args:
-        saved: The state_dict to load.
-        present: The state_dict of this Decay.
-        groups: How many param_groups the optimizer has.
-    """
-    if not isinstance(saved, dict) or set(saved) != set(present):
-        raise ValueError(f"state_dict is not one of a Decay: it needs the keys {', '.join(present)}")
-    for key in ("format", "rule", "mode", "clock", "measure", "every", "compensated"):
-        if saved[key] != present[key]:
-            raise ValueError(
-                f"state_dict was made with {key}={_in_words(saved[key])}, and this Decay has "
-                f"{key}={_in_words(present[key])}: construct it as it was (plan.attach: before you load "
-                "optimizer and scheduler), or start without the old state"
-            )
-    if len(saved["units"]) != len(present["units"]):
-        raise ValueError(
-            f"state_dict has {len(saved['units'])} units, and this Decay has {len(present['units'])}: "
-            "construct it with the same parameters"
-        )
-    for k, (old, new) in enumerate(zip(saved["units"], present["units"], strict=True)):
-        for key in new:
-            if old[key] != new[key]:
-                raise ValueError(
-                    f"unit {k} of the state_dict has {key}={old[key]}, and of this Decay "
-                    f"{key}={new[key]}: construct it with the same units"
-                )
-    if len(saved["max_lr"]) > groups:
-        raise ValueError(
-            f"state_dict has the peak rates of {len(saved['max_lr'])} param_groups, and the optimizer has "
-            f"{groups}: add its groups before loading"
-        )
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        arguments = ", ".join(f"{k}={v!r}" for k, v in value.items() if k != "name")
-        return f"{value.get('name')}({arguments})"
-    return repr(value)

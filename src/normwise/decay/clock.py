@@ -143,7 +143,7 @@ class ElapsedTime:
     def load(self, state: list[list[float | None]]) -> None:
         """Restore what :meth:`state` returned."""
         self._times = {
-            (which, place): time
+            (which, place): float(time)
             for which, times in enumerate(state)
             for place, time in enumerate(times)
             if time is not None

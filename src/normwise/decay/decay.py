@@ -15,7 +15,6 @@ from normwise.decay import copying
 from normwise.decay.checks import (
     check_options,
     check_settings,
-    check_state,
     check_units,
     check_whole_units,
     parameters_of,
@@ -24,9 +23,10 @@ from normwise.decay.clock import Clock, ElapsedTime
 from normwise.decay.kahan import KahanScale
 from normwise.decay.modes import Schedule, mode_class
 from normwise.decay.rules import Rule
+from normwise.decay.saved_state import check_state
 from normwise.decay.targets import Targets, check_gradients
 from normwise.sharding import meshes_of
-from normwise.units import Unit, from_checkpoint, to_checkpoint
+from normwise.units import Unit, from_checkpoint, meshes_with_distributed_units, to_checkpoint
 
 __all__ = ["Decay"]
 
@@ -306,24 +306,33 @@ class Decay:
             ],
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state_dict of a Decay with the same rule, settings and units.
 
+        With sharded parameters all ranks must call this together.
+
         Raises:
             ValueError: The state was saved with another rule, mode, clock, measure or ``every``, or with
-                other units; the message names the difference, and nothing has been changed.
+                other units, or a value in it is not one that a Decay has. The message names the difference,
+                and nothing has been changed.
         """
-        check_state(state_dict, self.state_dict(), len(self.optimizer.param_groups))
-        self.steps = state_dict["steps"]
+        with together(meshes_with_distributed_units(self._targets.local)):
+            rates = [group.get("lr", 0.0) for group in self.optimizer.param_groups]
+            check_state(state_dict, self.state_dict(), self.units, rates)
+        pending = [
+            [from_checkpoint(saved, part) for saved, part in zip(of_unit, parts, strict=True)]
+            for of_unit, parts in zip(state_dict["pending"], self._targets.local, strict=False)
+        ]
+        self.steps = int(state_dict["steps"])
         self._elapsed.load(state_dict["elapsed"])
         peaks = state_dict["max_lr"]  # copied, as they are changed in place
-        self._clock.max_lr = [peak.clone() if isinstance(peak, Tensor) else peak for peak in peaks]
+        self._clock.max_lr = [p.detach().clone() if isinstance(p, Tensor) else float(p) for p in peaks]
         for present, saved in zip(self._targets.initial, state_dict["reference"], strict=True):
             present.copy_(saved)
-        for which, of_unit in enumerate(self._pending()):
-            parts = self._targets.local[which]
-            for present, saved, part in zip(of_unit, state_dict["pending"][which], parts, strict=True):
-                present.copy_(from_checkpoint(saved, part))
+        for of_unit, loaded in zip(self._pending(), pending, strict=True):
+            for present, saved in zip(of_unit, loaded, strict=True):
+                present.copy_(saved)
 
     def _pending(self) -> list[list[Tensor]]:
         return [] if self._targets.kahan is None else self._targets.kahan.pending

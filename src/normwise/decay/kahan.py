@@ -12,7 +12,11 @@ from normwise.decay.scaling import scale_unit
 from normwise.norms import slice_norms, wide_dtype
 from normwise.units import Unit
 
-__all__ = ["KahanScale"]
+__all__ = ["LARGEST_PENDING", "SMALLEST_PENDING", "KahanScale"]
+
+# What is kept differs from 1 by a few units in the last place, and by more only for the subnormal numbers of
+# a type, which have few digits.
+SMALLEST_PENDING, LARGEST_PENDING = 0.25, 4.0
 
 
 class KahanScale:
@@ -74,11 +78,14 @@ class KahanScale:
             wanted = torch.where(unit.mask, wanted, pending)
         if found_inf is not None:
             wanted = torch.where(found_inf.to(pending.device) > 0, pending, wanted)
+        vanishes = (wanted < 0.5) & (before * wanted < torch.finfo(param.dtype).tiny * unit.numel**0.5)
+        wanted = torch.where(vanishes, pending, wanted)
         visible = (wanted - 1).abs() >= torch.finfo(param.dtype).eps
         scale_unit(param, torch.where(visible, wanted, torch.ones_like(wanted)), unit)
         after = _norms(param, unit)
         lost = wanted * before / after
-        pending.copy_(torch.where((after > 0) & lost.isfinite(), lost, torch.ones_like(lost)))
+        is_kept = (lost >= SMALLEST_PENDING) & (lost <= LARGEST_PENDING)  # not where a norm is 0 or infinite
+        pending.copy_(torch.where(is_kept, lost, torch.ones_like(lost)))
 
 
 def _norms(param: Tensor, unit: Unit) -> Tensor:
