@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-__all__ = ["check_dim", "check_tensor", "concatenated_norms", "slice_norms", "wide_dtype"]
+__all__ = [
+    "check_dim",
+    "check_tensor",
+    "concatenated_norms",
+    "of_shape",
+    "overlap",
+    "slice_norms",
+    "wide_dtype",
+]
 
 _FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Within these norms, a float32 sum of squares neither overflows nor loses its smallest terms.
@@ -53,6 +61,17 @@ def check_dim(dim: object, ndim: int, what: str) -> int | None:
             else f"dim={dim} does not fit {what}, which has no dimensions: give dim=None"
         )
     return dim % ndim
+
+
+def of_shape(tensor: object) -> str:
+    """Return `` of shape (...)`` for an error message; nothing for what has no shape, as a lazy parameter.
+
+    Example:
+        >>> of_shape(torch.ones(3, 2))
+        ' of shape (3, 2)'
+    """
+    has_shape = isinstance(tensor, Tensor) and not is_lazy(tensor) and not tensor.is_nested
+    return f" of shape {tuple(tensor.shape)}" if has_shape else ""  # type: ignore[attr-defined]
 
 
 def check_tensor(tensor: object, name: str) -> None:
@@ -103,6 +122,34 @@ def _overlaps_itself(tensor: Tensor) -> bool:
             return True
         reach += (size - 1) * stride
     return False
+
+
+def overlap(first: Tensor, second: Tensor) -> bool:
+    """Return whether two dense tensors in the same storage have an element in common.
+
+    Example:
+        >>> both = torch.ones(2, 4)
+        >>> overlap(both[:, :2], both[:, 2:]), overlap(both[:, :2], both[:, 1:])
+        (False, True)
+    """
+    size = first.element_size()
+    start, end = _reach(first)
+    other_start, other_end = _reach(second)
+    if end <= other_start or other_end <= start:
+        return False
+    if second.element_size() != size or (start - other_start) % size:
+        return True  # views of other types; they are not compared byte by byte
+    lowest = min(start, other_start)
+    is_taken = torch.zeros((max(end, other_end) - lowest) // size, dtype=torch.bool)
+    is_taken.as_strided(first.shape, first.stride(), (start - lowest) // size).fill_(True)
+    return bool(is_taken.as_strided(second.shape, second.stride(), (other_start - lowest) // size).any())
+
+
+def _reach(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor in its storage, and the byte after its last."""
+    first = tensor.storage_offset()
+    last = first + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return first * tensor.element_size(), (last + 1) * tensor.element_size()
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

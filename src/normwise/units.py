@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from normwise.collectives import sum_over
-from normwise.norms import check_dim, check_tensor, slice_norms, wide_dtype
+from normwise.norms import check_dim, check_tensor, of_shape, slice_norms, wide_dtype
 from normwise.sharding import (
     check_placements,
     is_primary_holder,
@@ -89,7 +89,7 @@ class Unit:
         if not self.params:
             raise ValueError("params is empty: a Unit needs at least one tensor")
         for param in self.params:
-            check_tensor(param, f"a tensor of shape {tuple(getattr(param, 'shape', ()))}")
+            check_tensor(param, f"a tensor{of_shape(param)}")
         if len({id(param) for param in self.params}) < len(self.params):
             raise ValueError("params holds the same tensor twice: give each tensor of a joint unit once")
         shapes = [tuple(param.shape) for param in self.params]

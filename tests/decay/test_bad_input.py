@@ -219,3 +219,81 @@ def test_a_state_dict_that_does_not_fit(spoil: Spoil, message: str) -> None:
         decay.load_state_dict(state)
     assert "\n" not in str(caught.value)
     assert decay.steps == 0
+
+
+ODD_TENSORS: dict[str, tuple[Callable[[], torch.Tensor], type[Exception], str]] = {
+    "sparse": (lambda: torch.ones(2, 2).to_sparse(), ValueError, "has layout sparse_coo, and a unit needs"),
+    "mkldnn": (lambda: torch.ones(2, 2).to_mkldnn(), ValueError, "has layout mkldnn, and a unit needs"),
+    "float8": (lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), TypeError, "has type torch.float8_e4m3fn"),
+    "complex": (lambda: torch.ones(2, 2, dtype=torch.complex64), TypeError, "has type torch.complex64"),
+    "negated": (lambda: torch._neg_view(torch.ones(2, 2)), ValueError, "is a lazily negated view: give"),
+    "expanded": (lambda: torch.ones(2, 1).expand(2, 2), ValueError, "elements overlap in memory"),
+    "strided": (lambda: torch.ones(4).as_strided((2, 2), (1, 1)), ValueError, "elements overlap in memory"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_a_tensor_that_has_no_norms_is_refused_by_name(kind: str) -> None:
+    make, error, message = ODD_TENSORS[kind]
+    param = torch.nn.Parameter(make())
+    optimizer = torch.optim.SGD([("odd", param)], lr=0.1)
+    with pytest.raises(error, match=f"parameter 'odd' of shape .*{message}") as caught:
+        nw.Decay(optimizer, L2, param)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_and_lazy_parameters_are_refused_by_name() -> None:
+    nested = torch.nn.Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    lazy = torch.nn.LazyLinear(3).weight
+    for param, message in (
+        (nested, "parameter 'odd' has layout nested, and a unit needs a dense"),
+        (lazy, "parameter 'odd' is a lazy parameter without values: run the model once to initialise it"),
+    ):
+        optimizer = torch.optim.SGD([("odd", param)], lr=0.1)
+        with pytest.raises(ValueError, match=message):
+            nw.Decay(optimizer, L2, param)
+        with pytest.raises(ValueError, match=r"a tensor (has|is)"):
+            nw.Unit(param)
+
+
+def _views(kind: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    whole = torch.nn.Parameter(torch.ones(4, 6))
+    views = {
+        "same": whole.data,
+        "transposed": whole.data.T,
+        "rows": whole.data[2:],
+        "columns": whole.data[:, 3:],
+        "other type": whole.data.view(torch.bfloat16),
+    }
+    return whole, torch.nn.Parameter(views[kind])
+
+
+@pytest.mark.parametrize("kind", ["same", "transposed", "rows", "columns", "other type"])
+@pytest.mark.parametrize("how", ["one", "joint", "two"])
+def test_parameters_that_share_memory(kind: str, how: str) -> None:
+    first, second = _views(kind)
+    optimizer = torch.optim.SGD([("first", first), ("second", second)], lr=0.1)
+    params: Any = [first, second]
+    if how == "joint":
+        params = nw.Unit(params, dim=None)
+    if how == "two":
+        nw.Decay(optimizer, L2, first)
+        params = second
+    with pytest.raises(ValueError, match=r"'second' of shape .* shares memory with parameter 'first'.*twice"):
+        nw.Decay(optimizer, L2, params)
+    second.data = second.data.clone()
+    nw.Decay(optimizer, L2, params)
+
+
+def test_disjoint_views_of_one_storage_are_no_fault() -> None:
+    flat = torch.ones(4, 6)
+    parts = [flat[:2, :2], flat[2:, :2], flat[:, 2:4], flat[:, 4:], torch.ones(0, 3)]
+    params = [torch.nn.Parameter(part) for part in parts]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    nw.Decay(optimizer, nw.AdaptiveWeightShrink(1.0), params[:2])
+    nw.Decay(optimizer, nw.AdaptiveWeightShrink(1.0), params[2:])
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    torch.testing.assert_close(flat, torch.full((4, 6), 1 / (1 + 0.1 * 2**0.5)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from normwise.decay.modes import Mode, Schedule
 from normwise.decay.nonfinite import POLICIES
 from normwise.decay.rules import MODES, Rule
 from normwise.decay.targets import Targets, group_of, name_of
+from normwise.norms import check_tensor, of_shape, overlap
+from normwise.sharding import local_tensor
 from normwise.units import Unit, needs_reduction
 
 __all__ = [
@@ -128,9 +131,10 @@ def check_units(
         if not isinstance(item, (Tensor, Unit)):
             raise TypeError(f"params must be parameters or Units, not {type(item).__name__}")
         for param in item.params if isinstance(item, Unit) else (item,):
+            check_tensor(param, name_of(optimizer, param))
             if id(param) not in groups:
                 raise ValueError(
-                    f"params holds a tensor of shape {tuple(param.shape)} that is not in the optimizer: "
+                    f"params holds a tensor{of_shape(param)} that is not in the optimizer: "
                     "add it to a param_group first, or leave it out"
                 )
             if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
@@ -149,8 +153,27 @@ def check_units(
                     "name it once, remove() the other Decay, or give Units with masks that do not overlap"
                 )
         taken.append((unit, rule))
+    _check_memory(optimizer, [unit for unit, _ in taken])
     _warn_of_weight_decay(optimizer, units, groups)
     return tuple(units)
+
+
+def _check_memory(optimizer: Optimizer, units: list[Unit]) -> None:
+    """Raise if two parameters share elements in memory, which would be decayed twice."""
+    params = {id(param): param for unit in units for param in unit.params}
+    by_memory: dict[object, list[Tensor]] = {}
+    for param in params.values():
+        local = local_tensor(param)
+        if local.numel() and local.device.type != "meta":
+            by_memory.setdefault(local.untyped_storage()._cdata, []).append(param)
+    for some in by_memory.values():
+        for first, second in itertools.combinations(some, 2):
+            if overlap(local_tensor(first), local_tensor(second)):
+                raise ValueError(
+                    f"{name_of(optimizer, second)} shares memory with {name_of(optimizer, first)}, and would "
+                    "be decayed twice: leave one of them out, or give it memory of its own "
+                    "(param.data = param.data.clone())"
+                )
 
 
 def _warn_of_weight_decay(optimizer: Optimizer, units: list[Unit], groups: dict[int, int]) -> None:

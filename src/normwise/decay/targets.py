@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from normwise.decay.kahan import KahanScale
 from normwise.decay.rules import Rule
 from normwise.decay.scaling import scale_units
-from normwise.norms import concatenated_norms, wide_dtype
+from normwise.norms import concatenated_norms, of_shape, wide_dtype
 from normwise.units import LocalUnit, Unit, global_norms, local_units, local_values, needs_reduction
 
 __all__ = ["ActiveParam", "Targets", "check_gradients", "group_of", "name_of"]
@@ -201,8 +201,8 @@ def name_of(optimizer: Optimizer, param: Tensor) -> str:
             if candidate is param:
                 named = group.get("param_names")
                 where = repr(named[j]) if named else f"param_groups[{k}]['params'][{j}]"
-                return f"parameter {where} of shape {tuple(param.shape)}"
-    return f"a parameter of shape {tuple(param.shape)}"
+                return f"parameter {where}{of_shape(param)}"
+    return f"a parameter{of_shape(param)}"
 
 
 def check_gradients(optimizer: Optimizer) -> None:
