@@ -147,8 +147,9 @@ def overlap(first: Tensor, second: Tensor) -> bool:
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
     """Return the first byte of a tensor in its storage, and the byte after its last."""
-    first = tensor.storage_offset()
-    last = first + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = first + sum(int((size - 1) * step) for size, step in steps)
     return first * tensor.element_size(), (last + 1) * tensor.element_size()
 
 

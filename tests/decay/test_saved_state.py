@@ -33,7 +33,7 @@ class Job:
             {"params": [p], "lr": torch.tensor(lr) if tensor_lr else lr} for p in self.params
         ]
         self.optimizer = SGD(groups)
-        units = [self.params[0], nw.Unit(self.params[1], mask=[True, False, True])]
+        units: list[Tensor | nw.Unit] = [self.params[0], nw.Unit(self.params[1], mask=[True, False, True])]
         self.decay = nw.Decay(self.optimizer, rule, units, **s)
 
     def step(self) -> None:
@@ -144,14 +144,15 @@ def test_a_mutated_state_is_refused_or_harmless(name: str, data: st.DataObject) 
 @pytest.mark.parametrize("missing", ["steps", "pending", "rule"])
 def test_keys_are_those_of_a_decay(missing: str) -> None:
     job = Job(nw.L2(0.1))
-    for state in (
+    states: tuple[Any, ...] = (
         {k: v for k, v in job.decay.state_dict().items() if k != missing},
         {**job.decay.state_dict(), "more": 1},
         None,
         [],
-    ):
+    )
+    for state in states:
         with pytest.raises(ValueError, match="not one of a Decay: it needs the keys"):
-            job.decay.load_state_dict(state)  # type: ignore[arg-type]
+            job.decay.load_state_dict(state)
 
 
 NAN, INF = math.nan, math.inf

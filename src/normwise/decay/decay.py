@@ -324,7 +324,7 @@ class Decay:
             [from_checkpoint(saved, part) for saved, part in zip(of_unit, parts, strict=True)]
             for of_unit, parts in zip(state_dict["pending"], self._targets.local, strict=False)
         ]
-        self.steps = int(state_dict["steps"])
+        self.steps = state_dict["steps"]
         self._elapsed.load(state_dict["elapsed"])
         peaks = state_dict["max_lr"]  # copied, as they are changed in place
         self._clock.max_lr = [p.detach().clone() if isinstance(p, Tensor) else float(p) for p in peaks]

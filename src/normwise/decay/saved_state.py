@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def check_state(
             )
     _check_units(saved["units"], present["units"])
     steps = saved["steps"]
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 0 <= steps < 2**63:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps < 2**63:
         raise _damaged("steps", steps, "a whole number, 0 or more")
     for k, times in enumerate(_list("elapsed", saved["elapsed"], len(units))):
         for j, time in enumerate(_list(f"elapsed[{k}]", times, len(units[k].params))):
@@ -120,7 +120,9 @@ def _values(name: str, value: Any, shape: tuple[int, ...], mask: Tensor | None) 
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    )
 
 
 def _is_same(saved: Any, present: Any) -> bool:

@@ -66,7 +66,8 @@ def is_representable(factors: Tensor, magnitudes: Tensor, limits: Tensor) -> Ten
         tensor([False,  True, False])
     """
     scaled, (smallest, largest) = factors * magnitudes, limits
-    return ((factors >= 0.5) | (scaled >= smallest)) & ((factors <= 1) | (scaled <= largest))
+    fits: Tensor = ((factors >= 0.5) | (scaled >= smallest)) & ((factors <= 1) | (scaled <= largest))
+    return fits
 
 
 def constant_flow_factor(rule: Rule, time: float | Tensor) -> float | Tensor:
