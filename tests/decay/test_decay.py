@@ -256,3 +256,25 @@ def test_a_decay_explains_itself(settings: dict[str, Any], expected: list[str]) 
         "reference 1: units of about unit norm",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("rule", "dim", "as_units", "expected"),
+    [
+        (nw.AdaptiveWeightShrink(0.1), 0, False, ["2 parameters are decayed row by row (dim=0); give Units"]),
+        (nw.Sphere(), None, False, ["2 parameters are decayed as whole tensors (dim=None); give Units"]),
+        (nw.Sphere(), 1, False, ["2 parameters are decayed column by column (dim=1); give Units"]),
+        (nw.L2(0.1), 0, False, []),
+        (nw.AdaptiveWeightShrink(0.1), 0, True, []),
+    ],
+)
+def test_how_bare_tensors_are_taken_is_logged(
+    rule: nw.Rule, dim: int | None, as_units: bool, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    params = [torch.nn.Parameter(torch.ones(rows, 2)) for rows in (3, 4)]
+    given: Any = [nw.Unit(param) for param in params] if as_units else params
+    with caplog.at_level("INFO", logger="normwise"):
+        nw.Decay(torch.optim.SGD(params, lr=0.1), rule, given, dim=dim)
+    assert [
+        message[: len(start)] for message, start in zip(caplog.messages, expected, strict=True)
+    ] == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -119,10 +119,9 @@ def check_options(
 
 
 def check_units(
-    optimizer: Optimizer, rule: Rule, params: Tensor | Unit | Iterable[Tensor | Unit], dim: int | None
+    optimizer: Optimizer, rule: Rule, given: Sequence[Tensor | Unit], dim: int | None
 ) -> tuple[Unit, ...]:
     """Return the Units to decay; raise where a parameter is not in the optimizer or under a rule already."""
-    given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
     if not given:
         raise ValueError("params is empty: give at least one parameter of the optimizer")
     groups = group_of(optimizer)

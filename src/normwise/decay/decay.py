@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from normwise.units import Unit, from_checkpoint, meshes_with_distributed_units,
 
 __all__ = ["Decay"]
 
+_logger = logging.getLogger("normwise")
 _STATE_FORMAT = 2
 
 
@@ -44,7 +46,8 @@ class Decay:
         optimizer: Any torch.optim optimizer; it must hold the parameters.
         rule: A :class:`~normwise.decay.rules.Rule`.
         params: A parameter, a :class:`~normwise.units.Unit`, or several of these. A tensor means
-            ``Unit(tensor, dim)``.
+            ``Unit(tensor, dim)``, whatever the model normalises; where the rule depends on the norm, this is
+            logged. ``Invariances.units(model)`` are the units whose decay changes no output.
         dim: Which dimension counts the units of plain parameters: 0 rows, 1 columns, None whole tensors.
         mode: How the rule acts in a step of time t:
 
@@ -124,7 +127,8 @@ class Decay:
             check_settings(optimizer, rule, mode, clock, measure)
             kind = mode_class(rule, mode)
             check_options(rule, mode, kind, measure, compensated, schedule)
-            self.units = check_units(optimizer, rule, params, dim)
+            given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
+            self.units = check_units(optimizer, rule, given, dim)
             self._targets = Targets(optimizer, self.units, measure)
             check_whole_units(self._targets, rule, kind, compensated)
         self.optimizer = optimizer
@@ -157,6 +161,20 @@ class Decay:
             optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
         copying.register(optimizer, self)
+        self._log_how_tensors_are_taken(sum(isinstance(item, Tensor) for item in given), dim)
+
+    def _log_how_tensors_are_taken(self, number: int, dim: int | None) -> None:
+        """Say which units plain tensors are, where that matters: where the rule depends on the norm."""
+        if not number or self.rule.constant_rate is not None:
+            return
+        what = {None: "as whole tensors", 0: "row by row", 1: "column by column"}.get(dim, "slice by slice")
+        several = "1 parameter is" if number == 1 else f"{number} parameters are"
+        _logger.info(
+            "%s decayed %s (dim=%s); give Units (Invariances.units) or use plan.attach to choose",
+            several,
+            what,
+            dim,
+        )
 
     # -- the hooks ---------------------------------------------------------------------------------------
 
