@@ -19,7 +19,7 @@ def test_the_example_runs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "normwise"):
         exec(compile(block, "planning.md", "exec"), names)
     assert isinstance(names["plan"], nw.Plan)
-    assert "learning rate of 1 scale-invariant parameters" in caplog.text
+    assert "learning rate of 1 scale-invariant parameter" in caplog.text
 
 
 @pytest.mark.parametrize("page", ["planning.md", "architectures.md"])

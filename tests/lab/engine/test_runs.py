@@ -111,7 +111,7 @@ def test_worker_processes_end_with_the_job(tmp_path: Path, how: signal.Signals) 
     pids = job.stdout.readline().split()  # once the first run is done, both workers are there
     assert len(pids) == 2
     job.send_signal(how)
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{int(pid)}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its job"
