@@ -50,46 +50,55 @@ def source_hash(cls: type, root: Path = Path(normwise.__file__).parent) -> str:
 @cache
 def _analysed(path: Path, root: Path) -> tuple[str, list[Path]]:
     """Return the hash of a module's own code, and the files of the package that it imports."""
-    tree = ast.parse(path.read_bytes())
-    imported = [file for name in _imports(tree, root) if (file := _file(name, root)) is not None]
-    code = ast.unparse(_Normalized(root.name).visit(tree))
-    return hashlib.sha256(code.encode()).hexdigest(), imported
+    normalized = _Normalized(root.name)
+    tree = normalized.visit(ast.parse(path.read_bytes()))
+    names = [*normalized.imported, *_attributes(tree, normalized.aliases, root)]
+    imported = [file for name in names if (file := _file(name, root)) is not None]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
 
 
 class _Normalized(ast.NodeTransformer):
-    """Removes what a run does not execute: docstrings, imports from the package, ``__all__``."""
+    """Removes what a run does not execute: docstrings, imports from the package, ``__all__``.
+
+    Attributes:
+        imported: The dotted names that the removed imports import.
+        aliases: The names that they give to the package itself.
+    """
 
     def __init__(self, package: str) -> None:
         self.package = package
+        self.imported: list[str] = []
+        self.aliases: set[str] = set()
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        return node if isinstance(node, ast.expr) else super().generic_visit(node)  # holds no statement
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if text else self.generic_visit(node)
+        return None if text else node
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
-        mine = any(alias.name.partition(".")[0] == self.package for alias in node.names)
+        mine = [alias for alias in node.names if alias.name.partition(".")[0] == self.package]
+        self.imported += [alias.name for alias in mine]
+        self.aliases |= {alias.asname or alias.name for alias in mine if alias.name == self.package}
         return None if mine else node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        return None if (node.module or "").partition(".")[0] == self.package else node
+        if (node.module or "").partition(".")[0] != self.package:
+            return node
+        self.imported += [f"{node.module}.{alias.name}" for alias in node.names]
+        return None
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         public = isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
-        return None if public else self.generic_visit(node)
+        return None if public else node
 
 
-def _imports(tree: ast.Module, root: Path) -> Iterator[str]:
-    """Yield the dotted names that a module uses from the package, also those used as ``nw.NAME``."""
-    package, aliases = root.name, set[str]()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            aliases |= {alias.asname or alias.name for alias in node.names if alias.name == package}
-            yield from (alias.name for alias in node.names if alias.name.startswith(f"{package}."))
-    for node in ast.walk(tree):
+def _attributes(tree: ast.Module, aliases: set[str], root: Path) -> Iterator[str]:
+    """Yield the dotted names that a module uses as ``nw.NAME``."""
+    for node in ast.walk(tree) if aliases else ():
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
-            yield _public(root).get(node.attr, f"{package}.{node.attr}")
+            yield _public(root).get(node.attr, f"{root.name}.{node.attr}")
 
 
 @lru_cache
