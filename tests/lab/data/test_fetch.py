@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import os
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from tests.lab.made_up import CONTENTS, PACKED, Site, ignore, never, put_cache, put_command, put_debian
 
 from normwise.lab.data.fetch import obtain
@@ -82,7 +87,7 @@ def test_a_damaged_file_stays_while_there_is_no_better_one(
 
 def test_a_folder_in_a_files_place(tmp_path: Path, source: Source) -> None:
     (tmp_path / "images.gz").mkdir()
-    with pytest.raises(DataError, match=r"images.gz cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"images.gz is not a regular file: delete it"):
         read_content(tmp_path / "images.gz", source.files[0])
     with pytest.raises(DataError, match="Is a directory"):
         obtain(source, tmp_path, offline=False, announce=ignore)
@@ -92,6 +97,72 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, source: Source) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be stored in .*cache: Not a directory.*NORMWISE_CACHE"):
         obtain(source, tmp_path / "file" / "cache", offline=False, announce=ignore)
+
+
+# regular files only
+
+_KINDS: dict[str, Callable[[Path, Path], object]] = {
+    "link": lambda path, elsewhere: path.symlink_to(elsewhere),
+    "link to nothing": lambda path, elsewhere: path.symlink_to(elsewhere.with_name("nothing")),
+    "link to a device": lambda path, elsewhere: path.symlink_to("/dev/zero"),
+    "pipe": lambda path, elsewhere: os.mkfifo(path),
+    "folder": lambda path, elsewhere: path.mkdir(),
+}
+_WRITTEN = (".lock", "images.gz.part", "labels.gz.part")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+@example(placed={".apt": "pipe"}, offline=False)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    placed=st.dictionaries(
+        st.sampled_from([*_WRITTEN, *PACKED, ".apt"]), st.sampled_from(list(_KINDS)), min_size=1, max_size=3
+    ),
+    offline=st.booleans(),
+)
+def test_what_is_no_regular_file_is_never_written_to_nor_waited_for(
+    tmp_path: Path, source: Source, placed: dict[str, str], offline: bool
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "cache").mkdir()
+    (folder / "elsewhere").write_bytes(b"precious")
+    for name, kind in placed.items():
+        _KINDS[kind](folder / "cache" / name, folder / "elsewhere")
+    try:
+        assert obtain(source, folder / "cache", offline=offline, announce=ignore) == CONTENTS
+    except DataError as error:
+        assert offline or any(name in str(error) for name in placed)  # noqa: PT017
+    assert {path.name for path in folder.iterdir()} == {"cache", "elsewhere"}
+    assert (folder / "elsewhere").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+@pytest.mark.parametrize("kind", list(_KINDS))
+@pytest.mark.parametrize("name", _WRITTEN)
+def test_the_remedy_is_to_delete_it(tmp_path: Path, source: Source, site: Site, name: str, kind: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "elsewhere").touch()
+    path = tmp_path / "cache" / name
+    _KINDS[kind](path, tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"^{path} is not a regular file: delete it$"):
+        obtain(source, tmp_path / "cache", offline=False, announce=ignore)
+    assert site.requests == []
+    path.rmdir() if kind == "folder" else path.unlink()
+    assert obtain(source, tmp_path / "cache", offline=False, announce=ignore) == CONTENTS
+
+
+def test_a_link_to_a_file_of_the_right_content_is_read(tmp_path: Path, source: Source) -> None:
+    put_cache(tmp_path / "shared", PACKED)
+    (tmp_path / "cache").mkdir()
+    for name in PACKED:
+        (tmp_path / "cache" / name).symlink_to(tmp_path / "shared" / name)
+    assert obtain(source, tmp_path / "cache", offline=True, announce=never) == CONTENTS
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_cache_with_a_name_that_is_too_long(tmp_path: Path, source: Source, offline: bool) -> None:
+    with pytest.raises(DataError, match="File name too long"):
+        obtain(source, tmp_path / ("n" * 300), offline=offline, announce=ignore)
 
 
 # Debian's package

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from normwise.lab.data.debian import download_package, installed_files
-from normwise.lab.data.source import DataError, Source, SourceFile, read_content
+from normwise.lab.data.source import DataError, Source, SourceFile, open_regular, read_content
 
 __all__ = ["obtain"]
 
@@ -74,8 +74,8 @@ def obtain(source: Source, directory: Path, *, offline: bool, announce: Announce
                 contents, problems = _read_all(source, cached)
     except OSError as error:
         raise DataError(
-            f"{source.name} cannot be stored in {directory}: {error.strerror or error}; name a writable "
-            "folder in the environment variable NORMWISE_CACHE"
+            f"{source.name} cannot be stored in {error.filename or directory}: {error.strerror or error}; "
+            "name a writable folder in the environment variable NORMWISE_CACHE"
         ) from error
     if problems:  # only if something else changes the cache at the same time
         raise DataError(f"{_first(problems)}; run again, or {source.remedy(directory)}")
@@ -101,12 +101,16 @@ def _announce_damage(
     cached: Mapping[str, Path], problems: Mapping[str, DataError], announce: Announce
 ) -> None:
     for name, problem in problems.items():
-        if cached[name].exists():
+        if os.path.lexists(cached[name]):
             announce(f"{problem}; it is not used")
 
 
 def _fetch(source: Source, directory: Path, announce: Announce) -> None:
     """Put every file that is missing or damaged into ``directory``."""
+    for file in source.files:
+        part = _part(directory / file.name)
+        if os.path.lexists(part):
+            open_regular(part, "rb").close()  # raises now rather than after the download
     size = f"{source.download_size / 1e6:.1f} MB"
     started = time.monotonic()
     announce(
@@ -130,6 +134,8 @@ def _fetch(source: Source, directory: Path, announce: Announce) -> None:
 
 def _fetch_package(source: Source, directory: Path, announce: Announce) -> None:
     work = directory / ".apt"
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise DataError(f"{work} is not a folder: delete it")  # rmtree would wait for a named pipe
     shutil.rmtree(work, ignore_errors=True)  # left behind by a killed process: this one holds the lock
     work.mkdir()
     try:
@@ -152,7 +158,7 @@ def _missing(source: Source, directory: Path) -> list[SourceFile]:
 def _store(path: Path, target: Path, file: SourceFile) -> None:
     """Verify ``path`` and move it to ``target`` on the same file system."""
     read_content(path, file)
-    with path.open("rb+") as stream:
+    with open_regular(path, "rb+") as stream:
         os.fsync(stream.fileno())  # else a power cut could leave the name without the content
     path.replace(target)
 
@@ -209,7 +215,7 @@ def _append(url: str, part: Path, limit: int) -> None:
         bar = tqdm(
             desc=part.stem, total=total, initial=size, unit="B", unit_scale=True, disable=None, delay=2
         )
-        with part.open("ab" if size else "wb") as stream, bar:
+        with open_regular(part, "ab" if size else "wb") as stream, bar:
             while chunk := response.read(1 << 16):
                 size += len(chunk)
                 if size > limit:
@@ -223,7 +229,9 @@ def _append(url: str, part: Path, limit: int) -> None:
 @contextlib.contextmanager
 def _lock(directory: Path, source: Source, announce: Announce) -> Iterator[None]:
     """Let one process at a time fetch into ``directory``. The system frees the lock when its holder ends."""
-    lock = FileLock(directory / ".lock")
+    path = directory / ".lock"
+    open_regular(path, "ab").close()  # filelock before 3.20.1 would follow a symbolic link
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

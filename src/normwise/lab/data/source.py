@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import math
+import os
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-__all__ = ["FASHION_MNIST", "DataError", "Source", "SourceFile", "parse_idx", "read_content"]
+__all__ = ["FASHION_MNIST", "DataError", "Source", "SourceFile", "open_regular", "parse_idx", "read_content"]
 
 
 class DataError(ValueError):
@@ -109,6 +113,32 @@ FASHION_MNIST = Source(
 )
 
 
+def open_regular(path: Path, mode: str, follow: bool = False) -> IO[bytes]:
+    """Open a file in binary mode if it is a regular file, or is new. It never waits, as for a named pipe.
+
+    Args:
+        path: The file.
+        mode: As of ``open``.
+        follow: Whether ``path`` may be a symbolic link to a regular file.
+
+    Raises:
+        DataError: It is something else: a symbolic link, a folder, a named pipe, a device.
+        OSError: It cannot be opened.
+    """
+    extra = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    refusal = DataError(f"{path} is not a regular file: delete it")
+    try:
+        file = open(path, mode, opener=lambda name, flags: os.open(name, flags | extra, 0o666))  # noqa: SIM115
+    except OSError as error:
+        if (path.is_symlink() and not follow) or error.errno in (errno.ENXIO, errno.EISDIR):
+            raise refusal from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise refusal
+    return file
+
+
 def read_content(path: Path, file: SourceFile) -> bytes:
     """Return the decompressed content of ``path`` if it is the file that ``file`` describes.
 
@@ -119,10 +149,10 @@ def read_content(path: Path, file: SourceFile) -> bytes:
     """
     expected = file.expected
     try:
-        length = path.stat().st_size
-        if length > file.limit:
-            raise DataError(f"{path} is altered: {expected}, found {length:,} before it")
-        with gzip.open(path) as stream:
+        with open_regular(path, "rb", follow=True) as packed, gzip.open(packed) as stream:
+            length = os.fstat(packed.fileno()).st_size
+            if length > file.limit:
+                raise DataError(f"{path} is altered: {expected}, found {length:,} before it")
             content = stream.read(file.size + 1)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {expected}, found no file") from None
