@@ -23,7 +23,7 @@ from normwise.lab.data.datasets import DATASETS, load
 from normwise.lab.engine.cluster import connected
 from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
 from normwise.lab.engine.run import Run
-from normwise.lab.engine.store import Store, write_atomically
+from normwise.lab.engine.store import Store, naming_errors, write_atomically
 from normwise.lab.report.html_report import write_report
 from normwise.lab.report.reference_comparison import compare, read_reference
 from normwise.lab.report.results_file import read_results
@@ -75,8 +75,8 @@ def reproduce(
 
     Raises:
         ValueError: A claim, data set, budget or number is not allowed, the folder holds something else, the
-            data are missing or damaged, the cluster or the reference cannot be used, or a run failed. Nothing
-            has been overwritten, and finished runs are kept.
+            data are missing or damaged, the cluster or the reference cannot be used, a run failed, or a file
+            cannot be written. Nothing has been overwritten, and finished runs are kept.
     """
     named = claims_named(names)
     if jobs is not None and jobs < 1:
@@ -108,7 +108,8 @@ def reproduce(
         results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
     results["seconds"] = round(time.perf_counter() - begin, 1)
     results["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_atomically(out / "results.json", _json(results))
+    with naming_errors(out / "results.json"):
+        write_atomically(out / "results.json", _json(results))
     write_report(results, out / "report.html")
     return results
 
@@ -126,11 +127,11 @@ def _execute_all(
 ) -> FinishedRuns:
     """Execute the runs of the claims, then the runs whose settings the first ones determine."""
     first: list[Run] = [run for claim in claims for run in claim.runs()]
-    runs = FinishedRuns(execute(first, store, workers, progress), store)
+    runs = FinishedRuns(execute(first, store, workers, progress, announce), store)
     second: list[Run] = [run for claim in claims for run in claim.second_runs(runs)]
     if second:
         announce("now the runs with what the first ones have chosen")
-        runs = FinishedRuns(execute([*first, *second], store, workers, progress), store)
+        runs = FinishedRuns(execute([*first, *second], store, workers, progress, announce), store)
     return runs
 
 

@@ -17,7 +17,7 @@ from tests.lab.small import replaying, training
 import normwise as nw
 from normwise.lab.engine.execution import RunError, execute, local_workers
 from normwise.lab.engine.run import Run
-from normwise.lab.engine.store import Store
+from normwise.lab.engine.store import MisfitError, Store
 from normwise.lab.models.convnet import ConvNet, directions
 from normwise.lab.runs.images import Images, batches
 from normwise.lab.runs.train import TrainRun
@@ -100,7 +100,7 @@ with local_workers(2) as workers:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_worker_processes_end_with_the_job(tmp_path: Path, how: signal.Signals) -> None:
     command = [sys.executable, "-c", _ENDLESS, str(tmp_path)]
     job = subprocess.Popen(
@@ -157,7 +157,8 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> No
     execute([run], store)
     config = store.run_folder(run) / "config.json"
     config.write_text(json.dumps(replace(run, lr=0.7).as_dict()))
-    assert store.summary(run) is None
+    with pytest.raises(MisfitError, match="holds files of another run"):
+        store.summary(run)
 
 
 def test_a_refused_step_is_recorded_with_its_reason(tmp_path: Path) -> None:

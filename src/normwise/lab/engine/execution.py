@@ -14,12 +14,13 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 
 from normwise.lab.engine.run import Metrics, Run
-from normwise.lab.engine.store import Store
+from normwise.lab.engine.store import MisfitError, Store
 
 __all__ = ["HERE", "Outcome", "Progress", "RunError", "Workers", "attempt", "execute", "local_workers"]
 
@@ -121,6 +122,9 @@ def local_workers(jobs: int) -> Iterator[Workers]:
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
     try:
+        with _no_interrupt_in_children():
+            for _ in range(jobs):
+                executor.submit(os.getpid)  # starts a process
         yield Workers(executor, jobs)
     except BaseException:  # such as Ctrl-C: do not wait for the runs in progress
         for process in set(multiprocessing.active_children()) - others:
@@ -128,6 +132,23 @@ def local_workers(jobs: int) -> Iterator[Workers]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _no_interrupt_in_children() -> Iterator[None]:
+    """Let processes that start meanwhile never see Ctrl-C, even before they execute any code of ours.
+
+    Processes inherit the signals that this thread blocks. A Ctrl-C meanwhile comes at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else it starts with the first process and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
@@ -148,6 +169,7 @@ def execute(
     store: Store,
     workers: Workers = HERE,
     progress: Progress = lambda done, total, share: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Metrics]:
     """Execute the runs that the store does not have, and return the summaries of all runs by identity.
 
@@ -160,12 +182,14 @@ def execute(
         store: Where finished runs are kept.
         workers: What executes the runs.
         progress: Called at the start and after each run.
+        announce: Called with a line if stored runs do not fit, so that they are executed again.
 
     Raises:
         RunError: A run failed, a worker process died, or the connection to a cluster was lost.
+        ValueError: The store cannot be written.
     """
     distinct = {run.identity: run for run in wanted}
-    summaries = {identity: store.summary(run) for identity, run in distinct.items()}
+    summaries = _stored(distinct, store, announce)
     missing = [run for identity, run in distinct.items() if summaries[identity] is None]
     # Start the long runs first, so that no worker is left alone with a long one at the end.
     missing.sort(key=lambda run: -run.cost)
@@ -210,6 +234,21 @@ def execute(
             "on from here"
         )
     return {identity: summary for identity, summary in summaries.items() if summary is not None}
+
+
+def _stored(runs: dict[str, Run], store: Store, announce: Callable[[str], None]) -> dict[str, Metrics | None]:
+    """Return the stored summaries by identity, None for a run that is not finished or does not fit."""
+    summaries: dict[str, Metrics | None] = {}
+    misfits: list[MisfitError] = []
+    for identity, run in runs.items():
+        try:
+            summaries[identity] = store.summary(run)
+        except MisfitError as error:
+            summaries[identity] = None
+            misfits.append(error)
+    if misfits:
+        announce(f"{len(misfits)} stored runs are executed again, as they cannot be trusted: {misfits[0]}")
+    return summaries
 
 
 def _lost(error: BaseException, done: int, workers: Workers) -> RunError:
