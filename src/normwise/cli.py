@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 try:
     import typer
 except ImportError:  # the library works without the packages of the command line
-    sys.exit("normwise: the command line needs the extra 'lab': pip install normwise[lab]")
+    print("normwise: the command line needs the extra 'lab': pip install normwise[lab]", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 app = typer.Typer(
     add_completion=False,
@@ -31,8 +34,31 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit code 2 means failure; one line says why."""
-    app()
+    """Run the command line.
+
+    Exit code 1 means that results differ and nothing else; 2 means failure, and one line says why. SIGTERM is
+    handled as Ctrl-C.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # None if it was closed from the start
+                sys.stdout.flush()
+    except SystemExit as end:
+        cause = end.__context__
+        if end.code == 1 and isinstance(cause, OSError):  # typer and rich end so if their output is closed
+            _fail(cause)
+            raise SystemExit(2) from end
+        raise
+    except OSError as error:
+        _fail(error)
+        raise SystemExit(2) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _command(*, stopped: str = "stopped") -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,22 +72,45 @@ def _command(*, stopped: str = "stopped") -> Callable[[Callable[..., None]], Cal
         def run(**arguments: Any) -> None:
             try:
                 function(**arguments)
-                sys.stdout.flush()
-            except BrokenPipeError as error:  # the reader, such as head, has enough
-                with suppress(OSError):  # else the flush at exit fails again
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                _say("the output was closed before its end")
-                raise typer.Exit(2) from error
-            except (ValueError, OSError) as error:
-                _say(" ".join(str(error).split("\n")))
+            except typer.Exit:
+                raise
+            except Exception as error:
+                _fail(error)
                 raise typer.Exit(2) from error
             except KeyboardInterrupt as error:
-                _say(stopped)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the end
+                _fail(error, stopped)
                 raise typer.Exit(130) from error
 
         return app.command()(run)
 
     return register
+
+
+def _fail(error: BaseException, line: str = "") -> None:
+    """Say in one line why a command ends. What it has not printed yet is dropped if it cannot be printed."""
+    _drop_output()
+    if isinstance(error, BrokenPipeError):  # the reader, such as head, has enough
+        line = "the output was closed before its end"
+    elif isinstance(error, OSError):
+        line = f"{error.filename or 'the output or a file'}: {error.strerror or error}"
+    elif not isinstance(error, (ValueError, KeyboardInterrupt)):  # a fault of ours
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        line = f"{type(error).__name__}: {error} ({place}); please report this"
+    with suppress(OSError):  # nobody may be reading stderr either
+        _say(line or str(error))
+
+
+def _drop_output() -> None:
+    """Send what cannot be printed to nowhere; else the flush at exit would fail again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @app.callback(invoke_without_command=True)
@@ -199,7 +248,7 @@ def inspect(
 
 
 def _say(line: str) -> None:
-    print(f"normwise: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"normwise: {' '.join(line.splitlines())}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _print_verdicts(results: dict[str, Any]) -> None:

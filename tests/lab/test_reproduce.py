@@ -204,3 +204,54 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
     assert _run("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.strip() == normwise.__version__
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here"),
+        (OSError(28, "No space left on device", "x/y"), 2, "x/y: No space left on device"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "the output was closed before its end"),
+        (ValueError("two\nlines"), 2, "two lines"),
+        (KeyError("status"), 2, "KeyError: 'status' (test_reproduce.py, line "),
+        (MemoryError(), 2, "MemoryError"),
+    ],
+)
+def test_a_command_ends_in_one_line_whatever_is_raised(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("normwise.lab.reproduce.reproduce", failing)
+    assert _run("reproduce", monkeypatch=monkeypatch) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"normwise: {said}")
+
+
+def test_sigterm_is_handled_as_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "normwise.lab.reproduce.reproduce", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
+    assert _run("reproduce", monkeypatch=monkeypatch) == 130
+    assert capsys.readouterr().err == "normwise: stopped; the same command goes on from here\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_an_output_that_is_full_is_exit_code_2(option: str) -> None:
+    code = "from normwise.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, option], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["normwise: the output or a file: No space left on device"]
