@@ -40,7 +40,8 @@ def check_state(
         if not _is_same(saved[key], present[key]):
             raise ValueError(
                 f"state_dict was made with {key}={_in_words(saved[key])}, and this Decay has "
-                f"{key}={_in_words(present[key])}: construct it as it was, or start without the old state"
+                f"{key}={_in_words(present[key])}: construct it as it was (plan.attach: before you load "
+                "optimizer and scheduler), or start without the old state"
             )
     _check_units(saved["units"], present["units"])
     steps = saved["steps"]
