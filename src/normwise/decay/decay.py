@@ -47,7 +47,7 @@ class Decay:
         rule: A :class:`~normwise.decay.rules.Rule`.
         params: A parameter, a :class:`~normwise.units.Unit`, or several of these. A tensor means
             ``Unit(tensor, dim)``, whatever the model normalises; where the rule depends on the norm, this is
-            logged. ``Invariances.units(model)`` are the units whose decay changes no output.
+            logged. ``Invariances.units(model)`` are the units whose decay changes no output (up to eps).
         dim: Which dimension counts the units of plain parameters: 0 rows, 1 columns, None whole tensors.
         mode: How the rule acts in a step of time t:
 

@@ -145,9 +145,9 @@ class Invariances:
     def units(self, model: nn.Module) -> list[Unit]:
         """Return the units that are scale-invariant alone, for :class:`normwise.Decay`.
 
-        Decaying these units changes no output of the model. Frozen and complex parameters are left out. So
-        are rows or columns of a partly invariant parameter that are invariant only in blocks
-        (``evidence[name].blocks``): decaying them one by one would change outputs.
+        Decaying these units changes no output of the model, up to the eps of the norm layers. Frozen and
+        complex parameters are left out. So are rows or columns of a partly invariant parameter that are
+        invariant only in blocks (``evidence[name].blocks``): decaying them one by one would change outputs.
 
         Args:
             model: The model that was searched, or one whose parameters have the same names and shapes.
