@@ -16,7 +16,7 @@ reproduce: $(VENV)/.lab
 	$(VENV)/bin/normwise reproduce --out runs
 
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -q
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
