@@ -84,11 +84,15 @@ def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
 
 _ENDLESS = """
 import multiprocessing
+import signal
 import sys
 from pathlib import Path
 from tests.lab.engine.odd_runs import OddRun
 from normwise.lab.engine.execution import execute, local_workers
 from normwise.lab.engine.store import Store
+
+# The tests may run in the background of a shell, where processes ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def tell(done, total, share):
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
@@ -107,11 +111,15 @@ def test_worker_processes_end_with_the_job(tmp_path: Path, how: signal.Signals) 
         command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert job.stdout is not None
-    job.stdout.readline()
-    pids = job.stdout.readline().split()  # once the first run is done, both workers are there
-    assert len(pids) == 2
-    job.send_signal(how)
-    job.communicate(timeout=300)
+    try:
+        job.stdout.readline()
+        pids = job.stdout.readline().split()  # once the first run is done, both workers are there
+        assert len(pids) == 2
+        job.send_signal(how)
+        job.communicate(timeout=120)
+    finally:
+        job.kill()
+        job.communicate()
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{int(pid)}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its job"
