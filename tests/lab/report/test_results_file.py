@@ -147,7 +147,7 @@ def test_damaged_results_become_a_report_or_one_line(
         return
     page = path.read_text(encoding="utf-8")
     assert "<script>alert" not in page
-    kinds = r"report\.html|normwise\.json|figures(/(shrink|instability)-(map-)?\d+\.(svg|pdf))?"
+    kinds = r"report\.html|normwise\.json|runs|figures(/(shrink|instability)-(map-)?\d+\.(svg|pdf))?"
     assert all(re.fullmatch(kinds, name) for name in _files(out))
     assert _files(outer) - {f"a/b/c/out/{name}" for name in _files(out)} == {
         "results.json",
