@@ -150,7 +150,7 @@ def test_any_input_is_drawn_or_refused_in_one_line(texts: list[str]) -> None:
     [
         (KeyboardInterrupt(), 130, "normwise: stopped"),
         (ValueError("two\nlines"), 2, "normwise: two lines"),
-        (OSError(28, "No space left on device"), 2, "normwise: the output or a file: No space left on device"),
+        (OSError(28, "No space left on device"), 2, "normwise: the output or a file: No space left on"),
         (BrokenPipeError(), 2, "normwise: the output was closed"),
     ],
     ids=repr,
