@@ -1,6 +1,7 @@
 """What a decay rule costs per step, beside fused optimizers, other libraries and the speed of memory.
 
-    python -m benchmarks.decay [--network resnet50|gpt2-small] [--rounds N] [--only TEXT] [--out FILE.md]
+    python -m benchmarks.decay [--network resnet50|gpt2-small] [--device cpu|cuda]
+                               [--rounds N] [--only TEXT] [--out FILE.md]
 
 Every candidate steps the same parameters, in turns: in each round a candidate takes as many steps as its
 ``every`` says, right after as many steps of its baseline. The ratio reported is the median over these pairs.
@@ -11,16 +12,14 @@ which a busy machine disturbs less. pytorch_optimizer is timed where it is insta
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from benchmarks.shapes import gpt2_small, resnet50
+from benchmarks.timing import machine, now
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -47,9 +46,10 @@ class Candidate(NamedTuple):
 
 
 def main() -> None:
-    """Time the steps on every device of this machine."""
+    """Time the steps on one device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--device", default="cpu", help="cpu (as by default) or cuda")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", help="time the candidates whose names contain this text")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
@@ -57,9 +57,8 @@ def main() -> None:
     torch.set_num_threads(1)
     description = ", ".join(f"{key} {value}" for key, value in machine().items() if value is not None)
     report = ["# What a decay rule costs per step", "", f"`python -m benchmarks.decay`. {description}.", ""]
-    for device in ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]:
-        for network in arguments.network or NETWORKS:
-            report += measure(network, device, arguments.rounds, arguments.only)
+    for network in arguments.network or NETWORKS:
+        report += measure(network, arguments.device, arguments.rounds, arguments.only)
     print("\n".join(report))
     if arguments.out:
         arguments.out.write_text("\n".join(report), encoding="utf-8")
@@ -179,31 +178,6 @@ def bandwidth(params: list[nn.Parameter], device: str) -> float:
     for param in params:
         param.detach().mul_(1.0)
     return 8 * sum(p.numel() for p in params) / (now(device) - start)
-
-
-def now(device: str) -> float:
-    """Return the time when all that was launched is done: this thread's own on a CPU, else the wall's."""
-    if device == "cpu":
-        return time.thread_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine, and how busy it was."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads used": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load average": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 if __name__ == "__main__":

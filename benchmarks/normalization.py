@@ -1,17 +1,16 @@
 """Time the weight-normalisation family, forward and backward, beside torch's kernels and the textbook.
 
-Run:  python benchmarks/normalization.py [--quick] [--compile] [--out benchmarks/results]
+    python -m benchmarks.normalization [--quick] [--compile] [--device cpu|cuda] [--out FILE.md]
 
-In every round all candidates run in bursts of a millisecond, in a new random order. The benchmark measures
-the CPU time of the single thread that they run on, so other processes disturb it little, and disturb all
-candidates alike. It reports the median over rounds of the ratio to the bare kernel in the same round.
+In every round all candidates run in bursts of a millisecond, in a new random order. On a CPU the benchmark
+measures the time of the single thread that they run on, so other processes disturb it little, and disturb all
+candidates alike; on CUDA it measures the time until the device is done. It reports the median over rounds of
+the ratio to the bare kernel in the same round.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from benchmarks.timing import machine, now
 from torch import Tensor, nn
 
 import normwise as nw
@@ -65,7 +65,7 @@ def standardization_candidates(shape: tuple[int, ...]) -> dict[str, Transform]:
     }
 
 
-def layer_candidates(conv: bool) -> dict[str, tuple[nn.Module, Tensor]]:
+def layer_candidates(conv: bool, device: str) -> dict[str, tuple[nn.Module, Tensor]]:
     """Return whole layers and an input; the first, plain, is the baseline."""
 
     def plain() -> nn.Module:
@@ -82,7 +82,7 @@ def layer_candidates(conv: bool) -> dict[str, tuple[nn.Module, Tensor]]:
         "nw.weight_standardization": nw.weight_standardization(plain()),
         "folded": folded,
     }
-    return {name: (layer, x) for name, layer in layers.items()}
+    return {name: (layer.to(device), x.to(device)) for name, layer in layers.items()}
 
 
 def step(transform: Transform, weight: Tensor, gain: Tensor, gradient: Tensor) -> Callable[[], None]:
@@ -106,16 +106,18 @@ def layer_step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
-def interleaved(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, dict[str, float]]:
+def interleaved(
+    calls: dict[str, Callable[[], None]], seconds: float, device: str
+) -> dict[str, dict[str, float]]:
     """Return, for each call, microseconds and the ratio to the first call, as medians over rounds."""
     for call in calls.values():
         for _ in range(5):
             call()
     names, repeats = list(calls), {}
     for name, call in calls.items():
-        started = time.thread_time()
+        started = now(device)
         call()
-        repeats[name] = max(1, int(1e-3 / (time.thread_time() - started)))
+        repeats[name] = max(1, int(1e-3 / (now(device) - started)))
     shuffle = random.Random(0).sample  # the previous candidate leaves its data in the caches
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
@@ -123,10 +125,10 @@ def interleaved(calls: dict[str, Callable[[], None]], seconds: float) -> dict[st
         row = dict.fromkeys(names, 0.0)
         for name in shuffle(names, len(names)):
             call = calls[name]
-            started = time.thread_time()
+            started = now(device)
             for _ in range(repeats[name]):
                 call()
-            row[name] = (time.thread_time() - started) / repeats[name] * 1e6
+            row[name] = (now(device) - started) / repeats[name] * 1e6
         rounds.append(list(row.values()))
     return {
         name: {
@@ -153,12 +155,12 @@ def memory_kept(transform: Transform, weight: Tensor, gain: Tensor) -> float:
 
 
 def measure(
-    candidates: dict[str, Transform], shape: tuple[int, ...], seconds: float, compiled: bool
+    candidates: dict[str, Transform], shape: tuple[int, ...], seconds: float, compiled: bool, device: str
 ) -> dict[str, dict[str, float]]:
     """Return the figures of all transforms for one shape."""
     torch.manual_seed(0)
-    gain = torch.rand(shape[0], *[1] * (len(shape) - 1)).add_(0.5).requires_grad_()
-    gradient = torch.randn(shape)
+    gain = torch.rand(shape[0], *[1] * (len(shape) - 1), device=device).add_(0.5).requires_grad_()
+    gradient = torch.randn(shape, device=device)
     if compiled:
         usable = {n: t for n, t in candidates.items() if n not in ("exact evaluation", ZERO_UNIT)}
         baseline = next(iter(candidates))
@@ -166,12 +168,12 @@ def measure(
         candidates = {baseline: candidates[baseline], **compiled_ones}
     weights = {}
     for name in candidates:
-        weight = torch.randn(shape).mul_(0.05)
+        weight = torch.randn(shape, device=device).mul_(0.05)
         if name == ZERO_UNIT:
             weight[0] = 0
         weights[name] = weight.requires_grad_()
     calls = {name: step(t, weights[name], gain, gradient) for name, t in candidates.items()}
-    figures = interleaved(calls, seconds)
+    figures = interleaved(calls, seconds, device)
     for name, transform in candidates.items():
         if not compiled:
             figures[name]["kept"] = memory_kept(transform, weights[name], gain)
@@ -203,46 +205,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="an eighth of the time")
     parser.add_argument("--compile", action="store_true", help="also each transform compiled (minutes)")
-    parser.add_argument("--out", type=Path, help="write normalization.json and normalization.md there")
+    parser.add_argument("--device", default="cpu", help="cpu (as by default) or cuda")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
     seconds = 0.5 if args.quick else 4.0
-    machine = {
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
     results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     families = {"weight norm": weight_norm_candidates, "weight standardization": standardization_candidates}
     for title, candidates in families.items():
         for compiled in (False, True) if args.compile else (False,):
             results[title + (", compiled" if compiled else "")] = {
-                "×".join(map(str, shape)): measure(candidates(shape), shape, seconds, compiled)
+                "×".join(map(str, shape)): measure(candidates(shape), shape, seconds, compiled, args.device)
                 for shape in SHAPES
             }
     layers = {
-        "conv 64→128, 3×3, 8×14×14": layer_candidates(True),
-        "linear 768→3072, 256 rows": layer_candidates(False),
+        "conv 64→128, 3×3, 8×14×14": layer_candidates(True, args.device),
+        "linear 768→3072, 256 rows": layer_candidates(False, args.device),
     }
     results["layers"] = {
-        column: interleaved({name: layer_step(*pair) for name, pair in candidates.items()}, seconds)
+        column: interleaved(
+            {name: layer_step(*pair) for name, pair in candidates.items()}, seconds, args.device
+        )
         for column, candidates in layers.items()
     }
     text = "\n\n".join(
         [
-            f"{machine}",
-            "Forward and backward, CPU time of the thread; ratio to the first row.",
+            "# What the weight-normalisation family costs",
+            f"`python -m benchmarks.normalization`, on {args.device}. "
+            + ", ".join(f"{key} {value}" for key, value in machine().items() if value is not None),
+            "Forward and backward; ratio to the first row.",
             *(table(t, r) for t, r in results.items()),
         ]
     )
     print(text)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "normalization.json").write_text(
-            json.dumps({"machine": machine, "results": results}, indent=1)
-        )
-        (args.out / "normalization.md").write_text(text + "\n")
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
