@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.decay import machine
 from benchmarks.shapes import resnet50
+from benchmarks.timing import machine
 from torch import Tensor, nn
 from torch.optim import SGD
 

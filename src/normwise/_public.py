@@ -15,6 +15,7 @@ from normwise.normalization.checkpoints import upgrade_state_dict
 from normwise.normalization.convert import convert
 from normwise.normalization.fold import fold
 from normwise.normalization.parametrizations import centered_weight_norm, weight_norm, weight_standardization
+from normwise.planning.attach import attach
 from normwise.planning.audit import Audit, audit
 from normwise.planning.plan import Plan, plan
 from normwise.units import Unit
@@ -33,6 +34,7 @@ __all__ = [
     "Rule",
     "Sphere",
     "Unit",
+    "attach",
     "audit",
     "centered_weight_norm",
     "convert",

@@ -93,7 +93,8 @@ def test_the_coefficient_is_that_of_the_design(lr: float, steps: int, adam: bool
     _, plan = shared("resnet")
     groups = plan.param_groups()
     optimizer: Optimizer = torch.optim.AdamW(groups, lr=lr) if adam else torch.optim.SGD(groups, lr=lr)
-    decay = plan.attach(optimizer, total_steps=steps, strength=strength)
+    kind = "adam" if adam else "sgd"
+    decay = plan.attach(optimizer, total_steps=steps, strength=strength, start="as is", kind=kind)
     reference = math.sqrt(steps * lr**2) if adam else 1.0
     assert isinstance(decay.rule, nw.AdaptiveWeightShrink)
     assert decay.rule.strength == pytest.approx(strength / (steps * lr * reference))
@@ -113,7 +114,7 @@ def test_attached_decay_forgets_the_initial_scale_of_units_and_of_nothing_else(
     optimizer = torch.optim.SGD(plan.param_groups(), lr=0.1)
     announced: list[str] = []
     with caplog.at_level(logging.INFO, "normwise"):
-        plan.attach(optimizer, total_steps=100, announce=announced.append)
+        plan.attach(optimizer, total_steps=100, start="as is", announce=announced.append)
     assert announced == [record.message for record in caplog.records]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -134,11 +135,11 @@ def test_it_logs_what_it_chose_and_why_and_prints_nothing(
     optimizer = torch.optim.Adam(plan.param_groups(), lr=0.01)
     scheduler = CosineAnnealingLR(optimizer, 100)
     with caplog.at_level(logging.INFO, "normwise"):
-        decay = plan.attach(optimizer, scheduler=scheduler, total_steps=100)
+        decay = plan.attach(optimizer, scheduler=scheduler, total_steps=100, start="as is")
     assert capsys.readouterr() == ("", "")
     text = caplog.text
     assert "Σlr = 0.505 over 100 steps of CosineAnnealingLR, simulated on a copy" in text
-    assert '"rms", as the steps of Adam do not grow with the gradient' in text
+    assert '"rms", as the steps of the optimizer do not grow with the gradient' in text
     assert f"{decay.rule.settings()['coefficient']:.4g}" in text
     assert all(message in decay.explain() for message in caplog.messages)
     decay.remove()
@@ -148,7 +149,7 @@ def test_total_time_alone_takes_the_initial_rate() -> None:
     _, plan = shared("resnet")
     optimizer = torch.optim.AdamW(plan.param_groups(), lr=0.01)
     LambdaLR(optimizer, lambda step: step / 10)  # a warm-up from zero
-    decay = plan.attach(optimizer, total_time=1.0)
+    decay = plan.attach(optimizer, total_time=1.0, start="as is", kind="adam")
     assert decay.rule.settings()["coefficient"] == pytest.approx(3 / math.sqrt(0.01))
     decay.remove()
 
@@ -275,7 +276,7 @@ def test_attaching_after_loading_warns_and_the_old_state_is_refused_with_the_rem
     with pytest.warns(
         UserWarning, match="optimizer has stepped and the scheduler is at step 15 .*before you"
     ):
-        decay = _attach(plan, optimizer, scheduler=scheduler, total_steps=20)
+        decay = _attach(plan, optimizer, scheduler=scheduler, total_steps=20, start="as is")
     with pytest.raises(ValueError, match=r"plan\.attach: before you load"):
         decay.load_state_dict(saved)
 
@@ -283,9 +284,9 @@ def test_attaching_after_loading_warns_and_the_old_state_is_refused_with_the_rem
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
 def test_a_fresh_optimizer_and_a_given_time_do_not_warn(make: Any) -> None:
     _, plan = shared("resnet")
-    _attach(plan, make(plan.param_groups(), lr=0.1), total_steps=20).remove()
+    _attach(plan, make(plan.param_groups(), lr=0.1), total_steps=20, kind="adam").remove()
     _, plan, optimizer, _ = _begun(5)
-    _attach(plan, optimizer, total_time=0.5)
+    _attach(plan, optimizer, total_time=0.5, start="as is")
 
 
 def test_steps_beyond_the_budget_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -325,7 +326,7 @@ class _Sign(Optimizer):
 def test_an_optimizer_that_cannot_be_measured_needs_a_word() -> None:
     _, plan = shared("resnet")
     optimizer = _Sign(plan.param_groups(), needed=3)
-    with pytest.raises(ValueError, match="give kind='sgd' if they grow"):
+    with pytest.raises(ValueError, match="could not be measured: give kind='sgd' if its steps grow"):
         _attach(plan, optimizer, total_steps=10)
     decay = _attach(plan, optimizer, total_steps=10, kind="adam")
-    assert decay.measure == "rms"
+    assert decay.measure == "relative"

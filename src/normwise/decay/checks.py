@@ -29,7 +29,7 @@ __all__ = [
     "parameters_of",
 ]
 
-MEASURES = ("norm", "rms")
+MEASURES = ("norm", "rms", "relative")
 
 
 def check_settings(optimizer: Optimizer, rule: Rule, mode: str, clock: str, measure: str) -> None:
@@ -95,6 +95,11 @@ def check_options(
         raise ValueError(
             f"compensated=True does not go with mode={mode!r} and {rule}, where decay is not a factor of the "
             'weight: use mode="flow" and another rule, or leave compensated out'
+        )
+    if measure == "relative" and rule.needs_initial_norms:
+        raise ValueError(
+            f'measure="relative" does not go with {rule}, which refers to the initial norms itself: give '
+            "radius=1.0, or leave measure out"
         )
     if measure != "norm" and not kind.reads_measure:
         raise ValueError(f"measure={measure!r} has no meaning with {type(rule).__name__}: leave measure out")

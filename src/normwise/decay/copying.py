@@ -19,7 +19,7 @@ from normwise.units import Unit
 __all__ = ["attached", "reduce_decay", "register", "unregister"]
 
 _LIST, _REDUCE = "_normwise_decays", "__reduce_ex__"
-_OPTIONS = ("mode", "clock", "measure", "every", "compensated", "nonfinite", "check_every")
+_OPTIONS = ("mode", "clock", "measure", "every", "compensated", "nonfinite", "check_every", "start")
 
 
 def attached(optimizer: Optimizer) -> list[Any]:

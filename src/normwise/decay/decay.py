@@ -25,6 +25,7 @@ from normwise.decay.kahan import KahanScale
 from normwise.decay.modes import Schedule, mode_class
 from normwise.decay.rules import Rule
 from normwise.decay.saved_state import check_state
+from normwise.decay.start import Start
 from normwise.decay.targets import Targets, check_gradients
 from normwise.sharding import meshes_of
 from normwise.units import Unit, from_checkpoint, meshes_with_distributed_units, to_checkpoint
@@ -32,7 +33,7 @@ from normwise.units import Unit, from_checkpoint, meshes_with_distributed_units,
 __all__ = ["Decay"]
 
 _logger = logging.getLogger("normwise")
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 
 
 class Decay:
@@ -59,7 +60,9 @@ class Decay:
             parameter's group; ``"lr^2/max_lr"``, with the largest rate of that group so far (Defazio, "Why
             gradients rapidly increase near the end of training", arXiv 2506.02285); ``"step"``, 1.
         measure: The magnitude n that the rule sees: ``"norm"``, or ``"rms"``, the norm over √numel of the
-            unit (for Adam-like optimizers, whose steps are constant per element).
+            unit (for Adam-like optimizers, whose steps are constant per element), or ``"relative"``, the norm
+            over the norm that the unit had when the rule was attached (or placed by ``start``). A coefficient
+            is then the rate at that norm, whatever the norm is.
         every: In mode "flow", apply the rule after every so many steps, for the sum of their times. The other
             steps cost almost nothing. Flows compose, φ(φ(n, s), t) = φ(n, s + t), so this changes only how
             the rule and the gradient steps alternate. Under L2 the factor is exactly that of the single
@@ -77,6 +80,8 @@ class Decay:
             naming the parameter and the unit. Looking costs a pass over the weights and makes an accelerator
             wait; "skip" in mode "flow" never does.
         check_every: Look for such units in every so many steps only.
+        start: What places the units in equilibrium, in the first steps. ``plan.attach`` and ``nw.attach``
+            make it.
 
     Attributes:
         optimizer: The optimizer.
@@ -120,6 +125,7 @@ class Decay:
         compensated: bool = False,
         nonfinite: str = "skip",
         check_every: int = 1,
+        start: Start | None = None,
     ) -> None:
         schedule = Schedule(every, check_every, nonfinite)
         sharded = meshes_of(parameters_of(optimizer))
@@ -140,11 +146,12 @@ class Decay:
         self.compensated = compensated
         self.nonfinite = nonfinite
         self.check_every = check_every
+        self.start = start
         self.steps = 0
         check_same(sharded, "what a Decay is given", self._in_words())
         if compensated:
             self._targets.kahan = KahanScale([parts[0] for parts in self._targets.local])
-        if rule.needs_initial_norms:
+        if rule.needs_initial_norms or measure == "relative":
             self._targets.keep_initial_magnitudes()
         self._clock = Clock(clock)
         self._elapsed = ElapsedTime()
@@ -187,29 +194,40 @@ class Decay:
             )
         self._check_capture()
         self._in_step = True
-        if closure is None or not self._mode.inside_closure:
-            self._mode.before_step(self.steps)
+        starts = self.start is not None and self.start.waiting
+        if closure is None or not (self._mode.inside_closure or starts):
+            self._act_on_gradients(starts)
             return None
 
         def closure_then_decay() -> Any:
             loss = closure()
-            self._mode.before_step(self.steps)
+            self._act_on_gradients(starts)
             return loss
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": closure_then_decay}
         return (args[0], closure_then_decay, *args[2:]), kwargs
 
+    def _act_on_gradients(self, starts: bool) -> None:
+        if starts:
+            assert self.start is not None
+            self.start.place(self._targets)
+        self._mode.before_step(self.steps)
+
     def _check_capture(self) -> None:
         """Raise if a CUDA graph is being captured and a replay would not do what a step does."""
         scheduled, counted = self.rule.scheduled, self.every > 1
-        if not (scheduled or counted) or not torch.cuda.is_available():
+        starts = self.start is not None and self.start.waiting
+        if not (scheduled or counted or starts) or not torch.cuda.is_available():
             return
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"the coefficient of {type(self.rule).__name__} is a function of the step, which a CUDA "
                 "graph cannot call: give a number, or schedule the learning rate, as a tensor"
                 if scheduled
+                else "the start in equilibrium measures gradients in the first steps, which a CUDA graph "
+                "cannot do: take these steps before the capture"
+                if starts
                 else f"every={self.every} counts steps, which a CUDA graph cannot do: use every=1"
             )
 
@@ -314,6 +332,7 @@ class Decay:
             "steps": self.steps,
             "elapsed": self._elapsed.state(len(unit.params) for unit in self.units),
             "max_lr": [rate.clone() if isinstance(rate, Tensor) else rate for rate in self._clock.max_lr],
+            "start": [] if self.start is None else self.start.state(),
             "reference": [magnitudes.clone() for magnitudes in self._targets.initial],
             "pending": [
                 [
@@ -346,8 +365,11 @@ class Decay:
         self._elapsed.load(state_dict["elapsed"])
         peaks = state_dict["max_lr"]  # copied, as they are changed in place
         self._clock.max_lr = [p.detach().clone() if isinstance(p, Tensor) else float(p) for p in peaks]
+        if self.start is not None:
+            self.start.load(state_dict["start"])
         for present, saved in zip(self._targets.initial, state_dict["reference"], strict=True):
             present.copy_(saved)
+        self._targets.forget_limits()
         for of_unit, loaded in zip(self._pending(), pending, strict=True):
             for present, saved in zip(of_unit, loaded, strict=True):
                 present.copy_(saved)
@@ -396,6 +418,7 @@ _CLOCKS = {
 _MEASURES = {
     "norm": '"norm": the norm of a unit',
     "rms": '"rms": the norm of a unit over the root of the number of its elements',
+    "relative": '"relative": the norm of a unit over the norm at which it started',
 }
 _MODES = {
     "flow": '"flow": after the step, w ← w·φ(n, t)/n',

@@ -298,7 +298,7 @@ class Coupled(Mode):
 
     def _is_unfit(self, rates: Tensor, norms: Tensor, entry: ActiveParam) -> Tensor:
         """Return for which units the pull, or its rate, is too large for the type of the weights."""
-        size = entry.unit.numel**0.5 if self.targets.measure == "rms" else 1.0
+        size = self.targets.norm_of_magnitude_one(entry)
         largest = torch.finfo(entry.param.dtype).max / size
         largest_rate = torch.finfo(torch.promote_types(entry.param.dtype, torch.float32)).max
         too_large = (rates.abs() > largest_rate) | ((rates * norms).abs() > largest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from numbers import Real
@@ -57,6 +58,12 @@ def check_state(
         acting = _values(f"reference[{k}]", reference, (units[k].count,), mask)
         if not bool((acting.isfinite() & (acting > 0)).all()):
             raise _damaged(f"reference[{k}]", reference, "finite positive norms")
+    starts = _list("start", saved["start"], len(present["start"]))
+    for k, readings in enumerate(starts):
+        if not isinstance(readings, list) or not all(
+            isinstance(value, float) and math.isfinite(value) for value in readings
+        ):
+            raise _damaged(f"start[{k}]", readings, "a list of finite numbers")
     for k, of_unit in enumerate(_list("pending", saved["pending"], len(present["pending"]))):
         for j, factors in enumerate(_list(f"pending[{k}]", of_unit, len(units[k].params))):
             name = f"pending[{k}][{j}]"

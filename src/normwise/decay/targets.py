@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from normwise.decay.kahan import KahanScale
 from normwise.decay.rules import Rule
-from normwise.decay.scaling import scale_units
+from normwise.decay.scaling import has_direction, scale_units
 from normwise.norms import concatenated_norms, of_shape, wide_dtype
 from normwise.units import LocalUnit, Unit, global_norms, local_units, local_values, needs_reduction
 
@@ -36,13 +36,13 @@ class Targets:
     Args:
         optimizer: The optimizer.
         units: The Units.
-        measure: The magnitude that the rule sees: "norm" or "rms".
+        measure: The magnitude that the rule sees: "norm", "rms" or "relative".
 
     Attributes:
         local: This rank's part of each Unit, as :func:`normwise.units.local_units` returns it.
         kahan: The decay that the weights' precision could not represent yet, or None.
-        initial: The magnitudes of each Unit when the rule was attached, for a rule that needs them; else
-            empty.
+        initial: The magnitudes of each Unit when the rule was attached, for a rule that needs them; with the
+            measure "relative", the norms to which magnitudes are relative; else empty.
     """
 
     def __init__(self, optimizer: Optimizer, units: Sequence[Unit], measure: str) -> None:
@@ -98,7 +98,7 @@ class Targets:
 
         Args:
             active: The parameters.
-            measure: "norm" or "rms"; None for the measure of the Decay.
+            measure: "norm", "rms" or "relative"; None for the measure of the Decay.
         """
         split = [which for which, parts in enumerate(self.local) if needs_reduction(parts[0])]
         whole = dict(zip(split, global_norms([self.local[which] for which in split]), strict=True))
@@ -119,17 +119,25 @@ class Targets:
             together, _ = concatenated_norms([entry.param for entry in some], some[0].unit.dim)
             split_norms = together.split([entry.unit.count for entry in some])
             norms.update(zip((entry.which for entry in some), split_norms, strict=True))
-        rms = (measure or self.measure) == "rms"
-        sizes = [entry.unit.numel**0.5 for entry in active]
         found = [
             local_values(entry.unit, whole[entry.which]) if entry.which in whole else norms[entry.which]
             for entry in active
         ]
-        return [norm / size for norm, size in zip(found, sizes, strict=True)] if rms else found
+        if (measure or self.measure) == "norm":
+            return found
+        sizes = [self.norm_of_magnitude_one(entry, measure) for entry in active]
+        return [norm / size for norm, size in zip(found, sizes, strict=True)]
+
+    def norm_of_magnitude_one(self, entry: ActiveParam, measure: str | None = None) -> float | Tensor:
+        """Return the norm that the units of a parameter have where their magnitude is 1."""
+        measure = measure or self.measure
+        if measure == "relative":
+            return local_values(entry.unit, self.initial[entry.which])
+        return 1.0 if measure == "norm" else float(entry.unit.numel**0.5)
 
     def bind(self, rule: Rule, active: Sequence[ActiveParam]) -> Rule:
         """Return the rule for the units of these parameters, bound to their initial magnitudes."""
-        if not self.initial:
+        if not rule.needs_initial_norms:
             return rule
         return rule.bound_to(
             torch.cat([local_values(entry.unit, self.initial[entry.which]) for entry in active])
@@ -148,22 +156,29 @@ class Targets:
         if kept is None or kept.device != entry.param.device:  # or it was moved since
             unit = self.units[entry.which]
             types = [torch.finfo(param.dtype) for param in unit.params]
-            size, device = unit.numel**0.5, entry.param.device
-            bounds = max(t.tiny for t in types) * size, min(t.max for t in types)
-            if self.measure == "rms":
-                bounds = bounds[0] / size, bounds[1] / size
+            device = entry.param.device
+            bounds = max(t.tiny for t in types) * unit.numel**0.5, min(t.max for t in types)
             shape, wide = (unit.count,), wide_dtype(device)
             kept = torch.stack([torch.full(shape, b, dtype=wide, device=device) for b in bounds], 1)
+            if self.measure == "relative":
+                kept = kept / self.initial[entry.which].to(device)[:, None]
+            elif self.measure == "rms":
+                kept = kept / unit.numel**0.5
             self._limits[entry.which] = kept
         return kept
 
     def keep_initial_magnitudes(self) -> None:
-        """Store the present magnitudes, for a rule that refers to them.
+        """Store the present magnitudes, for a rule or a measure that refers to them.
 
         Raises:
-            ValueError: The norm of a unit is zero or not finite.
+            ValueError: The norm of a unit is zero or not finite, and a rule needs it.
         """
         norms = global_norms(self.local)
+        if self.measure == "relative":
+            self.initial = norms
+            for which, norm in enumerate(norms):
+                self.refer_to(which, norm)
+            return
         rms = self.measure == "rms"
         self.initial = [n / u.numel**0.5 if rms else n for n, u in zip(norms, self.units, strict=True)]
         for unit, initial in zip(self.units, self.initial, strict=True):
@@ -173,6 +188,22 @@ class Targets:
                     f"{self.name(unit.params[0])} has units whose norm is zero or not finite, through which "
                     "no Sphere goes: give Sphere(radius=...), or initialise it first"
                 )
+
+    def refer_to(self, which: int, norms: Tensor) -> None:
+        """With the measure "relative", let the magnitudes of a Unit be relative to these norms from now on.
+
+        Units without a direction refer to the root mean square of the others.
+        """
+        if self.measure != "relative":
+            return
+        usable = has_direction(norms)
+        others = norms[usable].square().mean().sqrt() if bool(usable.any()) else torch.ones_like(norms[:1])
+        self.initial[which] = torch.where(usable, norms, others)
+        self._limits.pop(which, None)
+
+    def forget_limits(self) -> None:
+        """Compute limits anew when they are needed, as the norms that they depend on have changed."""
+        self._limits.clear()
 
     def scale(self, active: Sequence[ActiveParam], factors: Sequence[float | Tensor]) -> None:
         """Scale the units of parameters in place, unless a GradScaler skips the step.

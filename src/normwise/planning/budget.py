@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normwise.decay.rules import checked
 
-__all__ = ["Budget", "budgets_of", "simulated_budgets"]
+__all__ = ["Budget", "budgets_of", "has_begun", "simulated_budgets"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Budget:
     Attributes:
         time: Σ lr.
         squares: Σ lr².
+        peak: The largest lr.
     """
 
     time: float
     squares: float
+    peak: float
 
 
 def budgets_of(
@@ -70,7 +72,7 @@ def budgets_of(
         time = checked("total_time", total_time, positive=True)
         # A warm-up lowers the present rate, so take the initial one where a scheduler has noted it.
         rates = [max(float(g["lr"]), float(g.get("initial_lr", 0.0))) for g in optimizer.param_groups]
-        return [Budget(time, time * rate) for rate in rates], "as given"
+        return [Budget(time, time * rate, rate) for rate in rates], "as given"
     if total_steps is None:
         raise ValueError(
             "the budget is missing: give scheduler= and total_steps=, or total_steps= alone for a constant "
@@ -79,17 +81,22 @@ def budgets_of(
     _warn_if_begun(optimizer, scheduler)
     if scheduler is None:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        budgets = [Budget(rate * total_steps, rate * rate * total_steps) for rate in rates]
+        budgets = [Budget(rate * total_steps, rate * rate * total_steps, rate) for rate in rates]
         return budgets, f"over {total_steps} steps at the present rate"
     budgets = simulated_budgets(optimizer, scheduler, total_steps, interval)
     return budgets, f"over {total_steps} steps of {type(scheduler).__name__}, simulated on a copy"
 
 
+def has_begun(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer has stepped."""
+    # Adagrad's state has step 0 before the first step; the state of others is empty.
+    return any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state)
+
+
 def _warn_if_begun(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
     """Warn if the optimizer or the scheduler has stepped, as after loading a checkpoint."""
     begun = []
-    # Adagrad's state has step 0 before the first step; the state of others is empty.
-    if any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state):
+    if has_begun(optimizer):
         begun.append("the optimizer has stepped")
     if getattr(scheduler, "last_epoch", 0) > 0:
         begun.append(f"the scheduler is at step {scheduler.last_epoch}")  # type: ignore[union-attr]
@@ -128,7 +135,7 @@ def simulated_budgets(
     if scheduler.optimizer is not optimizer:
         raise ValueError("scheduler belongs to another optimizer: give the scheduler of this one")
     stand_in = _stand_in(optimizer)
-    sums = [[0.0, 0.0] for _ in optimizer.param_groups]
+    sums = [[0.0, 0.0, 0.0] for _ in optimizer.param_groups]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that the scheduler steps before the optimizer
         try:
@@ -136,17 +143,18 @@ def simulated_budgets(
             for step in range(total_steps):
                 if step and step % interval == 0:
                     moving.step()
-                for pair, group in zip(sums, stand_in.param_groups, strict=True):
+                for entry, group in zip(sums, stand_in.param_groups, strict=True):
                     rate = float(group["lr"])
-                    pair[0] += rate
-                    pair[1] += rate * rate
+                    entry[0] += rate
+                    entry[1] += rate * rate
+                    entry[2] = max(entry[2], rate)
         except Exception as error:  # any class of scheduler, any error
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"scheduler cannot be simulated for total_steps={total_steps} ({text}): check total_steps, "
                 "or give total_time="
             ) from error
-    return [Budget(time, squares) for time, squares in sums]
+    return [Budget(*entry) for entry in sums]
 
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:

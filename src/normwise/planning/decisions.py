@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -68,19 +69,32 @@ def _decided(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> 
             return replace(blank, cause=Cause.SIGNS_ONLY)
         return replace(blank, cause=Cause.NOT_A_WEIGHT, symmetry=next(iter(whole_groups), {}))
     if name in inv.scale_invariant:
-        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, dim=inv.scale_invariant[name])
+        shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, dim=inv.scale_invariant[name])
+        return replace(shrunk, eps_effect=_eps_effect(name, inv))
     if name in inv.partial:
         dim, mask = inv.partial[name]
         rest = min((s for s in containing if name in s), key=len, default={})
         shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, symmetry=rest)
-        return replace(shrunk, dim=dim, mask=tuple(mask.tolist()))
+        in_blocks, effect = bool(inv.evidence[name].blocks), _eps_effect(name, inv)
+        return replace(shrunk, dim=dim, mask=tuple(mask.tolist()), in_blocks=in_blocks, eps_effect=effect)
     if whole_groups:
-        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.JOINT, symmetry=whole_groups[0])
+        shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.JOINT, symmetry=whole_groups[0])
+        return replace(shrunk, eps_effect=_eps_effect(name, inv))
     if pairs := [s for s in containing if not is_group(s)]:
         return _balanced(blank, pairs)
     if groups:  # a rule would pull on the rest of the tensor too
         return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.JOINT, symmetry=groups[0])
     return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.NO_SYMMETRY)
+
+
+def _eps_effect(name: str, inv: Invariances) -> float:
+    """Return the residual at the model's eps: of the parameter, or of the groups that it is in."""
+    if name in inv.scale_invariant or name in inv.partial:
+        residual = inv.evidence[name].residual_real_eps
+    else:
+        of_groups = zip(inv.groups, inv.group_residuals, strict=False)  # unknown where groups were made up
+        residual = max((r for group, r in of_groups if name in map(parameter_of, group)), default=0.0)
+    return residual if math.isfinite(residual) else 0.0
 
 
 def _balanced(blank: Treatment, pairs: list[Symmetry]) -> Treatment:

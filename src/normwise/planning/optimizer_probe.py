@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["decay_coupling", "step_grows_with_gradient"]
+__all__ = ["PROBE_LR", "decay_coupling", "run_probe", "step_grows_with_gradient"]
 
 _STEPS = 24  # RAdam takes plain momentum steps at first
-_LR = 1e-3
+PROBE_LR = 1e-3
 _PLAIN = {"fused": None, "foreach": None, "capturable": False, "differentiable": False, "maximize": False}
 
 
@@ -72,7 +73,7 @@ def decay_coupling(optimizer: Optimizer, group: int = 0) -> str | None:
     if path is None or torch.equal(path[0], path[-1]):
         return None
     moved = path[-1] - path[0]
-    decoupled = _start() * ((1 - _LR * decay) ** _STEPS - 1)
+    decoupled = _start() * ((1 - PROBE_LR * decay) ** _STEPS - 1)
     if torch.allclose(moved, decoupled, rtol=1e-6, atol=0):
         return "decoupled"
     without_rate = _start() * ((1 - decay) ** _STEPS - 1)
@@ -85,12 +86,43 @@ def _start() -> Tensor:
 
 def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float) -> list[Tensor] | None:
     """Return the path of a matrix that a second optimizer steps with a constant gradient."""
+    path = [_start()]
+
+    def step(probe: Optimizer, weight: Tensor, _: int) -> None:
+        weight.grad = gradient * torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4).sin()
+        probe.step()
+        path.append(weight.detach().clone())
+
+    return path if run_probe(optimizer, group, _start(), _STEPS, step, weight_decay) else None
+
+
+def run_probe(
+    optimizer: Optimizer,
+    group: int,
+    start: Tensor,
+    steps: int,
+    step: Callable[[Optimizer, Tensor, int], None],
+    weight_decay: float = 0.0,
+) -> bool:
+    """Train a weight with a second optimizer of the same class and settings, at the rate ``PROBE_LR``.
+
+    Args:
+        optimizer: The optimizer; it is not changed.
+        group: The index of the param_group whose settings are used.
+        start: The initial value of the weight.
+        steps: How many steps to take.
+        step: Called as ``step(probe, weight, number)``; it sets the gradient and calls ``probe.step()``.
+        weight_decay: That of the probe.
+
+    Returns:
+        Whether the probe could be constructed from the group's settings and has taken all steps.
+    """
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # accelerate's wrapper
         optimizer = inner
     settings: dict[str, Any] = {
         **{k: v for k, v in optimizer.param_groups[group].items() if k not in ("params", "param_names")},
         **_PLAIN,
-        "lr": _LR,
+        "lr": PROBE_LR,
         "weight_decay": weight_decay,
     }
     try:
@@ -99,15 +131,12 @@ def _path(optimizer: Optimizer, group: int, gradient: float, weight_decay: float
         kept = {
             k: v for k, v in settings.items() if k in accepted or (open_ended and k in optimizer.defaults)
         }
-        weight = torch.nn.Parameter(_start())
+        weight = torch.nn.Parameter(start.clone())
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             probe = type(optimizer)([weight], **kept)
-            path = [_start()]
-            for _ in range(_STEPS):
-                weight.grad = gradient * torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4).sin()
-                probe.step()
-                path.append(weight.detach().clone())
+            for number in range(steps):
+                step(probe, weight, number)
     except Exception:  # any class, any error: it cannot be measured
-        return None
-    return path
+        return False
+    return True

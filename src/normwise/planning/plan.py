@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from normwise.decay.decay import Decay
-from normwise.decay.rules import checked
+from normwise.decay.rules import AdaptiveWeightShrink, Rule, checked
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
-from normwise.planning.attach import attach
-from normwise.planning.budget import budgets_of
+from normwise.planning.attach import Settings, attach_weights
 from normwise.planning.decisions import check_overrides, decide
+from normwise.planning.shares import share_out
 from normwise.planning.tables import by_pattern, label, starred, table
 from normwise.planning.treatment import Symmetry, Treatment, Verdict
 from normwise.units import Unit
@@ -161,6 +161,7 @@ class Plan:
             groups[name]["params"].append(self._named[t.name])
         return [group for group in groups.values() if group["params"]]
 
+    @overload
     def attach(
         self,
         optimizer: Optimizer,
@@ -171,37 +172,91 @@ class Plan:
         scheduler_interval: int = 1,
         kind: str | None = None,
         strength: float = 3.0,
+        start: str = "equilibrium",
+        rule: type[Rule] = AdaptiveWeightShrink,
         announce: Callable[[str], None] | None = None,
-    ) -> Decay:
-        """Decay the units by Adaptive Weight Shrink, with nothing to tune.
+    ) -> Decay: ...
 
-        λ is that of ``AdaptiveWeightShrink.for_budget``. For optimizers whose step grows with the gradient
-        (SGD), the rule acts on norms, and the reference is the norm of a unit whose rows have norm 1. For
-        others (Adam, Lion, Muon, …) it acts on RMS values, and the reference is √Σlr². A second optimizer of
-        the same class measures which of the two it is. The choice and the reasons go to the logger "normwise"
-        at level INFO, and ``decay.explain()`` repeats them.
+    @overload
+    def attach(
+        self,
+        optimizer: Sequence[Optimizer],
+        total_time: float | None = None,
+        *,
+        scheduler: Sequence[LRScheduler] | None = None,
+        total_steps: int | None = None,
+        scheduler_interval: int = 1,
+        kind: str | None = None,
+        strength: float = 3.0,
+        start: str = "equilibrium",
+        rule: type[Rule] = AdaptiveWeightShrink,
+        announce: Callable[[str], None] | None = None,
+    ) -> list[Decay]: ...
+
+    def attach(
+        self,
+        optimizer: Optimizer | Sequence[Optimizer],
+        total_time: float | None = None,
+        *,
+        scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
+        total_steps: int | None = None,
+        scheduler_interval: int = 1,
+        kind: str | None = None,
+        strength: float = 3.0,
+        start: str = "equilibrium",
+        rule: type[Rule] = AdaptiveWeightShrink,
+        announce: Callable[[str], None] | None = None,
+    ) -> Decay | list[Decay]:
+        r"""Decay the units by Adaptive Weight Shrink, with nothing to tune, from the norms that suit it.
+
+        The rule has the rate S/T at the start, with the strength S and the time T = Σ lr: it forgets what the
+        first third of the training did, and no learning rate or initial scale changes that. The norm of a
+        scale-invariant weight is free, so at the first steps each unit is scaled to the norm n₀ at which
+        this rate takes away what the optimizer's steps add (docs/theory.md, "Starting in equilibrium"):
+
+            n₀⁴ = η·D·γ²·T/(2S)   where steps grow with the gradient (SGD),
+            n₀² = η·D·T/(2S)      where they do not (Adam, Lion, Muon, …),
+
+        η is the largest learning rate, γ = ‖w‖·‖∇L‖ is measured in the first 16 steps, and the diffusivity D,
+        the growth of ‖w‖² per step and lr² under random gradients, is measured on a second optimizer of the
+        same class and settings. A jointly scale-invariant group is scaled by powers of one factor. Outputs
+        stay as they are, and each step is exactly the step that the rescaled model would have taken. Only the
+        norms differ: a checkpoint from before the first step and one from after it are of different scale.
+
+        Use ``start="as is"`` to keep the norms, and with them the effective learning rate that a model was
+        trained with, when you fine-tune for a short time. Then λ is that of
+        ``AdaptiveWeightShrink.for_budget``, with the reference norm 1 for rows under SGD, and otherwise the
+        RMS that an undecayed weight reaches from zero.
+
+        The choices and the reasons go to the logger "normwise" at level INFO, and ``decay.explain()`` repeats
+        them.
 
         Args:
             optimizer: It must hold the parameters of the units, in groups without weight_decay, as
-                ``param_groups`` makes them.
-            total_time: Σ lr over all steps to come. Σ lr² is then that of a constant rate (the present or
-                initial one): under Adam, give a schedule where that differs.
-            scheduler: The learning-rate schedule, instead. A copy is simulated; neither the scheduler nor the
-                optimizer changes.
+                ``param_groups`` makes them. Several optimizers: each takes its own units. Frozen parameters
+                that are in no optimizer and groups whose learning rates sum to 0 are left out.
+            total_time: Σ lr over all steps to come; η is then the present or initial rate.
+            scheduler: The learning-rate schedule, instead; for several optimizers, one for each. A copy is
+                simulated; neither the scheduler nor the optimizer changes.
             total_steps: The number of steps to come; without a ``scheduler``, at the present rate.
             scheduler_interval: The number of optimizer steps per ``scheduler.step()``.
             kind: "sgd" for an optimizer whose steps grow with the gradient, "adam" for others. Only an
-                optimizer that cannot be measured needs it.
-            strength: See ``for_budget``.
+                optimizer that cannot be measured needs it; D is then that of plain SGD or Adam.
+            strength: S. Less keeps more of the early steps, more turns the weights faster.
+            start: "equilibrium" or "as is".
+            rule: The class ``AdaptiveWeightShrink``, which corrects itself where γ changes, or ``L2``, which
+                makes all layers turn equally fast.
             announce: Called with each line that is logged.
 
         Returns:
-            The :class:`normwise.Decay`, at work from now on; ``optimizer`` keeps it alive.
+            The :class:`normwise.Decay`, at work from now on; ``optimizer`` keeps it alive. For several
+            optimizers a list, one for each that holds units.
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: The plan has no units; the optimizer lacks one of them or decays it already; the
-                budget is missing, given twice or zero; the schedule depends on a metric.
+            ValueError: The plan has no units; an optimizer lacks one of them or decays it already; it has
+                stepped already; its steps have no balance with decay, or cannot be measured; the budget is
+                missing, given twice or zero; the schedule depends on a metric.
 
         Example:
             >>> import torch
@@ -212,12 +267,36 @@ class Plan:
             >>> decay.rule
             AdaptiveWeightShrink(coefficient=0.05)
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        several = not isinstance(optimizer, Optimizer)
+        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        for one in optimizers:
+            if not isinstance(one, Optimizer):
+                raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(one).__name__}")
+        schedulers: list[LRScheduler | None] = [None] * len(optimizers)
+        if scheduler is not None:
+            schedulers = list(scheduler) if isinstance(scheduler, Sequence) else [scheduler]
+        if len(schedulers) != len(optimizers):
+            raise ValueError(
+                f"scheduler has {len(schedulers)} schedules for {len(optimizers)} optimizers: give one each"
+            )
         storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
-        weights = [(t, self._named[t.name][1]) for t in self.treatments if t.verdict == Verdict.SHRINK]
-        budgets, source = budgets_of(optimizer, total_time, scheduler, total_steps, scheduler_interval)
-        return attach(weights, optimizer, budgets, source, kind, strength, announce, total_steps)
+        shares = share_out(self.treatments, self.symmetries, self._named, optimizers)
+        decays = []
+        for one, schedule, (weights, groups) in zip(optimizers, schedulers, shares, strict=True):
+            if weights:
+                settings = Settings(
+                    total_time,
+                    schedule,
+                    total_steps,
+                    scheduler_interval,
+                    kind,
+                    strength,
+                    start,
+                    rule,
+                    announce,
+                )
+                decays.append(attach_weights(weights, groups, one, settings))
+        return decays if several else decays[0]
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
         """Return a table: parameter, verdict, rule, reason.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,8 @@ def _decision(t: Treatment) -> dict[str, Any]:
     encoded = {
         "dim": t.dim,
         "mask": t.mask and _ranges(t.mask),
+        "in_blocks": t.in_blocks or None,
+        "eps_effect": t.eps_effect or None,
         "symmetry": dict(t.symmetry) or None,
         "against": list(t.against) or None,
         "parts_paired": t.parts_paired or None,
@@ -144,6 +147,8 @@ def _treatment(entry: dict[str, Any], blank: Treatment, names: set[str]) -> Trea
         cause=cause,
         dim=dim,
         mask=None if mask is None else _mask(mask, count),
+        in_blocks=_typed(entry, "in_blocks", bool, False),
+        eps_effect=_effect(entry.get("eps_effect", 0.0)),
         symmetry=symmetry,
         against=_known(_list(entry.get("against", []), str), names),
         parts_paired=_typed(entry, "parts_paired", bool, False),
@@ -156,6 +161,12 @@ def _typed(entry: dict[str, Any], key: str, kind: type, *default: Any) -> Any:
     value = entry.get(key, *default) if default else entry[key]
     if type(value) is not kind and (value,) != default:
         raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _effect(value: Any) -> float:
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise ValueError(f"eps_effect {value!r}")
     return value
 
 

@@ -1,29 +1,35 @@
-"""Claim: AWS with nothing tuned does what a tuned L2 does, over learning rates and initial scales."""
+"""Claim: AWS with nothing tuned, started in equilibrium, beats a tuned L2 at any learning rate and scale."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import normwise as nw
+from normwise.lab.claims.budget import Budget
 from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
 from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
 from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
 from normwise.lab.claims.statistics import Estimate, equivalence, mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, L2, scaled, times, with_arm
-from normwise.lab.runs.base import rule_from
+from normwise.lab.runs.arms import AWS, L2, from_equilibrium, scaled, times, with_arm
+from normwise.lab.runs.base import OptimizerRun, rule_from
+from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
 
 MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coefficient: seven
 FACTORS = (0.25, 1.0, 4.0)
 SCALES = (1e-3, 1.0, 1e3)
-MARGIN = 0.5  # points
-SHARE = 0.75
+STRENGTHS = (1.0, 3.0, 10.0)  # of the ablation
+STARTED = "AWS from equilibrium"
+L2_STARTED = "L2 from equilibrium"
+AS_IS = "AWS from the norms as they are"
 CENTRED = "L2, tuned in the centre"
 TUNED = "L2, tuned in the cell"
 OUTCOMES = ("equivalent", "better", "worse", "undecided")
+TEXT = "language model, AdamW"
 
 
 class Cell(NamedTuple):
@@ -38,14 +44,64 @@ class Cell(NamedTuple):
 
 CENTRE = Cell(1.0, 1.0)
 
-SETUPS: dict[str, dict[str, Any]] = {  # what a network and its optimizer differ in from the budget's
-    "weight norm, SGD": {},
-    "weight norm, Adam": {"optimizer": "adam", "measure": "rms", "lr": 0.003},
-    "weight standardisation without batch norm, SGD": {
-        "member": "weight_standardization",
-        "batch_norm": False,
-    },
+
+class Score(NamedTuple):
+    """How runs of a kind are compared: larger scores are better.
+
+    Attributes:
+        key: What is measured, after "test_" and "validation_".
+        factor: What it is multiplied by.
+        guessing: The score of a run that does not finish.
+        margin: Differences within it count as equivalent.
+        floor: A cell fails where the whole interval of its difference lies below minus this number.
+        unit: The unit of a score.
+    """
+
+    key: str
+    factor: float
+    guessing: float
+    margin: float
+    floor: float
+    unit: str
+
+
+POINTS = Score("accuracy", 100.0, 10.0, 0.5, 1.0, "points")
+CENTINATS = Score("loss", -100.0, -100.0 * 3.4, 1.0, 2.0, "0.01 nats")  # log 30: guessing among the letters
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A network and its optimizer.
+
+    Attributes:
+        changes: What differs from the budget's small training run.
+        score: How its runs are compared.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    score: Score = POINTS
+
+    def run(self, budget: Budget, cell: Cell) -> OptimizerRun:
+        """Return the run of a cell, without decay."""
+        if self.score is CENTINATS:
+            text = replace(budget.text, lr=budget.text.lr * cell.factor, decayed="invariant")
+            return text if cell.scale == 1 else replace(text, scaled="stream", init_scale=cell.scale)
+        base = replace(budget.small, **self.changes)
+        return scaled(replace(base, lr=base.lr * cell.factor), cell.scale)
+
+
+SETUPS = {
+    "weight norm, SGD": Setup(),
+    "weight norm, Adam": Setup({"optimizer": "adam", "measure": "rms", "lr": 0.003}),
+    "weight standardisation without batch norm, SGD": Setup(
+        {"member": "weight_standardization", "batch_norm": False}
+    ),
+    "batch norm only, SGD": Setup({"member": "plain"}),
+    "residual network, SGD": Setup({"network": "residual"}),
+    "perceptron, SGD": Setup({"network": "mlp"}),
+    TEXT: Setup(score=CENTINATS),
 }
+QUICK = ("weight norm, SGD", "weight norm, Adam")
 
 
 class NoTuning(Claim):
@@ -55,40 +111,50 @@ class NoTuning(Claim):
     order = 13
     title = "AWS with nothing tuned"
     source = (
-        "Not in the paper: AdaptiveWeightShrink.for_budget, which follows from the theory of AWS (normwise's "
-        "docs/theory.md and docs/decay.md)."
+        "Not in the paper: the start in equilibrium of normwise.attach, which follows from the theory of AWS "
+        "(normwise's docs/theory.md and docs/planning.md)."
     )
     question = (
-        "Is AWS with the coefficient that follows from the schedule alone as good as L2 with a coefficient "
-        "that was tuned anew for each learning rate and initial scale? And what does an L2 that was tuned "
-        "once lose?"
+        "A scale-invariant weight can start at any norm. Does AWS with nothing tuned, started at the norm "
+        "where it is in balance with the optimizer's steps, do better than L2 with a coefficient that was "
+        "tuned anew for each learning rate and initial scale?"
     )
     arms = (
-        "In each cell of learning rate (1/4, 1 and 4 times 0.1 under SGD, 0.003 under Adam) × initial norm "
-        "of the units (0.001, 1, 1000): AWS with for_budget (strength 3; under Adam on the RMS, with √Σlr²); "
-        "the best of seven L2 coefficients (1/32 to 32 times the matched one), chosen in that cell on "
-        "validation images by other seeds; and the L2 that was chosen in the central cell. Quick budget: "
-        "weight norm, the centre and the four cells beside it. Full: also weight standardisation without "
-        "batch norm, all nine. Half of the images, a cosine."
+        "In each cell of learning rate (1/4, 1 and 4 times 0.1 under SGD, 0.003 under Adam, 0.01 for the "
+        "language model) × initial norm of the units (0.001, 1, 1000; the language model: times its "
+        "residual stream): AWS from equilibrium (normwise.attach, strength 3); the best of seven L2 "
+        "coefficients (1/32 to 32 times the matched one), chosen in that cell on validation data by other "
+        "seeds (quick 1, full 3), for the language model on all matrices, as is usual; the L2 that was "
+        "chosen in the central cell; AWS with for_budget from the norms as they are; full: L2 from "
+        "equilibrium. Quick budget: weight norm under SGD and Adam, the centre and the four cells beside it. "
+        "Full: also weight standardisation with a gain and without batch norm, batch norm only, a residual "
+        "network, a perceptron, and a GPT under AdamW, all nine cells. Half of the images, a cosine. "
+        "Ablation (full): strengths 1 and 10 for weight norm under SGD."
     )
     statistic = (
-        "Test accuracy of AWS minus that of the L2 tuned in the cell, paired by seed (quick 3, full 8): "
-        f"equivalent where two one-sided tests show it to lie within ±{MARGIN:g} points; better or worse "
-        "where a 95 % interval lies on one side of 0; else undecided. The same for the mean over all cells."
+        "Test accuracy in points (the language model: minus test loss, in 0.01 nats) of AWS from equilibrium "
+        "minus that of the L2 tuned in the cell, paired by seed (quick 3, full 5), with a 95 % interval. A "
+        f"cell is equivalent where two one-sided tests show ±{POINTS.margin:g} points (±{CENTINATS.margin:g} "
+        "of 0.01 nats), better or worse where the interval lies on one side of 0, else undecided. The same "
+        "for the mean over all cells of the image networks, and of the language model. A run that does not "
+        "finish scores what guessing scores."
     )
     rule = (
-        f"Reproduced: in at least {100 * SHARE:.0f} % of the cells AWS is equivalent or better. Partly: the "
-        "mean over all cells is equivalent or better. Not reproduced: otherwise. (Three seeds can hardly "
-        "show an equivalence in one cell: the quick budget may say partly where the full says reproduced.)"
+        "Reproduced: the means over the cells, of images and of text, have intervals above 0, and no cell's "
+        f"interval lies below −{POINTS.floor:g} point (−{CENTINATS.floor:g} of 0.01 nats). Partly: the mean "
+        "over the cells of images is equivalent or better. Not reproduced: otherwise."
     )
 
     def runs(self) -> list[Run]:
-        """AWS, and L2 with all coefficients and the tuning seeds."""
+        """All arms but those of the tuned L2, and L2 with all coefficients and the tuning seeds."""
         wanted: list[Run] = []
         for setup in self._setups:
             for cell in self._cells:
-                wanted += over_seeds([self._settings(setup, cell, AWS)], self._seeds)
-                wanted += over_seeds(self._candidates(setup, cell).values(), self.budget.tuning_seeds)
+                arms = self._untuned(setup, cell)
+                wanted += over_seeds(arms.values(), self.budget.seeds)
+                wanted += over_seeds(self._candidates(setup, cell).values(), self._tuning_seeds)
+        for by_strength in self._ablation().values():
+            wanted += over_seeds(by_strength.values(), self.budget.seeds)
         return wanted
 
     def second_runs(self, runs: FinishedRuns) -> list[Run]:
@@ -96,83 +162,100 @@ class NoTuning(Claim):
         wanted: list[Run] = []
         for setup in self._setups:
             for arms in self._arms(runs, setup).values():
-                wanted += over_seeds([arms[TUNED]], self._seeds)
-                wanted += over_seeds([arms[CENTRED]], self.budget.seeds)
+                wanted += over_seeds([arms[TUNED], arms[CENTRED]], self.budget.seeds)
         return wanted
 
     def measure(self, runs: FinishedRuns) -> Measured:
-        """Compare AWS and the centred L2 with the tuned L2 in each cell, and on average."""
+        """Compare the arms with the tuned L2 in each cell, and on average."""
         measured = Measured({})
-        gains: list[Values] = []  # of AWS over the tuned L2, for each cell
-        losses: list[Values] = []  # of the L2 tuned in the centre
+        gains: dict[str, dict[str, list[Values]]] = {}  # by kind of score, arm and cell
         for setup in self._setups:
+            score = SETUPS[setup].score
             measured.statistics[setup], measured.details[setup] = {}, {}
             for cell, arms in self._arms(runs, setup).items():
-                accuracy = runs.accuracy({arm: arms[arm] for arm in (AWS, TUNED)}, self._seeds)
-                few = runs.accuracy({arm: arms[arm] for arm in (TUNED, CENTRED)}, self.budget.seeds)
-                test = equivalence(accuracy[AWS], accuracy[TUNED], MARGIN)
-                gain = paired_difference(accuracy[AWS], accuracy[TUNED])
-                undecided = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
-                measured.statistics[setup][str(cell)] = {
-                    "AWS_minus_tuned_L2": gain,
-                    "test": test,
-                    "outcome": "equivalent" if test.shown else undecided,
-                    "centred_minus_tuned_L2": paired_difference(few[CENTRED], few[TUNED]),
-                }
-                measured.details[setup][cell] = accuracy
-                gains.append(_minus(accuracy[AWS], accuracy[TUNED]))
-                losses.append(_minus(few[CENTRED], few[TUNED]))
-        counts = Counter(
-            found["outcome"] for cells in measured.statistics.values() for found in cells.values()
-        )
+                values = {arm: self._scores(runs, run, score) for arm, run in arms.items()}
+                found: dict[str, Any] = {}
+                for arm in values:
+                    if arm != TUNED:
+                        found[f"{arm} minus {TUNED}"] = paired_difference(values[arm], values[TUNED])
+                        kind = gains.setdefault(score.unit, {}).setdefault(arm, [])
+                        kind.append(_minus(values[arm], values[TUNED]))
+                gain = found[f"{STARTED} minus {TUNED}"]
+                test = equivalence(values[STARTED], values[TUNED], score.margin)
+                side = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
+                found["outcome"] = "equivalent" if test.shown else side
+                found["unfinished"] = {arm: self._unfinished(runs, run) for arm, run in arms.items()}
+                found["fails"] = bool(gain.high < -score.floor)
+                measured.statistics[setup][str(cell)] = found
+                measured.details[setup][cell] = values
+        every = [found for cells in measured.statistics.values() for found in cells.values()]
+        counts = Counter(found["outcome"] for found in every)
         measured.statistics["overall"] = {
             "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
-            "AWS_minus_tuned_L2": mean_with_interval(_mean_over_cells(gains)),
-            "test": equivalence(_mean_over_cells(gains), [0.0] * len(self._seeds), MARGIN),
-            "centred_minus_tuned_L2": mean_with_interval(_mean_over_cells(losses)),
+            "failing_cells": sum(found["fails"] for found in every),
+            "cells": len(every),
+            **{unit: {arm: _mean_over(cells) for arm, cells in arms.items()} for unit, arms in gains.items()},
+            "test": equivalence(
+                _mean_over_cells(gains[POINTS.unit][STARTED]), [0.0] * len(self.budget.seeds), POINTS.margin
+            ),
         }
+        if ablation := self._ablation():
+            measured.statistics["ablation of the strength"] = {
+                str(cell): {
+                    f"S = {strength:g}": mean_with_interval(self._scores(runs, run, POINTS))
+                    for strength, run in by_strength.items()
+                }
+                for cell, by_strength in ablation.items()
+            }
         return measured
 
     def judge(self, measured: Measured) -> Verdict:
-        """AWS is equivalent or better in most cells, or at least on average."""
+        """AWS is better on average, and nowhere much worse; or at least as good on average."""
         overall = measured.statistics["overall"]
-        counts = overall["counts"]
+        means = [overall[score.unit][STARTED] for score in (POINTS, CENTINATS) if score.unit in overall]
         return verdict_of(
-            counts["equivalent"] + counts["better"] >= SHARE * sum(counts.values()),
-            overall["test"].shown or overall["AWS_minus_tuned_L2"].low > 0,
+            all(mean.low > 0 for mean in means) and not overall["failing_cells"],
+            overall["test"].shown or means[0].low > 0,
         )
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the differences in all cells."""
         tables, plots, maps, notes = [], [], [], []
-        columns = ["learning rate ×", "norm", "AWS, nothing tuned", TUNED, "AWS − tuned L2 (points)"]
-        columns += ["outcome", "centred − tuned L2 (points)"]
         for setup, by_cell in measured.details.items():
+            score = SETUPS[setup].score
+            arms = [arm for arm in next(iter(by_cell.values())) if arm != TUNED]
+            columns = ["learning rate ×", "norm", TUNED, *(f"{arm} −" for arm in arms), "outcome"]
             rows: list[list[str]] = []
-            means: dict[Cell, float | None] = {}
-            losses: dict[Cell, float | None] = {}
-            for cell, accuracy in by_cell.items():
+            means: dict[str, dict[Cell, float | None]] = {arm: {} for arm in arms}
+            for cell, values in by_cell.items():
                 found = measured.statistics[setup][str(cell)]
-                gain, lost = found["AWS_minus_tuned_L2"], found["centred_minus_tuned_L2"]
-                means[cell], losses[cell] = _rounded(gain), _rounded(lost)
-                if not gain.n:
-                    notes.append(f"{setup}, {cell}: undecided, as no seed finished under both rules.")
+                differences = {arm: found[f"{arm} minus {TUNED}"] for arm in arms}
+                for arm, difference in differences.items():
+                    means[arm][cell] = _rounded(difference)
+                for arm, number in found["unfinished"].items():
+                    if number:
+                        notes.append(f"{setup}, {cell}: {number} runs of {arm} did not finish.")
                 rows.append(
-                    [f"{cell.factor:g}", f"{cell.scale:g}"]
-                    + [mean_with_interval(accuracy[arm]).short for arm in (AWS, TUNED)]
-                    + [str(gain), found["outcome"], str(lost)]
+                    [f"{cell.factor:g}", f"{cell.scale:g}", mean_with_interval(values[TUNED]).short]
+                    + [f"{difference:+.2f}" for difference in differences.values()]
+                    + [found["outcome"]]
                 )
-            tables.append(Table(f"Test accuracy (%) by cell: {setup}", columns, rows))
-            plots.append(_plot(setup, means, losses))
+            what = "Test accuracy (%)" if score is POINTS else "Minus test loss (0.01 nats)"
+            title = f"{what}, and the other arms minus the {TUNED}: {setup}"
+            tables.append(Table(title, columns, rows))
+            plots.append(_plot(setup, score, means))
             if self.budget.full:
-                centred = "L2 tuned in the centre"
-                for arm, values in (("AWS with nothing tuned", means), (centred, losses)):
-                    maps.append(_map(f"{arm}, minus the L2 tuned in the cell: {setup}", values))
+                for arm in (STARTED, CENTRED, AS_IS):
+                    maps.append(_map(f"{arm}, minus the L2 tuned in the cell: {setup}", score, means[arm]))
+        if ablation := measured.statistics.get("ablation of the strength"):
+            header = ["cell", *next(iter(ablation.values()))]
+            rows = [[cell, *map(str, by.values())] for cell, by in ablation.items()]
+            tables.append(Table("Test accuracy (%) by strength: weight norm, SGD", header, rows))
         return Exhibits(_answer(measured.statistics["overall"]), plots, tables, notes, maps=maps)
 
     @property
-    def _setups(self) -> list[str]:
-        return list(SETUPS) if self.budget.full else list(SETUPS)[:2]
+    def _setups(self) -> Sequence[str]:
+        return list(SETUPS) if self.budget.full else QUICK
 
     @property
     def _cells(self) -> list[Cell]:
@@ -180,28 +263,60 @@ class NoTuning(Claim):
         return cells if self.budget.full else [cell for cell in cells if 1.0 in cell]
 
     @property
-    def _seeds(self) -> tuple[int, ...]:
-        return self.budget.at_least(8) if self.budget.full else self.budget.seeds
+    def _tuning_seeds(self) -> Sequence[int]:
+        first = self.budget.tuning_seeds[0]
+        return [first, first + 1, first + 2] if self.budget.full else [first]
 
-    def _settings(self, setup: str, cell: Cell, arm: str) -> TrainRun:
-        base = replace(self.budget.small, **SETUPS[setup])
-        return scaled(with_arm(replace(base, lr=base.lr * cell.factor), arm), cell.scale)
+    def _untuned(self, setup: str, cell: Cell) -> dict[str, OptimizerRun]:
+        run = SETUPS[setup].run(self.budget, cell)
+        arms = {STARTED: from_equilibrium(run), AS_IS: _as_is(run, AWS)}
+        return arms | ({L2_STARTED: from_equilibrium(run, nw.L2)} if self.budget.full else {})
 
-    def _candidates(self, setup: str, cell: Cell) -> dict[float, TrainRun]:
-        run = self._settings(setup, cell, L2)
+    def _candidates(self, setup: str, cell: Cell) -> dict[float, OptimizerRun]:
+        run = _as_is(SETUPS[setup].run(self.budget, cell), L2)
         return {multiple: times(run, multiple) for multiple in MULTIPLES}
 
-    def _arms(self, runs: FinishedRuns, setup: str) -> dict[Cell, dict[str, TrainRun]]:
-        """Return AWS and the two L2 by cell."""
+    def _arms(self, runs: FinishedRuns, setup: str) -> dict[Cell, dict[str, OptimizerRun]]:
+        """Return all arms by cell."""
+        score = SETUPS[setup].score
         tuned = {}
         for cell in self._cells:
             candidates = self._candidates(setup, cell)
-            tuned[cell] = candidates[runs.best(candidates, self.budget.tuning_seeds)]
+            key = f"validation_{score.key}"
+            best = runs.best(candidates, self._tuning_seeds, key, smallest=score.factor < 0)
+            tuned[cell] = candidates[best]
         rule = rule_from(tuned[CENTRE].rule)
         return {
-            cell: {AWS: self._settings(setup, cell, AWS), TUNED: run, CENTRED: run.with_rule(rule)}
+            cell: self._untuned(setup, cell) | {TUNED: run, CENTRED: run.with_rule(rule)}
             for cell, run in tuned.items()
         }
+
+    def _ablation(self) -> dict[Cell, dict[float, OptimizerRun]]:
+        if not self.budget.full:
+            return {}
+        setup = SETUPS["weight norm, SGD"]
+        return {
+            cell: {s: from_equilibrium(setup.run(self.budget, cell), strength=s) for s in STRENGTHS}
+            for cell in self._cells
+        }
+
+    def _scores(self, runs: FinishedRuns, run: OptimizerRun, score: Score) -> Values:
+        found = runs.values(f"test_{score.key}", run, self.budget.seeds)
+        return [score.guessing if value is None else score.factor * value for value in found]
+
+    def _unfinished(self, runs: FinishedRuns, run: OptimizerRun) -> int:
+        return sum(s["status"] != "finished" for s in runs.summaries(run, self.budget.seeds))
+
+
+def _as_is(run: OptimizerRun, arm: str) -> OptimizerRun:
+    """Return the run under AWS with for_budget, or under the L2 with the same pull."""
+    if isinstance(run, TrainRun):
+        return with_arm(run, arm)
+    assert isinstance(run, TextRun)
+    aws = nw.AdaptiveWeightShrink.for_budget(run.total_time, norm=run.total_squares**0.5)
+    if arm == AWS:
+        return run.with_rule(aws)
+    return replace(run, decayed="matrices").with_rule(nw.L2(3.0 / run.total_time))
 
 
 def _minus(first: Values, second: Values) -> Values:
@@ -213,27 +328,31 @@ def _mean_over_cells(cells: Sequence[Values]) -> Values:
     return [mean_with_interval(values).mean for values in zip(*cells, strict=True)]
 
 
+def _mean_over(cells: Sequence[Values]) -> Estimate:
+    return mean_with_interval(_mean_over_cells(cells))
+
+
 def _rounded(estimate: Estimate) -> float | None:
     return round(estimate.mean, 2) if estimate.n else None
 
 
-def _plot(setup: str, means: dict[Cell, float | None], losses: dict[Cell, float | None]) -> Plot:
+def _plot(setup: str, score: Score, means: dict[str, dict[Cell, float | None]]) -> Plot:
     series = [
         Series(
-            f"{label}, learning rate × {factor:g}",
-            [cell.scale for cell in values if cell.factor == factor],
-            [value for cell, value in values.items() if cell.factor == factor],
+            f"{arm}, learning rate × {factor:g}",
+            [cell.scale for cell in means[arm] if cell.factor == factor],
+            [value for cell, value in means[arm].items() if cell.factor == factor],
             dashed=dashed,
             color=k,
         )
-        for label, values, dashed in (("AWS", means, False), (CENTRED, losses, True))
+        for arm, dashed in ((STARTED, False), (CENTRED, True))
         for k, factor in enumerate(FACTORS)
     ]
-    title = f"Test accuracy against that of the L2 tuned in the cell: {setup}"
-    return Plot(title, "norm of every unit at the start", "difference (points)", series, log_x=True)
+    title = f"Compared with the L2 tuned in the cell: {setup}"
+    return Plot(title, "norm of every unit at the start", f"difference ({score.unit})", series, log_x=True)
 
 
-def _map(title: str, values: dict[Cell, float | None]) -> HeatMap:
+def _map(title: str, score: Score, values: dict[Cell, float | None]) -> HeatMap:
     return HeatMap(
         title,
         "factor of the learning rate",
@@ -241,17 +360,23 @@ def _map(title: str, values: dict[Cell, float | None]) -> HeatMap:
         [f"{factor:g}" for factor in FACTORS],
         [f"{scale:g}" for scale in SCALES],
         [[values[Cell(factor, scale)] for factor in FACTORS] for scale in SCALES],
-        "points",
+        score.unit,
     )
 
 
 def _answer(overall: dict[str, Any]) -> str:
-    counts, gain, loss = (overall[key] for key in ("counts", "AWS_minus_tuned_L2", "centred_minus_tuned_L2"))
+    counts, points = overall["counts"], overall[POINTS.unit]
+    text = ""
+    if CENTINATS.unit in overall:
+        nats = overall[CENTINATS.unit]
+        text = f" On text it is {nats[STARTED]:+.1f} hundredths of a nat from it."
     return (
-        f"In {sum(counts.values())} cells, AWS with nothing tuned is equivalent to the best of seven L2 "
-        f"within {MARGIN:g} points in {counts['equivalent']}, better in {counts['better']}, worse in "
-        f"{counts['worse']}, undecided in {counts['undecided']}; on average over all cells it is "
-        f"{gain:+.2f} points from it. An L2 that was tuned in the centre only is {loss:+.1f} points from it."
+        f"In {overall['cells']} cells, AWS with nothing tuned, started in equilibrium, is better than the "
+        f"best of seven L2 in {counts['better']}, equivalent in {counts['equivalent']}, worse in "
+        f"{counts['worse']} and undecided in {counts['undecided']}; on average over the image networks it is "
+        f"{points[STARTED]:+.2f} points from it.{text} From the norms as they are, AWS is "
+        f"{points[AS_IS]:+.2f} points from it, and an L2 that was tuned in the centre only "
+        f"{points[CENTRED]:+.1f} points."
     )
 
 

@@ -69,11 +69,14 @@ def _normalized(conv: nn.Conv2d, member: str, batch_norm: bool) -> nn.Conv2d:
     return conv
 
 
-def directions(model: ConvNet) -> dict[str, nn.Parameter]:
-    """Return by layer the weights of which only the direction matters. The rules under test decay these."""
+def directions(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by layer the weights of which only the direction matters: all but those of ``model.head``.
+
+    The rules under test decay these.
+    """
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and name != "head":
             originals = dict(module.named_parameters())
             for key in (
                 "parametrizations.weight.original1",
@@ -87,14 +90,15 @@ def directions(model: ConvNet) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def scale_directions(model: ConvNet, scale: float) -> None:
+def scale_directions(model: nn.Module, scale: float) -> None:
     """Rescale every unit of :func:`directions` to the norm ``scale``. The model's outputs do not change."""
     for weight in directions(model).values():
-        weight.mul_((scale / nw.Unit(weight).norms()).to(weight.dtype).view(-1, 1, 1, 1))
+        unit = nw.Unit(weight)
+        weight.mul_(unit.broadcast((scale / unit.norms()).to(weight.dtype), weight))
 
 
 @torch.no_grad()
-def initialise(model: ConvNet, initialiser: str, scale: float) -> None:
+def initialise(model: nn.Module, initialiser: str, scale: float) -> None:
     """Initialise the weights of :func:`directions` from torch's global random state.
 
     Args:

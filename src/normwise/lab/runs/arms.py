@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import normwise as nw
-from normwise.lab.runs.base import ImageRun, rule_from
+from normwise.lab.runs.base import ImageRun, OptimizerRun, rule_from
 
 __all__ = [
     "ARMS",
@@ -21,6 +21,7 @@ __all__ = [
     "L2",
     "NONE",
     "SPHERE",
+    "from_equilibrium",
     "reference_norm",
     "scaled",
     "times",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=ImageRun)
+R = TypeVar("R", bound=OptimizerRun)
 
 NONE = "no decay"
 L2 = "L2"
@@ -64,6 +66,15 @@ def with_arm(settings: S, arm: str) -> S:
     raise ValueError(f"arm {arm!r} is not known: choose from {', '.join(ARMS)}")
 
 
+def from_equilibrium(settings: R, rule: type[nw.Rule] = nw.AdaptiveWeightShrink, strength: float = 3.0) -> R:
+    """Return the same run under AWS or L2 with nothing tuned, started in equilibrium (``normwise.attach``).
+
+    The rule's coefficient names no choice: ``normwise.attach`` sets the rate and the initial norms.
+    """
+    named = settings.with_rule(rule(strength / settings.total_time))  # type: ignore[call-arg]
+    return replace(named, start="equilibrium", strength=strength)
+
+
 def reference_norm(settings: ImageRun) -> float:
     """Return the norm at which all arms have the same pull.
 
@@ -80,7 +91,7 @@ def scaled(settings: S, scale: float) -> S:
     return replace(settings, init_scale=float(scale))
 
 
-def times(settings: S, multiple: float) -> S:
+def times(settings: R, multiple: float) -> R:
     """Return the same run with a multiple of the rule's coefficient."""
     rule = rule_from(settings.rule)
     assert rule is not None

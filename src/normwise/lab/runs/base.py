@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from typing_extensions import Self
 
 from normwise.decay.rules import RULES, Rule
 from normwise.decay.weight_rules import WEIGHT_RULES
 from normwise.lab.engine.run import Run
 from normwise.lab.models.convnet import ConvNet, initialise
+from normwise.lab.models.small_networks import MLP, ResidualNet
 
 __all__ = ["ImageRun", "OptimizerRun", "rule_from"]
 
@@ -25,11 +27,16 @@ class OptimizerRun(Run):
         rule: Settings of the rule (``Rule.settings``). None means no decay.
         mode: Mode of ``normwise.Decay``.
         lr: Peak learning rate.
+        start: "as is", or "equilibrium": the rule, AWS or L2, has the coefficient and the initial norms that
+            ``normwise.attach`` gives it.
+        strength: S of ``normwise.attach``.
     """
 
     rule: dict[str, Any] | None = None
     mode: str = "flow"
     lr: float = 0.1
+    start: str = "as is"
+    strength: float = 3.0
 
     @property
     @abstractmethod
@@ -64,6 +71,7 @@ class ImageRun(OptimizerRun):
         fingerprint: SHA-256 of its content.
         train_size: Number of training images. ``seed`` selects them from the training set.
         image_size: Height and width of the images in pixels, after averaging.
+        network: "convnet", "residual" or "mlp"; the last two have batch norm and no member.
         member: How the convolutions are normalised (``normwise.lab.models.convnet.MEMBERS``).
         batch_norm: Whether a batch norm follows each convolution.
         width: Channels of the first convolution.
@@ -78,6 +86,7 @@ class ImageRun(OptimizerRun):
     fingerprint: str
     train_size: int
     image_size: int
+    network: str = "convnet"
     member: str = "weight_norm"
     batch_norm: bool = True
     width: int = 8
@@ -96,11 +105,23 @@ class ImageRun(OptimizerRun):
         pixels = self.batch_size * self.image_size**2 * self.width
         return 0.3 + steps * (3e-3 + 4e-8 * pixels)
 
-    def build(self, classes: int) -> ConvNet:
-        """Return the initial network. Its function is the same for every rule and every ``init_scale``."""
+    def build(self, classes: int) -> nn.Module:
+        """Return the initial network. Its function is the same for every rule and every ``init_scale``.
+
+        Raises:
+            ValueError: ``network`` is not known.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = ConvNet(self.member, self.batch_norm, self.width, classes)
+            model: nn.Module
+            if self.network == "convnet":
+                model = ConvNet(self.member, self.batch_norm, self.width, classes)
+            elif self.network == "residual":
+                model = ResidualNet(self.width, classes)
+            elif self.network == "mlp":
+                model = MLP(self.image_size**2, 16 * self.width, classes)
+            else:
+                raise ValueError(f"network={self.network!r} is not known: choose from convnet, residual, mlp")
             initialise(model, self.initialiser, self.init_scale)
         return model
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normwise.lab.data.datasets import Dataset, downsample, load, split
-from normwise.lab.models.convnet import ConvNet
 from normwise.lab.runs.base import ImageRun
 
 __all__ = ["Images", "batches", "evaluate"]
@@ -70,7 +69,7 @@ def batches(
 
 
 @torch.no_grad()
-def evaluate(model: ConvNet, images: Tensor, labels: Tensor) -> tuple[float, float]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return mean loss and accuracy, computed with the running statistics of batch norm."""
     training = model.training
     model.eval()

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 import normwise as nw
 from normwise.lab.engine.run import Log, Metrics
-from normwise.lab.models.convnet import ConvNet, directions
+from normwise.lab.models.convnet import directions
 from normwise.lab.runs.base import ImageRun, rule_from
 from normwise.lab.runs.images import Images, batches
 from normwise.monitor.motion import angles
@@ -27,7 +27,7 @@ BETA2, EPS = 0.999, 1e-8  # of Adam
 class Trajectory(NamedTuple):
     """A finished training run and the path of its units."""
 
-    model: ConvNet
+    model: nn.Module
     norms: dict[str, Tensor]  # by layer, shape (steps, units): the norms that the rule saw
     directions: dict[str, Tensor]  # by layer, shape (steps, units, elements): after each step
 
@@ -222,7 +222,7 @@ def _largest_angles(one: Trajectory, other: Trajectory) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: ConvNet, images: Tensor) -> Tensor:
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
     model.eval()
     return torch.cat([model(x.double()) for x in images.split(1000)])
 

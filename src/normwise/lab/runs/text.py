@@ -173,7 +173,10 @@ class TextRun(OptimizerRun):
         optimizer = torch.optim.AdamW(trained, self.lr, betas, weight_decay=0.0, fused=True)
         rule = rule_from(self.rule)
         decayed = [unit for unit in self.units(model) if all(p.requires_grad for p in unit.params)]
-        if rule is not None and decayed:
+        if rule is not None and self.start == "equilibrium":
+            plan = planned(model.token.num_embeddings, *self._architecture).apply_to(model)
+            plan.attach(optimizer, self.total_time, strength=self.strength, rule=type(rule))
+        elif rule is not None and decayed:
             nw.Decay(optimizer, rule, decayed, mode=self.mode, measure="rms")
         return optimizer
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 import normwise as nw
 from normwise.lab.engine.run import Log, Metrics
-from normwise.lab.models.convnet import ConvNet, directions
+from normwise.lab.models.convnet import directions
 from normwise.lab.runs.base import ImageRun, rule_from
 from normwise.lab.runs.images import Images, batches, evaluate
 from normwise.monitor.motion import Snapshot, motion, snapshot
@@ -128,7 +128,7 @@ class TrainRun(ImageRun):
             "spikes": _spikes(losses),
         }
 
-    def make_optimizer(self, model: ConvNet) -> Optimizer:
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
         """Return the optimizer over all parameters, with the rule attached to the directions only.
 
         The first parameter group holds everything that is not a direction. Each further group holds the
@@ -143,7 +143,16 @@ class TrainRun(ImageRun):
         groups += [{"params": [weight], "weight_decay": self.weight_decay} for weight in weights.values()]
         optimizer = self._bare_optimizer(groups)
         rule = rule_from(self.rule)
-        if rule is not None:
+        if rule is not None and self.start == "equilibrium":
+            nw.attach(
+                optimizer,
+                weights.values(),
+                self.total_time,
+                dim=self.dim,
+                strength=self.strength,
+                rule=type(rule),
+            )
+        elif rule is not None:
             nw.Decay(
                 optimizer,
                 rule,
@@ -199,7 +208,7 @@ def _autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", getattr(torch, precision))
 
 
-def _evaluated(model: ConvNet, images: Images) -> Metrics:
+def _evaluated(model: nn.Module, images: Images) -> Metrics:
     metrics: Metrics = {}
     for part in ("train", "validation", "test"):
         labels = getattr(images, f"{part}_labels")
@@ -219,5 +228,5 @@ def _spikes(losses: list[Tensor], window: int = 20) -> int:
     return int(((later > SPIKE * median) & (later > median + 0.5)).sum())
 
 
-def _snapshots(model: ConvNet) -> dict[str, Snapshot]:
+def _snapshots(model: nn.Module) -> dict[str, Snapshot]:
     return {name: snapshot(nw.Unit(weight)) for name, weight in directions(model).items()}

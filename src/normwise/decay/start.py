@@ -1,0 +1,251 @@
+r"""Where a training starts: the norms at which a rule and the optimizer's steps are in balance.
+
+The norm of a scale-invariant weight is free. If a unit is scaled by s and its gradient by 1/s before the
+optimizer sees either, the step is exactly the one that the rescaled model would have taken. So the first step
+can begin at any norm, and the best one is the norm at which the rule takes away what the steps add:
+
+    n₀ = n₁·√γ   where steps grow with the gradient,      n₀ = n₁   where they do not,
+
+with γ = ‖w‖·‖∇L‖, which does not depend on the scale of w, and n₁ the equilibrium norm for γ = 1
+(:func:`normwise.theory.equilibrium_norm`). :mod:`normwise.planning.attach` computes n₁.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from normwise.decay.scaling import has_direction, scale_units
+from normwise.decay.targets import ActiveParam, Targets
+from normwise.norms import wide_dtype
+from normwise.sharding import local_tensor, placed_as
+from normwise.units import Unit, global_norms, local_units, local_values
+
+__all__ = ["JointGroup", "Start"]
+
+
+@dataclass(frozen=True)
+class JointGroup:
+    """Parameters that have one free scale: w_k → α^e_k·w_k for all of them changes no output.
+
+    Attributes:
+        units: {index of a Unit of the Decay: exponent}.
+        others: Members that the Decay does not act on, such as biases, with their exponents.
+    """
+
+    units: Mapping[int, float]
+    others: Sequence[tuple[Tensor, float]] = ()
+
+
+@dataclass
+class Start:
+    """Places the units of a Decay in equilibrium, in the first steps of their optimizer.
+
+    A unit waits until its gradient is there. Units without a direction (zero or not finite) stay as they are.
+
+    Attributes:
+        norms: For each Unit of the Decay n₁, the equilibrium norm for γ = 1. None leaves the Unit alone.
+        grows_with_gradient: For each Unit, whether the optimizer's steps grow with the gradient, so that n₀
+            depends on γ.
+        joint: Groups of Units that can only be scaled together.
+        rigid: The indices of Units whose slices are invariant in blocks only: one factor for all of them.
+        smallest_factors: For each Unit, the smallest factor by which it may shrink, so that the eps of the
+            norm layers stays negligible.
+        steps: In how many steps γ is measured. The units are placed in each of them, by the geometric mean of
+            γ over the last quarter of the steps so far. Needed where gradients are clipped: from a tiny norm
+            the first gradient is huge and is clipped, and γ is too small; each placement about halves the
+            error of the logarithm.
+        buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
+        reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
+            the norm at which the unit is placed (1 by default).
+        readings: For each Unit the logarithms of γ so far; the part of the state that changes.
+        bounded: The indices of Units that ``smallest_factors`` has kept from shrinking further.
+    """
+
+    norms: Sequence[float | None]
+    grows_with_gradient: Sequence[bool]
+    joint: Sequence[JointGroup] = ()
+    rigid: frozenset[int] = frozenset()
+    smallest_factors: Mapping[int, float] = field(default_factory=dict)
+    steps: int = 1
+    buffers: Mapping[str, float] = field(default_factory=dict)
+    reference_factors: Mapping[int, float] = field(default_factory=dict)
+    readings: list[list[float]] = field(default_factory=list)
+    bounded: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Begin with no measurements."""
+        self.readings = self.readings or [[] for _ in self.norms]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a unit is still to be placed."""
+        return any(map(self._waits, range(len(self.norms))))
+
+    def _waits(self, which: int) -> bool:
+        steps = self.steps if self.grows_with_gradient[which] else 1
+        return self.norms[which] is not None and len(self.readings[which]) < steps
+
+    def state(self) -> list[list[float]]:
+        """Return what a resumed run needs: the measurements so far of each Unit."""
+        return [list(values) for values in self.readings]
+
+    def load(self, state: Sequence[Sequence[float]]) -> None:
+        """Continue from what :meth:`state` returned."""
+        self.readings = [list(values) for values in state]
+
+    @torch.no_grad()
+    def place(self, targets: Targets) -> None:
+        """Measure γ, and scale the units that wait, their gradients and the optimizer's buffers.
+
+        To be called when the gradients of a step are there and the optimizer has not used them.
+        """
+        found_inf = targets.found_inf
+        if found_inf is not None and bool(found_inf):
+            return
+        ready = self._ready(targets)
+        if not ready:
+            return
+        norms = global_norms([targets.local[which] for which in ready])
+        gradients = self._gradient_norms(targets, ready)
+        factors: dict[int, Tensor] = {}
+        for which, norm, gradient in zip(ready, norms, gradients, strict=True):
+            factor = self._factors(which, targets.units[which], norm, gradient)
+            if factor is not None:
+                factors[which] = factor
+        others = self._solve_groups(targets, factors)
+        self._scale(targets, factors, others)
+        for which, norm in zip(ready, norms, strict=True):
+            if which in factors:
+                targets.refer_to(which, norm * factors[which] * self.reference_factors.get(which, 1.0))
+
+    def _ready(self, targets: Targets) -> list[int]:
+        """Return the Units that wait and whose gradients are there, all members of a group or none."""
+        ready = [
+            which
+            for which, unit in enumerate(targets.units)
+            if self._waits(which) and all(p.grad is not None for p in unit.params)
+        ]
+        for group in self.joint:
+            if not all(which in ready for which in group.units):
+                ready = [which for which in ready if which not in group.units]
+        return ready
+
+    def _gradient_norms(self, targets: Targets, ready: Sequence[int]) -> list[Tensor]:
+        """Return ‖∇L‖ of every unit, without the factor of a GradScaler."""
+        parts = []
+        for which in ready:
+            unit, gradients = targets.units[which], []
+            for param in unit.params:
+                assert param.grad is not None  # or the Unit would not be ready
+                if param.grad.is_sparse:
+                    raise ValueError(
+                        f"{targets.name(param)} has a sparse gradient, which cannot be rescaled: give "
+                        'plan.attach start="as is"'
+                    )
+                param.grad = placed_as(param, param.grad)
+                gradients.append(param.grad)
+            parts.append(local_units(Unit(gradients, unit.dim)))
+        scale = getattr(targets.optimizer, "grad_scale", None)
+        divisor = 1.0 if scale is None else float(scale)
+        return [norm / divisor for norm in global_norms(parts)]
+
+    def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor | None:
+        """Return the factor of each unit, or None where the Unit must wait for another gradient."""
+        acting = has_direction(norms)
+        if unit.mask is not None:
+            acting &= unit.mask.to(acting.device)
+        scales = norms * gradients
+        alive = scales[acting & has_direction(scales)]
+        grows, readings, norm = self.grows_with_gradient[which], self.readings[which], self.norms[which]
+        if not bool(acting.any()) or (grows and not alive.numel()):
+            return None
+        assert norm is not None  # or the Unit would not wait
+        readings.append(math.log(float(alive.square().mean().sqrt())) if grows else 0.0)
+        later = readings[-max(1, len(readings) // 4) :]
+        wanted = norm * math.exp(sum(later) / len(later) / 2)
+        factors = wanted / norms
+        if which in self.rigid:
+            factors = torch.full_like(factors, wanted / float(norms[acting].log().mean().exp()))
+        smallest = min(1.0, self.smallest_factors.get(which, 0.0))
+        if bool((factors[acting] < smallest).any()):
+            self.bounded.add(which)
+            factors = factors.clamp(min=smallest)
+        fits = acting & _fits(unit, norms * factors, gradients / factors)
+        if (which in self.rigid and bool((acting & ~fits).any())) or not bool(fits.any()):
+            return torch.ones_like(factors)
+        return torch.where(fits, factors, torch.ones_like(factors))
+
+    def _solve_groups(self, targets: Targets, factors: dict[int, Tensor]) -> dict[int, tuple[Tensor, float]]:
+        """Replace the factors of grouped Units by powers of one α for each group.
+
+        The α are those that come closest to the factors that the members need, in the mean square of
+        logarithms over all elements.
+
+        Returns:
+            {id: (parameter, factor)} for the members that are no Units.
+        """
+        groups = [group for group in self.joint if all(which in factors for which in group.units)]
+        for group in self.joint:
+            if group not in groups:
+                for which in group.units:
+                    if factors.pop(which, None) is not None:
+                        self.readings[which].pop()
+        if not groups:
+            return {}
+        members = sorted({which for group in groups for which in group.units})
+        weights = torch.tensor([targets.units[which].numel for which in members], dtype=torch.float64).sqrt()
+        exponents = torch.tensor(
+            [[group.units.get(which, 0.0) for group in groups] for which in members], dtype=torch.float64
+        )
+        wanted = torch.tensor([math.log(float(factors[which])) for which in members], dtype=torch.float64)
+        matrix, right = exponents * weights[:, None], (wanted * weights)[:, None]
+        logs = torch.linalg.lstsq(matrix, right, driver="gelsd").solution[:, 0]
+        for which, log in zip(members, (exponents @ logs).tolist(), strict=True):
+            factors[which] = torch.full_like(factors[which], math.exp(log))
+        others: dict[int, tuple[Tensor, float]] = {}
+        for group, log in zip(groups, logs.tolist(), strict=True):
+            for param, exponent in group.others:
+                _, present = others.get(id(param), (param, 1.0))
+                others[id(param)] = param, present * math.exp(exponent * log)
+        return others
+
+    def _scale(
+        self, targets: Targets, factors: Mapping[int, Tensor], others: Mapping[int, tuple[Tensor, float]]
+    ) -> None:
+        active = targets.at_places(lambda place: place[0] in factors)
+        local = [local_values(entry.unit, factors[entry.which]).to(entry.param.device) for entry in active]
+        targets.scale(active, local)
+        for entry, factor in zip(active, local, strict=True):
+            self._scale_companions(targets, entry, factor)
+        for param, number in others.values():
+            whole = Unit(param, None)
+            (part,) = local_units(whole)
+            device = local_tensor(param).device
+            factor = torch.full((part.count,), number, dtype=wide_dtype(device), device=device)
+            scale_units([local_tensor(param)], [factor], [part])
+            entry = ActiveParam(-1, 0, part, local_tensor(param), 0, param)
+            self._scale_companions(targets, entry, factor)
+
+    def _scale_companions(self, targets: Targets, entry: ActiveParam, factor: Tensor) -> None:
+        """Scale the gradient by 1/s, and the buffers by their powers of s."""
+        owner = entry.owner
+        if owner.grad is not None:
+            owner.grad = placed_as(owner, owner.grad)
+            scale_units([local_tensor(owner.grad)], [1 / factor], [entry.unit])
+        for name, value in targets.optimizer.state.get(owner, {}).items():
+            if name in self.buffers and isinstance(value, Tensor) and value.shape == owner.shape:
+                scale_units([local_tensor(value)], [factor ** self.buffers[name]], [entry.unit])
+
+
+def _fits(unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor:
+    """Return for which units the types of weights and gradients can represent these norms."""
+    types = [torch.finfo(param.dtype) for param in unit.params]
+    smallest = max(t.tiny for t in types) * unit.numel**0.5
+    largest = min(t.max for t in types)
+    fits: Tensor = (norms >= smallest) & (norms <= largest) & (gradients <= largest)
+    return fits
