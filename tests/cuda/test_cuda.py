@@ -255,3 +255,21 @@ def test_discovery_says_the_same_as_on_the_cpu() -> None:
     plan.attach(optimizer, total_steps=10)
     net(batches[0].cuda()).sum().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS)[:4])
+def test_a_start_in_equilibrium_places_as_on_the_cpu(name: str) -> None:
+    results = []
+    for device, dtype in (("cuda", torch.float32), ("cpu", torch.float64)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(27, 64, bias=False), nn.BatchNorm1d(64, eps=1e-12), nn.Linear(64, 3))
+        net.to(device, dtype)
+        optimizer = OPTIMIZERS[name](net.parameters())
+        nw.attach(optimizer, net.get_parameter("0.weight"), total_steps=100)
+        for step in range(3):
+            x = torch.randn(32, 27, generator=torch.Generator().manual_seed(step)).to(device, dtype)
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        results.append(net.get_parameter("0.weight").detach().double().cpu().norm(dim=1))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-2, atol=0)

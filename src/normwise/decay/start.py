@@ -53,8 +53,8 @@ class Start:
             depends on γ.
         joint: Groups of Units that can only be scaled together.
         rigid: The indices of Units whose slices are invariant in blocks only: one factor for all of them.
-        smallest_factors: For each Unit, the smallest factor by which it may shrink, so that the eps of the
-            norm layers stays negligible.
+        smallest_norms: For each Unit the norm below which it does not shrink, as the eps of norm layers would
+            no longer be negligible.
         steps: In how many steps γ is measured. The units are placed in each of them, by the geometric mean of
             γ over the last quarter of the steps so far. Needed where gradients are clipped: from a tiny norm
             the first gradient is huge and is clipped, and γ is too small; each placement about halves the
@@ -63,14 +63,14 @@ class Start:
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
         readings: For each Unit the logarithms of γ so far; the part of the state that changes.
-        bounded: The indices of Units that ``smallest_factors`` has kept from shrinking further.
+        bounded: The indices of Units that ``smallest_norms`` has kept from shrinking further.
     """
 
     norms: Sequence[float | None]
     grows_with_gradient: Sequence[bool]
     joint: Sequence[JointGroup] = ()
     rigid: frozenset[int] = frozenset()
-    smallest_factors: Mapping[int, float] = field(default_factory=dict)
+    smallest_norms: Mapping[int, float] = field(default_factory=dict)
     steps: int = 1
     buffers: Mapping[str, float] = field(default_factory=dict)
     reference_factors: Mapping[int, float] = field(default_factory=dict)
@@ -171,10 +171,10 @@ class Start:
         factors = wanted / norms
         if which in self.rigid:
             factors = torch.full_like(factors, wanted / float(norms[acting].log().mean().exp()))
-        smallest = min(1.0, self.smallest_factors.get(which, 0.0))
-        if bool((factors[acting] < smallest).any()):
+        smallest = (self.smallest_norms.get(which, 0.0) / norms).clamp(max=1.0)
+        if bool((factors < smallest)[acting].any()):
             self.bounded.add(which)
-            factors = factors.clamp(min=smallest)
+            factors = torch.maximum(factors, smallest)
         fits = acting & _fits(unit, norms * factors, gradients / factors)
         if (which in self.rigid and bool((acting & ~fits).any())) or not bool(fits.any()):
             return torch.ones_like(factors)

@@ -30,8 +30,6 @@ _RULES = (AdaptiveWeightShrink, L2)
 # Where γ must be measured, over so many steps: the first gradients of a training are not typical, and clipped
 # ones tell too little.
 _MEASURED_STEPS = 16
-# The eps of a norm layer may change the scale gradient of a weight by this fraction, not more.
-_EPS_EFFECT = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,14 @@ class Weight:
         unit: Its units.
         movable: Whether scaling a unit changes no output: "alone", "with its group" or "no".
         rigid: Whether the units are invariant in blocks only.
-        eps_effect: What the eps of the norm layers does to the scale gradient, at the present scale.
+        smallest_rms: The root mean square of values below which eps of norm layers is not negligible.
     """
 
     name: str
     unit: Unit
     movable: str = "alone"
     rigid: bool = False
-    eps_effect: float = 0.0
+    smallest_rms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _from_equilibrium(
         grows,
         joint,
         frozenset(k for k, w in enumerate(weights) if w.rigid),
-        {k: math.sqrt(w.eps_effect / _EPS_EFFECT) for k, w in enumerate(weights) if w.eps_effect > 0},
+        {k: w.smallest_rms * w.unit.numel**0.5 for k, w in enumerate(weights) if w.smallest_rms > 0},
         steps,
         buffers or {},
         {k: own.budget.time / time for k, own in enumerate(chosen)}

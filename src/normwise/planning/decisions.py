@@ -7,14 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from normwise.invariance import Invariances, parameter_of
+from normwise.norms import slice_norms
 from normwise.planning.parameters import parameter_aliases, role_of
 from normwise.planning.symmetry_basis import readable_symmetries
 from normwise.planning.treatment import Cause, Symmetry, Treatment, Verdict, is_group, keys_of
 
 __all__ = ["check_overrides", "decide"]
+
+_EPS_EFFECT = 0.01
 
 
 def decide(
@@ -51,8 +54,29 @@ def decide(
         elif getattr(parameter, "_no_weight_decay", False):
             treatments.append(replace(blank, cause=Cause.MARKED))
         else:
-            treatments.append(_decided(blank, inv, symmetries))
+            decided = _decided(blank, inv, symmetries)
+            if decided.verdict == Verdict.SHRINK:
+                decided = replace(decided, smallest_rms=_smallest_rms(name, parameter, inv))
+            treatments.append(decided)
     return _overridden(treatments, inv, overrides or {}), symmetries
+
+
+def _smallest_rms(name: str, parameter: Tensor, inv: Invariances) -> float:
+    """Return the RMS at which the eps of the norm layers changes the scale gradient by ``_EPS_EFFECT``.
+
+    The residual at the model's eps, of the parameter or of the groups that it is in, is this change at the
+    present norm; it grows with 1/norm² as the weight shrinks.
+    """
+    if name in inv.scale_invariant or name in inv.partial:
+        residual = inv.evidence[name].residual_real_eps
+    else:
+        of_groups = zip(inv.groups, inv.group_residuals, strict=False)  # unknown where groups were made up
+        residual = max((r for group, r in of_groups if name in map(parameter_of, group)), default=0.0)
+    if not math.isfinite(residual):
+        return 0.0
+    rms = float(slice_norms(parameter.detach(), None)) / max(1, parameter.numel()) ** 0.5
+    smallest = rms * math.sqrt(residual / _EPS_EFFECT)
+    return smallest if math.isfinite(smallest) else 0.0
 
 
 def _decided(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> Treatment:
@@ -69,32 +93,19 @@ def _decided(blank: Treatment, inv: Invariances, symmetries: list[Symmetry]) -> 
             return replace(blank, cause=Cause.SIGNS_ONLY)
         return replace(blank, cause=Cause.NOT_A_WEIGHT, symmetry=next(iter(whole_groups), {}))
     if name in inv.scale_invariant:
-        shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, dim=inv.scale_invariant[name])
-        return replace(shrunk, eps_effect=_eps_effect(name, inv))
+        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, dim=inv.scale_invariant[name])
     if name in inv.partial:
         dim, mask = inv.partial[name]
         rest = min((s for s in containing if name in s), key=len, default={})
         shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.ALONE, symmetry=rest)
-        in_blocks, effect = bool(inv.evidence[name].blocks), _eps_effect(name, inv)
-        return replace(shrunk, dim=dim, mask=tuple(mask.tolist()), in_blocks=in_blocks, eps_effect=effect)
+        return replace(shrunk, dim=dim, mask=tuple(mask.tolist()), in_blocks=bool(inv.evidence[name].blocks))
     if whole_groups:
-        shrunk = replace(blank, verdict=Verdict.SHRINK, cause=Cause.JOINT, symmetry=whole_groups[0])
-        return replace(shrunk, eps_effect=_eps_effect(name, inv))
+        return replace(blank, verdict=Verdict.SHRINK, cause=Cause.JOINT, symmetry=whole_groups[0])
     if pairs := [s for s in containing if not is_group(s)]:
         return _balanced(blank, pairs)
     if groups:  # a rule would pull on the rest of the tensor too
         return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.JOINT, symmetry=groups[0])
     return replace(blank, verdict=Verdict.PLAIN_L2, cause=Cause.NO_SYMMETRY)
-
-
-def _eps_effect(name: str, inv: Invariances) -> float:
-    """Return the residual at the model's eps: of the parameter, or of the groups that it is in."""
-    if name in inv.scale_invariant or name in inv.partial:
-        residual = inv.evidence[name].residual_real_eps
-    else:
-        of_groups = zip(inv.groups, inv.group_residuals, strict=False)  # unknown where groups were made up
-        residual = max((r for group, r in of_groups if name in map(parameter_of, group)), default=0.0)
-    return residual if math.isfinite(residual) else 0.0
 
 
 def _balanced(blank: Treatment, pairs: list[Symmetry]) -> Treatment:

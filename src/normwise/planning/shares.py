@@ -57,7 +57,7 @@ def share_out(
         where[t.name] = holders[id(parameter)]
         unit = Unit(parameter, t.dim, t.mask)
         movable = {Cause.ALONE: "alone", Cause.JOINT: "with its group"}.get(t.cause, "no")
-        shares[where[t.name]][0].append(Weight(t.name, unit, movable, t.in_blocks, t.eps_effect))
+        shares[where[t.name]][0].append(Weight(t.name, unit, movable, t.in_blocks, t.smallest_rms))
     for symmetry in filter(is_group, symmetries):
         units = {name: float(e) for name, e in symmetry.items() if name in where}
         others = [

@@ -41,7 +41,7 @@ def _decision(t: Treatment) -> dict[str, Any]:
         "dim": t.dim,
         "mask": t.mask and _ranges(t.mask),
         "in_blocks": t.in_blocks or None,
-        "eps_effect": t.eps_effect or None,
+        "smallest_rms": t.smallest_rms or None,
         "symmetry": dict(t.symmetry) or None,
         "against": list(t.against) or None,
         "parts_paired": t.parts_paired or None,
@@ -148,7 +148,7 @@ def _treatment(entry: dict[str, Any], blank: Treatment, names: set[str]) -> Trea
         dim=dim,
         mask=None if mask is None else _mask(mask, count),
         in_blocks=_typed(entry, "in_blocks", bool, False),
-        eps_effect=_effect(entry.get("eps_effect", 0.0)),
+        smallest_rms=_size(entry.get("smallest_rms", 0.0)),
         symmetry=symmetry,
         against=_known(_list(entry.get("against", []), str), names),
         parts_paired=_typed(entry, "parts_paired", bool, False),
@@ -164,9 +164,9 @@ def _typed(entry: dict[str, Any], key: str, kind: type, *default: Any) -> Any:
     return value
 
 
-def _effect(value: Any) -> float:
+def _size(value: Any) -> float:
     if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise ValueError(f"eps_effect {value!r}")
+        raise ValueError(f"smallest_rms {value!r}")
     return value
 
 

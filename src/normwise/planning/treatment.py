@@ -62,8 +62,8 @@ class Treatment:
         dim: With "shrink": a unit is a row (0), a column (1) or the whole tensor (None).
         mask: With "shrink": which rows or columns are units, if not all are.
         in_blocks: With "shrink": whether some units are invariant only together with their neighbours.
-        eps_effect: With "shrink": what the eps of the norm layers does to the scale gradient, at the scale at
-            which the model was probed, as a fraction. It grows as the weight shrinks, with 1/norm².
+        smallest_rms: With "shrink": the root mean square of its values below which the eps of the norm layers
+            is no longer negligible.
         symmetry: {parameter or part of one: exponent}: the joint symmetry that led to the verdict, if any.
         against: All parameters that scale down, in any symmetry, when this one scales up.
         parts_paired: Whether parts of the parameter are in further pairs.
@@ -80,7 +80,7 @@ class Treatment:
     dim: int | None = None
     mask: tuple[bool, ...] | None = None
     in_blocks: bool = False
-    eps_effect: float = 0.0
+    smallest_rms: float = 0.0
     symmetry: Symmetry = field(default_factory=dict, hash=False)
     against: tuple[str, ...] = ()
     parts_paired: bool = False
