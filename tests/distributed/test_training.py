@@ -103,6 +103,30 @@ def from_meta() -> None:
     assert_same_on_all_ranks(results[1], "from meta")
 
 
+def started() -> None:
+    """Starting in equilibrium gives the same norms and weights as in one process, from any scale."""
+    plan = nw.plan(network(), BATCHES[:1], progress=False)
+    for name, build in OPTIMIZERS.items():
+        results = []
+        for wrap in (lambda model: model, sharded, DistributedDataParallel):
+            model = network()
+            with torch.no_grad():
+                model[2].weight.mul_(1e3)  # type: ignore[operator]
+            wrapped = wrap(model)
+            applied = plan.apply_to(wrapped)
+            optimizer = build(applied.param_groups())
+            decay = applied.attach(optimizer, total_steps=8)
+            assert isinstance(decay, nw.Decay)
+            assert decay.start is not None
+            train(wrapped, optimizer, BATCHES[:3])
+            results.append([whole(param) for param in model.parameters()])
+            placed = [bool(readings) for readings in decay.start.readings]
+            assert all(placed), name
+        for other in results[1:]:
+            assert_same_on_all_ranks(other, f"started, {name}")
+            torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4, msg=name)
+
+
 def tensor_parallel(*sizes: int) -> None:
     mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "model")[-len(sizes) :])
 
@@ -161,6 +185,10 @@ def test_fully_shard(world: World) -> None:
 
 def test_plan_and_meta_device(world: World) -> None:
     world.run(from_meta)
+
+
+def test_start_in_equilibrium(world: World) -> None:
+    world.run(started)
 
 
 def test_tensor_parallel(world: World) -> None:
