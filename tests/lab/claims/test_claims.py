@@ -210,7 +210,7 @@ def test_multiples_are_chosen_on_validation_loss_by_other_seeds(best: float) -> 
         return next(m for m in MULTIPLES["quick"] if with_rule(base, name, m).rule == run.rule)
 
     def make(run: TextRun) -> Summary:
-        loss = 1.5 if run.rule and multiple(run) == best else 1.9
+        loss = 1.5 if run.rule and run.start == "as is" and multiple(run) == best else 1.9
         # the validation losses of the claim's own seeds play no role
         validation = loss if run.seed in BUDGET.tuning_seeds else 9.0
         return {"status": "finished", "test_loss": loss + 0.001 * run.seed, "validation_loss": validation}

@@ -12,7 +12,19 @@ from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import Estimate, mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import ARMS, AWS, EPSILON, EXPLICIT_AWS, L2, NONE, SPHERE, scaled, with_arm
+from normwise.lab.runs.arms import (
+    ARMS,
+    AWS,
+    EPSILON,
+    EXPLICIT_AWS,
+    L2,
+    NONE,
+    SPHERE,
+    STARTED,
+    from_equilibrium,
+    scaled,
+    with_arm,
+)
 from normwise.lab.runs.train import TrainRun
 
 # Where they train well, the ε-shift and explicit AWS do as L2 and AWS: they are run at fewer norms. So is the
@@ -47,8 +59,9 @@ class Initialization(Claim):
         "ε-shift have the same pull at norm 1. Every unit of every convolution starts with the norm 0.001 … "
         "1000 (full budget: 10⁻⁶ … 10⁶; there the other members with its ends and middle, without the "
         "ε-shift and explicit AWS); the head is plain and is never decayed. SGD with momentum 0.9 and a "
-        "cosine from 0.1. Beside that, no decay, L2 and AWS from other starts: each layer at a power of ten "
-        "of its own, drawn by seed from 0.001 … 1000, and (full budget) the usual initialisers."
+        "cosine from 0.1. Reported and not judged: AWS started in equilibrium (normwise.attach), from the "
+        "ends and the middle. Beside that, no decay, L2 and AWS from other starts: each layer at a power of "
+        "ten of its own, drawn by seed from 0.001 … 1000, and (full budget) the usual initialisers."
     )
     statistic = (
         "Test accuracy in points, paired by seed. The spread of an arm: the largest minus the smallest mean "
@@ -137,7 +150,8 @@ class Initialization(Claim):
             gains = found["advantage_over_L2"].items()
             sentences.append(
                 f"With {family(member)}, over {decades} decades of initial norms test accuracy moves by "
-                f"{spread[AWS]:.1f} points under AWS and by {spread[L2]:.1f} under L2 with the same pull; "
+                f"{spread[AWS]:.1f} points under AWS and by {spread[L2]:.1f} under L2 with the same pull "
+                f"(AWS started in equilibrium: {spread[STARTED]:.1f}); "
                 "AWS is ahead of L2 by "
                 f"{' and '.join(f'{gain.mean:.1f} points at norm {norm}' for norm, gain in gains)}."
             )
@@ -170,6 +184,10 @@ class Initialization(Claim):
             if not (fewer and arm in (EPSILON, EXPLICIT_AWS)):
                 base = with_arm(replace(self.budget.training, member=member), arm)
                 settings[arm] = {scale: scaled(base, scale) for scale in scales}
+        base = from_equilibrium(replace(self.budget.training, member=member))
+        settings[STARTED] = {
+            scale: scaled(base, scale) for scale in list(settings[AWS])[:: 3 if not fewer else 1]
+        }
         return settings
 
     def _starts(self) -> dict[str, dict[str, TrainRun]]:

@@ -14,7 +14,7 @@ from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
 from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
 from normwise.lab.claims.statistics import Estimate, equivalence, mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, L2, from_equilibrium, scaled, times, with_arm
+from normwise.lab.runs.arms import AWS, L2, STARTED, from_equilibrium, scaled, times, with_arm
 from normwise.lab.runs.base import OptimizerRun, rule_from
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
@@ -23,7 +23,6 @@ MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coeffic
 FACTORS = (0.25, 1.0, 4.0)
 SCALES = (1e-3, 1.0, 1e3)
 STRENGTHS = (1.0, 3.0, 10.0)  # of the ablation
-STARTED = "AWS from equilibrium"
 L2_STARTED = "L2 from equilibrium"
 AS_IS = "AWS from the norms as they are"
 CENTRED = "L2, tuned in the centre"

@@ -11,7 +11,7 @@ from normwise.lab.claims.exhibits import Plot, Series, Table, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, NONE, scaled, with_arm
+from normwise.lab.runs.arms import AWS, NONE, from_equilibrium, scaled, with_arm
 from normwise.lab.runs.base import rule_from
 from normwise.lab.runs.train import TrainRun, peer_is_installed
 
@@ -52,11 +52,11 @@ class Shrink(Claim):
     arms = (
         "No decay; L2 coupled, as torch's weight_decay; L2 decoupled, as AdamW; the same with Defazio's "
         "corrected clock; the ε-shift as its authors published it; a sphere; SGDP of an installed peer "
-        "package; AWS; and AWS with for_budget and nothing tuned. Each but the last is tuned over five "
-        "coefficients (0.1 to 10 times the matched one; radii for the sphere; for no decay five learning "
-        "rates), in the full budget times three learning rates, by accuracy on validation images with other "
-        "seeds. Units start at norm 1, SGD with momentum 0.9 and a cosine, half of the images. Ablation: "
-        "readings of AWS, tuned at norm 1, tested from the norms 0.001, 1 and 1000."
+        "package; AWS; and AWS with nothing tuned, started in equilibrium (normwise.attach). Each but the "
+        "last is tuned over five coefficients (0.1 to 10 times the matched one; radii for the sphere; for no "
+        "decay five learning rates), in the full budget times three learning rates, by accuracy on "
+        "validation images with other seeds. Units start at norm 1, SGD with momentum 0.9 and a cosine, half "
+        "of the images. Ablation: readings of AWS, tuned at norm 1, tested from the norms 0.001, 1 and 1000."
     )
     statistic = (
         "Test accuracy at the chosen settings, once, with 5 seeds (full budget 10): AWS minus each other "
@@ -176,10 +176,11 @@ class Shrink(Claim):
         return compared | {FREE: self._free(member)}
 
     def _free(self, member: str) -> TrainRun:
-        return with_arm(replace(self.budget.small, member=member), AWS)
+        return from_equilibrium(replace(self.budget.small, member=member))
 
     def _reading_candidates(self, reading: str) -> dict[float, TrainRun]:
-        return {multiple: _read(self._free(self.first), reading, multiple) for multiple in MULTIPLES}
+        base = with_arm(replace(self.budget.small, member=self.first), AWS)
+        return {multiple: _read(base, reading, multiple) for multiple in MULTIPLES}
 
     def _chosen_reading(self, runs: FinishedRuns, reading: str) -> TrainRun:
         candidates = self._reading_candidates(reading)

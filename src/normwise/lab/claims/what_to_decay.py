@@ -12,7 +12,7 @@ from normwise.lab.claims.finished_runs import FinishedRuns, Values, over_seeds
 from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import Estimate, mean_with_interval, paired_difference
 from normwise.lab.engine.run import Run
-from normwise.lab.runs.arms import AWS, L2, NONE
+from normwise.lab.runs.arms import AWS, L2, NONE, from_equilibrium
 from normwise.lab.runs.text import TextRun
 
 NOTHING, MATRICES, INVARIANT = "nothing", "matrices", "invariant"
@@ -67,10 +67,11 @@ class WhatToDecay(Claim):
         "at √Σlr² (for_budget) times 0.1, 0.3, 1 or 3 (quick: 0.3, 1 or 3), chosen for each rule, object and "
         "learning rate by validation loss with other seeds. Learning rates 0.004, 0.01 and 0.025 (quick: "
         "0.01). Then, at 0.01 with the same coefficients, queries and keys, or embeddings and writers, start "
-        "10,000 times as large, which leaves the network's function as it is. A control in the full budget: "
-        "the same weights frozen. That must hurt, or it would do no harm that large weights hardly turn. "
-        "Pilots with seed 5000 only, at the learning rate 0.01, settled the initialisation (with which "
-        "freezing hurts), the length of a run and the range of multiples."
+        "10,000 times as large, which leaves the network's function as it is. Reported and not judged: AWS "
+        "with nothing tuned, started in equilibrium (plan.attach), at each learning rate and from both "
+        "scales. A control in the full budget: the same weights frozen. That must hurt, or it would do no "
+        "harm that large weights hardly turn. Pilots with seed 5000 only, at the learning rate 0.01, settled "
+        "the initialisation (with which freezing hurts), the length of a run and the range of multiples."
     )
     statistic = (
         "Test loss in nats a character, paired by seed (quick 3, full 5), with 95 % intervals by Student's "
@@ -93,6 +94,7 @@ class WhatToDecay(Claim):
         for lr in self._rates:
             tuned += [run for arm in DECAYED for run in self._candidates(arm, lr).values()]
             others.append(self._base(lr))
+        others += [run for lr in self._rates for run in self._untuned(lr).values()]
         others += [self._frozen(part) for part in self._frozen_parts]
         others += [_from_scale(self._base(CENTRE), part, LARGE) for part in PARTS]
         return over_seeds(tuned, self.budget.tuning_seeds) + over_seeds(others, self.budget.seeds)
@@ -131,6 +133,13 @@ class WhatToDecay(Claim):
                     losses[UNDECAYED, CENTRE],
                 )
                 for part in self._frozen_parts
+            },
+            "untuned_AWS_minus_tuned": {
+                f"lr {lr:g}, {label}": paired_difference(
+                    runs.values("test_loss", run, self.budget.seeds), losses[Arm(INVARIANT, AWS), lr]
+                )
+                for lr in self._rates
+                for label, run in self._untuned(lr).items()
             },
             "object_holds": all(gain.low > 0 for by_rate in gains.values() for gain in by_rate.values()),
             "scale_holds": all(
@@ -172,7 +181,11 @@ class WhatToDecay(Claim):
         return Exhibits(
             _answer(measured.statistics["gain"], measured.statistics["scale"]),
             [_loss_plot(losses), *_scale_plots(by_scale)],
-            [_loss_table(losses, multiples), _scale_table(by_scale)],
+            [
+                _loss_table(losses, multiples),
+                _scale_table(by_scale),
+                _untuned_table(measured.statistics["untuned_AWS_minus_tuned"]),
+            ],
             notes + runs.unfinished(groups),
             traces=layer_curves(runs, traced, f"seed {first}, lr {CENTRE:g}", degree=1),
         )
@@ -191,6 +204,12 @@ class WhatToDecay(Claim):
 
     def _frozen(self, part: str) -> TextRun:
         return replace(self._base(CENTRE), frozen=part)
+
+    def _untuned(self, lr: float) -> dict[str, TextRun]:
+        """Return AWS with nothing tuned; in the full budget from large scales too, at the central rate."""
+        base = from_equilibrium(replace(self._base(lr), decayed=INVARIANT))
+        scaled = {f"{PARTS[part]} × {LARGE:g}": _from_scale(base, part, LARGE) for part in PARTS}
+        return {"usual scale": base} | (scaled if lr == CENTRE and self.budget.full else {})
 
     def _candidates(self, arm: Arm, lr: float) -> dict[float, TextRun]:
         base = replace(self._base(lr), decayed=arm.decayed)
@@ -250,6 +269,11 @@ def _loss_table(losses: dict[tuple[Arm, float], Values], multiples: dict[tuple[A
     columns = ["decayed", *(f"lr {lr:g}" for lr in dict.fromkeys(lr for _, lr in losses))]
     title = "Test loss (nats a character), with the chosen multiple of the coefficient of for_budget"
     return Table(title, columns, list(rows.values()))
+
+
+def _untuned_table(differences: dict[str, Estimate]) -> Table:
+    title = "AWS with nothing tuned, started in equilibrium: test loss minus that of the tuned AWS at scale 1"
+    return Table(title, ["", "nats"], [[label, f"{value:+.3f}"] for label, value in differences.items()])
 
 
 def _scale_table(by_scale: dict[str, dict[str, ByScale]]) -> Table:

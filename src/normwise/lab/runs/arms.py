@@ -21,6 +21,7 @@ __all__ = [
     "L2",
     "NONE",
     "SPHERE",
+    "STARTED",
     "from_equilibrium",
     "reference_norm",
     "scaled",
@@ -37,6 +38,7 @@ EPSILON = "ε-shifted L2"
 EXPLICIT_AWS = "AWS, explicit"
 AWS = "AWS"
 SPHERE = "sphere"
+STARTED = "AWS from equilibrium"
 ARMS = (NONE, L2, EPSILON, SPHERE, EXPLICIT_AWS, AWS)
 
 
