@@ -441,3 +441,44 @@ def test_optimizers_without_a_balance_are_refused_with_the_reason(make: Any, rea
     net = network()
     with pytest.raises(ValueError, match=f"{reason}.*nw.Decay with a coefficient"):
         nw.attach(make(net.parameters(), lr=0.01), weights_of(net), total_steps=10)
+
+
+def test_a_group_in_two_optimizers_moves_together() -> None:
+    x = torch.randn(16, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    results = []
+    for scale in (1e-3, 1.0, 1e3):
+        model = Joint(scale)
+        plan = nw.plan(model, [x], progress=False)
+        left = [model.left.weight]
+        rest = [p for p in model.parameters() if p is not model.left.weight]
+        optimizers: list[Optimizer] = [
+            torch.optim.Muon(left, lr=0.01, weight_decay=0),
+            AdamW(rest, lr=0.01, weight_decay=0),
+        ]
+        decays = plan.attach(optimizers, total_steps=STEPS)
+        assert len(decays) == 2
+        before, outputs = [p.detach().clone() for p in model.parameters()], model(x).detach()
+        seen: list[list[Tensor]] = []
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(
+                lambda *_: seen.append([p.detach().clone() for p in model.parameters()])  # noqa: B023
+            )
+        for _ in range(5):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            (model(x) - x[:, :3]).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        factors = [seen[0][0].norm() / before[0].norm(), seen[1][2].norm() / before[2].norm()]
+        torch.testing.assert_close(factors[0], factors[1])
+        torch.testing.assert_close(seen[1][1], factors[0] * before[1])  # the bias
+        moved = Joint(scale)
+        moved.load_state_dict(dict(zip(dict(moved.named_parameters()), before, strict=True)))
+        with torch.no_grad():
+            for p in (moved.left.weight, moved.left.bias, moved.right.weight):
+                p.mul_(factors[0])
+        torch.testing.assert_close(moved(x), outputs)
+        results.append([p.detach().clone() for p in model.parameters()])
+    for other in (results[0], results[2]):
+        for one, two in zip(results[1], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3)  # Muon orthogonalises in bfloat16

@@ -13,7 +13,7 @@ with γ = ‖w‖·‖∇L‖, which does not depend on the scale of w, and n₁
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,11 +34,17 @@ class JointGroup:
 
     Attributes:
         units: {index of a Unit of the Decay: exponent}.
-        others: Members that the Decay does not act on, such as biases, with their exponents.
+        others: Members that no Decay acts on, such as biases, with their exponents.
+        elsewhere: Members that another optimizer's Decay acts on: the Unit, its n₁ and its exponent. Steps do
+            not grow with the gradient in such a group, so that all n₀ are known before any gradient.
+        solved: The logarithm of α under the key "log", once one of the optimizers has needed it. All groups
+            of the same members share the dict.
     """
 
     units: Mapping[int, float]
     others: Sequence[tuple[Tensor, float]] = ()
+    elsewhere: Sequence[tuple[Unit, float, float]] = ()
+    solved: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +96,11 @@ class Start:
         steps = self.steps if self.grows_with_gradient[which] else 1
         return self.norms[which] is not None and len(self.readings[which]) < steps
 
+    def keep_still(self, indices: Iterable[int]) -> None:
+        """Leave these Units at their norms."""
+        still = set(indices)
+        self.norms = [None if which in still else norm for which, norm in enumerate(self.norms)]
+
     def state(self) -> list[list[float]]:
         """Return what a resumed run needs: the measurements so far of each Unit."""
         return [list(values) for values in self.readings]
@@ -131,7 +142,9 @@ class Start:
             if self._waits(which) and all(p.grad is not None for p in unit.params)
         ]
         for group in self.joint:
-            if not all(which in ready for which in group.units):
+            far = [param for unit, _, _ in group.elsewhere for param in unit.params]
+            here = all(which in ready for which in group.units)
+            if not here or (not group.solved and any(param.grad is None for param in far)):
                 ready = [which for which in ready if which not in group.units]
         return ready
 
@@ -189,14 +202,24 @@ class Start:
         Returns:
             {id: (parameter, factor)} for the members that are no Units.
         """
+        others: dict[int, tuple[Tensor, float]] = {}
         groups = [group for group in self.joint if all(which in factors for which in group.units)]
         for group in self.joint:
             if group not in groups:
                 for which in group.units:
                     if factors.pop(which, None) is not None:
                         self.readings[which].pop()
+        for group in (group for group in groups if group.elsewhere):
+            first = not group.solved
+            if first:
+                group.solved["log"] = self._log_of_shared_factor(group, targets, factors)
+            for which, exponent in group.units.items():
+                factors[which] = torch.full_like(factors[which], math.exp(exponent * group.solved["log"]))
+            for param, exponent in group.others if first else ():
+                others[id(param)] = param, math.exp(exponent * group.solved["log"])
+        groups = [group for group in groups if not group.elsewhere]
         if not groups:
-            return {}
+            return others
         members = sorted({which for group in groups for which in group.units})
         weights = torch.tensor([targets.units[which].numel for which in members], dtype=torch.float64).sqrt()
         exponents = torch.tensor(
@@ -207,12 +230,25 @@ class Start:
         logs = torch.linalg.lstsq(matrix, right, driver="gelsd").solution[:, 0]
         for which, log in zip(members, (exponents @ logs).tolist(), strict=True):
             factors[which] = torch.full_like(factors[which], math.exp(log))
-        others: dict[int, tuple[Tensor, float]] = {}
         for group, log in zip(groups, logs.tolist(), strict=True):
             for param, exponent in group.others:
                 _, present = others.get(id(param), (param, 1.0))
                 others[id(param)] = param, present * math.exp(exponent * log)
         return others
+
+    def _log_of_shared_factor(
+        self, group: JointGroup, targets: Targets, factors: Mapping[int, Tensor]
+    ) -> float:
+        """Return the mean over elements of what each member of a group needs, in and out of this Decay."""
+        logs = [
+            (targets.units[which].numel, math.log(float(factors[which])) / exponent)
+            for which, exponent in group.units.items()
+        ]
+        norms = global_norms([local_units(unit) for unit, _, _ in group.elsewhere])
+        for (unit, wanted, exponent), norm in zip(group.elsewhere, norms, strict=True):
+            if bool(has_direction(norm).all()):
+                logs.append((unit.numel, math.log(wanted / float(norm)) / exponent))
+        return float(sum(numel * log for numel, log in logs) / sum(numel for numel, _ in logs))
 
     def _scale(
         self, targets: Targets, factors: Mapping[int, Tensor], others: Mapping[int, tuple[Tensor, float]]

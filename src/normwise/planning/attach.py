@@ -39,7 +39,8 @@ class Weight:
     Attributes:
         name: Its name, for messages.
         unit: Its units.
-        movable: Whether scaling a unit changes no output: "alone", "with its group" or "no".
+        movable: Whether scaling a unit changes no output: "alone", "with its group", "linked" (with a group
+            that has weights in several optimizers) or "no".
         rigid: Whether the units are invariant in blocks only.
         smallest_rms: The root mean square of values below which eps of norm layers is not negligible.
     """

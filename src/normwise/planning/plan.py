@@ -17,7 +17,7 @@ from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
 from normwise.planning.attach import Settings, attach_weights
 from normwise.planning.decisions import check_overrides, decide
-from normwise.planning.shares import share_out
+from normwise.planning.shares import link, share_out
 from normwise.planning.tables import by_pattern, label, starred, table
 from normwise.planning.treatment import Symmetry, Treatment, Verdict
 from normwise.units import Unit
@@ -233,7 +233,8 @@ class Plan:
 
         Args:
             optimizer: It must hold the parameters of the units, in groups without weight_decay, as
-                ``param_groups`` makes them. Several optimizers: each takes its own units. Frozen parameters
+                ``param_groups`` makes them. Several optimizers: each takes its own units, and joint groups across
+                them move together. Frozen parameters
                 that are in no optimizer and groups whose learning rates sum to 0 are left out.
             total_time: Σ lr over all steps to come; η is then the present or initial rate.
             scheduler: The learning-rate schedule, instead; for several optimizers, one for each. A copy is
@@ -280,7 +281,7 @@ class Plan:
                 f"scheduler has {len(schedulers)} schedules for {len(optimizers)} optimizers: give one each"
             )
         storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
-        shares = share_out(self.treatments, self.symmetries, self._named, optimizers)
+        shares, spanning = share_out(self.treatments, self.symmetries, self._named, optimizers)
         decays = []
         for one, schedule, (weights, groups) in zip(optimizers, schedulers, shares, strict=True):
             if weights:
@@ -296,6 +297,7 @@ class Plan:
                     announce,
                 )
                 decays.append(attach_weights(weights, groups, one, settings))
+        link(spanning, self._named, decays)
         return decays if several else decays[0]
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
