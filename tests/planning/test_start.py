@@ -482,3 +482,24 @@ def test_a_group_in_two_optimizers_moves_together() -> None:
     for other in (results[0], results[2]):
         for one, two in zip(results[1], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3)  # Muon orthogonalises in bfloat16
+
+
+def test_an_optimizer_for_each_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for steps inside the backward pass; optimizers that are alike are measured once."""
+    net = network(1e3)
+    plan = nw.plan(net, [torch.randn(32, 5, dtype=DOUBLE)], progress=False)
+    optimizers = [AdamW([p], lr=0.01, weight_decay=0) for p in net.parameters()]
+    measured: list[Optimizer] = []
+
+    def noted(optimizer: Optimizer, group: int) -> Stepping | str:
+        measured.append(optimizer)
+        return stepping_of(optimizer, group)
+
+    monkeypatch.setattr("normwise.planning.attach.stepping_of", noted)
+    decays = plan.attach(optimizers, total_steps=10)
+    assert (len(decays), len(measured)) == (2, 1)
+    for p, optimizer in zip(net.parameters(), optimizers, strict=True):
+        p.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    (x, y), *_ = batches(1)
+    (net(x) - y).square().mean().backward()
+    assert all(float(w.detach().norm(dim=1).max()) < 1 for w in weights_of(net))

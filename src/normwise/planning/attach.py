@@ -148,6 +148,7 @@ def attach_weights(
     groups: Sequence[tuple[Mapping[str, float], Sequence[tuple[Tensor, float]]]],
     optimizer: Optimizer,
     settings: Settings,
+    measured: dict[str, Stepping] | None = None,
 ) -> Decay:
     """Construct the Decay, and log what was chosen.
 
@@ -156,6 +157,7 @@ def attach_weights(
         groups: Jointly scale-invariant groups: exponents of weights by name, and of other parameters.
         optimizer: It holds all these weights.
         settings: How to decay.
+        measured: What is known of optimizers already; what is measured is added.
     """
     settings.check()
     budgets, source = budgets_of(
@@ -166,7 +168,7 @@ def attach_weights(
         settings.scheduler_interval,
     )
     weights, notes = _with_a_budget(weights, optimizer, budgets)
-    chosen = _chosen(weights, optimizer, budgets, settings.kind)
+    chosen = _chosen(weights, optimizer, budgets, settings.kind, {} if measured is None else measured)
     time, spread = _mean([c.budget.time for c in chosen], [_numel(w) for w in weights])
     if settings.start == "equilibrium":
         arguments, how = _from_equilibrium(weights, groups, optimizer, chosen, time, settings)
@@ -336,7 +338,8 @@ def _with_a_budget(
             if id(param) not in where:
                 raise ValueError(
                     f"{weight.name!r} of the plan is not in the optimizer: construct the optimizer from "
-                    "plan.param_groups(), or apply the plan to the wrapped model (plan.apply_to)"
+                    "plan.param_groups(), give all optimizers as a list, or apply the plan to the wrapped "
+                    "model (plan.apply_to)"
                 )
             group = where[id(param)]
             coefficient = optimizer.param_groups[group].get("weight_decay", 0)
@@ -357,7 +360,11 @@ def _with_a_budget(
 
 
 def _chosen(
-    weights: Sequence[Weight], optimizer: Optimizer, budgets: Sequence[Budget], kind: str | None
+    weights: Sequence[Weight],
+    optimizer: Optimizer,
+    budgets: Sequence[Budget],
+    kind: str | None,
+    known: dict[str, Stepping],
 ) -> list[_Chosen]:
     """Return the budget of each weight, and how its optimizer steps: measured once per kind of group.
 
@@ -365,12 +372,11 @@ def _chosen(
         ValueError: No norm is in balance with the steps of this optimizer, or they cannot be measured.
     """
     where = group_of(optimizer)
-    known: dict[str, Stepping] = {}
     found = []
     for weight in weights:
         k = where[id(weight.unit.params[0])]
         group = optimizer.param_groups[k]
-        key = repr({n: v for n, v in group.items() if n not in _NO_MATTER})
+        key = repr([type(optimizer), {n: v for n, v in group.items() if n not in _NO_MATTER}])
         if key not in known:
             stepping = textbook_stepping(group, kind) if kind is not None else stepping_of(optimizer, k)
             if isinstance(stepping, str):

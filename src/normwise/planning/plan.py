@@ -18,6 +18,7 @@ from normwise.planning import storage
 from normwise.planning.attach import Settings, attach_weights
 from normwise.planning.decisions import check_overrides, decide
 from normwise.planning.shares import link, share_out
+from normwise.planning.stepping import Stepping
 from normwise.planning.tables import by_pattern, label, starred, table
 from normwise.planning.treatment import Symmetry, Treatment, Verdict
 from normwise.units import Unit
@@ -233,9 +234,9 @@ class Plan:
 
         Args:
             optimizer: It must hold the parameters of the units, in groups without weight_decay, as
-                ``param_groups`` makes them. Several optimizers: each takes its own units, and joint groups across
-                them move together. Frozen parameters
-                that are in no optimizer and groups whose learning rates sum to 0 are left out.
+                ``param_groups`` makes them. Several optimizers: each takes its own units, and joint
+                groups across them move together. Frozen parameters that are in no optimizer and groups whose
+                learning rates sum to 0 are left out.
             total_time: Σ lr over all steps to come; η is then the present or initial rate.
             scheduler: The learning-rate schedule, instead; for several optimizers, one for each. A copy is
                 simulated; neither the scheduler nor the optimizer changes.
@@ -282,7 +283,8 @@ class Plan:
             )
         storage.check_frozen(self.treatments, {name: p for name, (_, p) in self._named.items()})
         shares, spanning = share_out(self.treatments, self.symmetries, self._named, optimizers)
-        decays = []
+        decays: list[Decay] = []
+        measured: dict[str, Stepping] = {}
         for one, schedule, (weights, groups) in zip(optimizers, schedulers, shares, strict=True):
             if weights:
                 settings = Settings(
@@ -296,7 +298,7 @@ class Plan:
                     rule,
                     announce,
                 )
-                decays.append(attach_weights(weights, groups, one, settings))
+                decays.append(attach_weights(weights, groups, one, settings, measured))
         link(spanning, self._named, decays)
         return decays if several else decays[0]
 

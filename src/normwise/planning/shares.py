@@ -56,7 +56,8 @@ def share_out(
         if id(parameter) not in holders:
             raise ValueError(
                 f"{t.name!r} of the plan is not in the optimizer: construct the optimizer from "
-                "plan.param_groups(), or apply the plan to the wrapped model (plan.apply_to)"
+                "plan.param_groups(), give all optimizers as a list, or apply the plan to the wrapped model "
+                "(plan.apply_to)"
             )
         where[t.name] = holders[id(parameter)]
         unit = Unit(parameter, t.dim, t.mask)
