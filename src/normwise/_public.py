@@ -10,6 +10,8 @@ from normwise.decay.decay import Decay
 from normwise.decay.rules import L2, AdaptiveWeightShrink, EpsilonShiftedL2, PowerShrink, Rule, Sphere
 from normwise.decay.weight_rules import PublishedEpsilonShift, RotatingSphere
 from normwise.invariance import Invariances, find_invariances
+from normwise.monitor import trackers
+from normwise.monitor.monitor import Monitor
 from normwise.normalization import functional
 from normwise.normalization.checkpoints import upgrade_state_dict
 from normwise.normalization.convert import convert
@@ -27,6 +29,7 @@ __all__ = [
     "Decay",
     "EpsilonShiftedL2",
     "Invariances",
+    "Monitor",
     "Plan",
     "PowerShrink",
     "PublishedEpsilonShift",
@@ -43,6 +46,7 @@ __all__ = [
     "functional",
     "plan",
     "theory",
+    "trackers",
     "upgrade_state_dict",
     "weight_norm",
     "weight_standardization",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from normwise.collectives import sum_over
-from normwise.norms import check_dim, check_tensor, of_shape, slice_norms, wide_dtype
+from normwise.norms import check_dim, check_tensor, of_shape, slice_norms
 from normwise.sharding import (
     check_placements,
     is_primary_holder,
@@ -40,6 +40,7 @@ __all__ = [
     "Unit",
     "from_checkpoint",
     "global_norms",
+    "global_sums",
     "local_indices",
     "local_units",
     "local_values",
@@ -263,6 +264,40 @@ def from_checkpoint(values: Tensor, unit: Unit) -> Tensor:
 
 
 @torch.no_grad()
+def global_sums(units: Sequence[tuple[Unit, ...]], sums: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Add up over ranks, and over the parameters of joint units, what each rank has summed over its parts.
+
+    Takes one all-reduce per mesh; every rank gets the same bits.
+
+    Args:
+        units: Each Unit as :func:`local_units` returned it, the same on every rank.
+        sums: For each Unit and each of its parameters, a tensor of the widest type and shape (units on this
+            rank, columns): sums over this rank's elements of that parameter.
+
+    Returns:
+        For each Unit a tensor of shape (count, columns).
+    """
+    by_mesh: list[dict[DeviceMesh | None, Tensor]] = [{} for _ in units]
+    for locals_, parts, totals in zip(units, sums, by_mesh, strict=True):
+        for place, (local, part) in enumerate(zip(locals_, parts, strict=True)):
+            whole = local.whole if isinstance(local, LocalUnit) else local
+            param = whole.params[place]
+            mesh = reduction_mesh(param)
+            if mesh not in totals:
+                totals[mesh] = part.new_zeros(whole.count, part.shape[1])
+            if mesh is None or is_primary_holder(param):
+                rows = local.rows if isinstance(local, LocalUnit) and local.rows is not None else slice(None)
+                totals[mesh][rows] += part
+    for mesh in dict.fromkeys(mesh for one in by_mesh for mesh in one if mesh is not None):
+        holders = [one for one in by_mesh if mesh in one]
+        reduced = sum_over(mesh, torch.cat([one[mesh].reshape(-1) for one in holders]))
+        pieces = reduced.split([one[mesh].numel() for one in holders])
+        for one, piece in zip(holders, pieces, strict=True):
+            one[mesh] = piece.view_as(one[mesh])
+    return [torch.stack(list(one.values())).sum(0) for one in by_mesh]
+
+
+@torch.no_grad()
 def global_norms(units: Sequence[tuple[Unit, ...]]) -> list[Tensor]:
     """Return the norms of whole Units on every rank, with one all-reduce per mesh.
 
@@ -272,22 +307,8 @@ def global_norms(units: Sequence[tuple[Unit, ...]]) -> list[Tensor]:
     Returns:
         For each Unit a tensor of the widest type and shape (count,): the norms of all its units.
     """
-    squares: list[dict[DeviceMesh | None, Tensor]] = [{} for _ in units]
-    for locals_, squares_by_mesh in zip(units, squares, strict=True):
-        for place, local in enumerate(locals_):
-            whole = local.whole if isinstance(local, LocalUnit) else local
-            param, tensor = whole.params[place], local.params[place]
-            mesh = reduction_mesh(param)
-            if mesh not in squares_by_mesh:
-                squares_by_mesh[mesh] = torch.zeros(
-                    whole.count, dtype=wide_dtype(tensor.device), device=tensor.device
-                )
-            if mesh is None or is_primary_holder(param):
-                rows = local.rows if isinstance(local, LocalUnit) and local.rows is not None else slice(None)
-                squares_by_mesh[mesh][rows] += slice_norms(tensor, whole.dim).reshape(-1).square()
-    for mesh in dict.fromkeys(mesh for one in squares for mesh in one if mesh is not None):
-        holders = [one for one in squares if mesh in one]
-        sums = sum_over(mesh, torch.cat([one[mesh] for one in holders]))
-        for one, reduced in zip(holders, sums.split([len(one[mesh]) for one in holders]), strict=True):
-            one[mesh] = reduced
-    return [torch.stack(list(one.values())).sum(0).sqrt_() for one in squares]
+    squares = [
+        [slice_norms(local.params[k], local.dim).reshape(-1, 1).square() for k, local in enumerate(locals_)]
+        for locals_ in units
+    ]
+    return [sums.squeeze(1).sqrt_() for sums in global_sums(units, squares)]

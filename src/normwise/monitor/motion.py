@@ -11,7 +11,7 @@ from normwise.normalization.functional import weight_norm
 from normwise.theory import effective_lr
 from normwise.units import Unit
 
-__all__ = ["Motion", "Snapshot", "angles", "motion", "snapshot"]
+__all__ = ["Motion", "Snapshot", "angle_between", "angles", "motion", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,32 @@ def angles(directions: Tensor, others: Tensor, dtype: torch.dtype | None = None)
     """
     chord = (directions - others).norm(dim=-1)
     return 2 * torch.asin((chord.to(dtype or chord.dtype) / 2).clamp(max=1))
+
+
+def angle_between(square: Tensor, along: Tensor, step_square: Tensor) -> Tensor:
+    """Return the angles in radians by which vectors w turn when d is added to them, from their products.
+
+    This is the angle of :func:`angles` where w and d lie on several ranks, of which each knows sums only. The
+    part of d across w is √(d² − ⟨w, d⟩²/w²), so angles below 1e-8 of ‖d‖/‖w‖ are lost in rounding.
+
+    Args:
+        square: Σwᵢ², of any shape.
+        along: Σwᵢdᵢ.
+        step_square: Σdᵢ².
+
+    Returns:
+        Angles from 0 to π; 0 where w is zero.
+
+    Example:
+        >>> wide = torch.float64
+        >>> one = torch.ones((), dtype=wide)
+        >>> angle_between(one, -one, 2 * one)  # from (1, 0) to (0, 1)
+        tensor(1.5708, dtype=torch.float64)
+    """
+    norm = square.sqrt()
+    parallel = torch.where(square > 0, along / norm, torch.zeros_like(norm))
+    across = (step_square - parallel * parallel).clamp(min=0).sqrt()
+    return torch.where(square > 0, torch.atan2(across, norm + parallel), torch.zeros_like(norm))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -70,7 +70,7 @@ def plan(
 
     Example:
         >>> import torch
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
         >>> result = plan(net, [torch.randn(16, 3, 4, 4)])
         >>> result.verdicts["0.weight"], result.verdicts["0.bias"], result.verdicts["3.weight"]
@@ -119,6 +119,11 @@ class Plan:
             for t in self.treatments
             if t.verdict == Verdict.SHRINK
         ]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """{parameter name: parameter}, of the model that the plan is bound to."""
+        return {t.name: self._named[t.name][1] for t in self.treatments}
 
     def param_groups(
         self, weight_decay: float = 0.0, *, shrink_weight_decay: float = 0.0

@@ -16,7 +16,7 @@ from normwise.planning.parameters import parameter_aliases, role_of
 from normwise.planning.treatment import Cause, Treatment, Verdict
 from normwise.theory import equilibrium_rotation
 
-__all__ = ["AuditedParameter", "Pull", "audited_parameters"]
+__all__ = ["AuditedParameter", "Pull", "audited_parameters", "pulls_of"]
 
 _ADAMS = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)  # AdamW is an Adam
 
@@ -148,7 +148,7 @@ def audited_parameters(
         treatments: {name: treatment} of a plan for the model, or nothing.
     """
     named = dict(model.named_parameters())
-    pulls = _pulls(optimizer)
+    pulls = pulls_of(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     audited = []
     for name in parameter_aliases(model):
@@ -171,7 +171,7 @@ def audited_parameters(
     return audited
 
 
-def _pulls(optimizer: Optimizer) -> dict[int, list[Pull]]:
+def pulls_of(optimizer: Optimizer) -> dict[int, list[Pull]]:
     """Return {id of a parameter: what decays it}, for every parameter that something decays."""
     pulls: dict[int, list[Pull]] = {}
     for k, group in enumerate(optimizer.param_groups):
