@@ -142,7 +142,8 @@ class Monitor:
         if missing:
             warnings.warn(
                 f"{len(missing)} of {len(self._watched.layers)} watched weights, such as "
-                f"{missing[0].name!r}, are not in the optimizer: they are watched from when they are added to it (add_param_group)",
+                f"{missing[0].name!r}, are not in the optimizer: they are watched from when they are added "
+                "to it (add_param_group)",
                 stacklevel=3,
             )
 
