@@ -1,4 +1,4 @@
-"""The command line: ``normwise reproduce``, ``report`` and ``inspect``, without logic."""
+"""The command line: ``normwise reproduce``, ``report``, ``inspect`` and ``watch``, without logic."""
 
 from __future__ import annotations
 
@@ -245,6 +245,22 @@ def inspect(
         from normwise.inspection.terminal import show
 
         show(inspection)
+
+
+@_command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a nw.trackers.JSONL.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page instead.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show the present state and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the present state as JSON and end.")] = False,
+) -> None:
+    """Show what a nw.Monitor logs: findings with remedies, and norms and rotations of layers.
+
+    On a terminal the table is kept up to date until the job ends; in a pipe each row is a line.
+    """
+    from normwise.monitor.watch import watch as show
+
+    show(folder, html=html, once=once, as_json=as_json)
 
 
 def _say(line: str) -> None:

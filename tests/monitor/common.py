@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 
 BATCHES = [torch.randn(16, 6, generator=torch.Generator().manual_seed(k)) for k in range(12)]
 

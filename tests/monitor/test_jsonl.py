@@ -1,4 +1,4 @@
-"""The JSONL tracker and the reader of its file: crash-safe, resumable, bounded, and careful with other files."""
+"""The JSONL tracker and the reader of its file: crash-safe, resumable, bounded, careful with other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.monitor.common import BATCHES, network, plan_of, train
 from torch.optim import SGD
 
 import normwise as nw
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 from normwise.monitor.log import Log
 
 FOUND = Finding("dead units", ("fc",), 2, 2, "fc: 1 of 4 units", "initialise them again")
@@ -101,7 +101,7 @@ def test_thinning_bounds_the_file_and_keeps_both_ends_and_findings(tmp_path: Pat
 
 def test_two_monitors_on_one_folder(tmp_path: Path) -> None:
     tracker = _written(tmp_path)
-    with pytest.raises(ValueError, match="another monitor writes to .*: give each run a folder of its own"):
+    with pytest.raises(ValueError, match=r"another monitor writes to .*: give each run a folder of its own"):
         nw.trackers.JSONL(tmp_path).begin({})
     before = tracker.path.read_bytes()
     tracker.close()
@@ -129,7 +129,7 @@ def test_folders_without_a_log(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ValueError, match="is a file: give the folder of"):
         Log.open(file)
-    with pytest.raises(ValueError, match="cannot write there .*: give another folder"):
+    with pytest.raises(ValueError, match=r"cannot write there .*: give another folder"):
         nw.trackers.JSONL(file).begin({})
 
 

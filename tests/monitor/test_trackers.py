@@ -1,4 +1,4 @@
-"""The trackers that people use, with the real libraries; each test is left out where its library is missing."""
+"""The trackers that people use, with the real libraries; a test is left out where its library is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.monitor.common import BATCHES, network, plan_of, train
 from torch.optim import SGD
 
 import normwise as nw
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 
 FOUND = Finding("dead units", ("0",), 2, 2, "0: 1 of 8 units", "initialise them again")
 

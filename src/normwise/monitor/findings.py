@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
 from normwise.decay.copying import attached
+from normwise.monitor.finding import KINDS, Finding
 from normwise.monitor.layers import Watched
 from normwise.monitor.observation import Observation, Row
 from normwise.planning.pulls import pulls_of
-from normwise.planning.tables import listed
 
-__all__ = ["KINDS", "THRESHOLDS", "Finding", "Findings", "Schedule", "Threshold"]
+__all__ = ["THRESHOLDS", "Findings", "Schedule", "Threshold"]
 
 
 class Threshold(NamedTuple):
@@ -63,59 +63,8 @@ THRESHOLDS = {
     ),
 }
 
-KINDS = {
-    "effective rate vanished": 3,
-    "effective rate too large": 3,
-    "decay too weak": 3,
-    "decay too strong": 3,
-    "norm out of range": 1,
-    "gradient near overflow": 1,
-    "decay lost to rounding": 2,
-    "dead units": 1,
-    "layers out of balance": 3,
-    "decayed vectors": 1,
-    "decayed twice": 1,
-    "not invariant": 3,
-    "loss spike": 1,
-}
-"""The kinds of findings, and in how many observed steps in a row each must be seen."""
-
 _ATTACH = "plan.attach(optimizer, scheduler=scheduler, total_steps=total_steps)"
 _HISTORY = 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: One of :data:`KINDS`.
-        layers: The layers that it concerns.
-        since: The first observed step that showed it.
-        step: The observed step in which it was last stated.
-        evidence: What was measured.
-        remedy: What to do, as a line of code where there is one.
-        ended: Whether it is over.
-    """
-
-    kind: str
-    layers: tuple[str, ...]
-    since: int
-    step: int
-    evidence: str
-    remedy: str
-    ended: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as plain values."""
-        return {**asdict(self), "layers": list(self.layers)}
-
-    def __str__(self) -> str:
-        """The finding in two lines."""
-        where = f": {listed(self.layers)}" if self.layers else ""
-        state = "over since" if self.ended else "since"
-        step = self.step if self.ended else self.since
-        return f"{self.kind}{where} ({state} step {step}). {self.evidence}\n  → {self.remedy}"
 
 
 class _Seen(NamedTuple):
@@ -171,7 +120,7 @@ class Findings:
         self._losses: list[float] = []
         self._first_loss: float | None = None
         self._past: list[dict[str, tuple[float, float]]] = []  # {layer: (norm, rotation)} of the last rows
-        self._rate = 0.0
+        self._rate = math.inf  # of the last row: while it rises, a small turn is a warm-up
         self._last = 0
         self._pulls: tuple[Any, list[_Seen], list[_Seen]] = (None, [], [])
 
@@ -241,7 +190,8 @@ class Findings:
         def say(kind: str, evidence: str, remedy: str) -> tuple[str, _Seen]:
             return kind, _Seen(name, f"{name}: {evidence}", remedy)
 
-        yield from self._range(row, say)
+        beyond = list(self._range(row, say))
+        yield from beyond
         lost = values.get("decay_lost", 0.0)
         if lost > THRESHOLDS["swallowed"].value and values["pull"] > 0:
             dtype = str(row.layer.unit.params[0].dtype).removeprefix("torch.")
@@ -267,7 +217,7 @@ class Findings:
                     "a weight without invariance)",
                     "plan = nw.plan(model, batches) anew for this model as it is trained",
                 )
-        if row.layer.kind == "shrink" and row.dead < len(row.movement.norm):
+        if row.layer.kind == "shrink" and row.dead < len(row.movement.norm) and not beyond:
             yield from self._rate_of(row, observation, say)
 
     def _range(self, row: Row, say: Callable[..., tuple[str, _Seen]]) -> Iterable[tuple[str, _Seen]]:
@@ -305,16 +255,20 @@ class Findings:
         if turn is None or lr <= 0 or not bool((row.movement.gradient > 0).any()):
             return
         left, whole = self.schedule.left(step, lr), self.schedule.whole(step, lr)
-        is_early = left is None or whole is None or left > whole / 2
-        is_warming_up = observation.network["lr"] > self._rate * 1.001
-        to_come = turn * (THRESHOLDS["steps left"].value if left is None else left)
-        too_strong = settled is not None and settled > THRESHOLDS["largest equilibrium turn"].value
-        if too_strong:
+        known = left is not None and whole is not None
+        # near the end little is left for every layer: then what counts is half of the schedule
+        steps = (
+            max(left, whole / 2) if left is not None and whole is not None else THRESHOLDS["steps left"].value
+        )
+        to_come = turn * steps
+        is_warming_up = not known and observation.network["lr"] > self._rate * 1.001
+        is_pulled = len(row.pulls) == 1 and not row.pulls[0].rule.projects  # a sphere has no strength
+        if is_pulled and settled is not None and settled > THRESHOLDS["largest equilibrium turn"].value:
             yield say(
                 "decay too strong",
-                f"at equilibrium it turns by {settled:.2g} rad ({math.degrees(settled or 0):.0f}°) a step, "
+                f"at equilibrium it turns by {settled:.2g} rad ({math.degrees(settled):.0f}°) a step, "
                 "and forgets what it learned",
-                f"{_ATTACH}  # or a coefficient {(settled or 0) ** 2 / 1e-4:.0f} times as small",
+                f"{_ATTACH}  # or a coefficient {settled**2 / 1e-4:.0f} times as small",
             )
         elif turn > THRESHOLDS["largest turn"].value:
             yield say(
@@ -322,8 +276,8 @@ class Findings:
                 f"it turns by {turn:.2g} rad ({math.degrees(turn):.0f}°) a step at norm {values['norm']:.2g}",
                 "a lower learning rate, or a longer weight: its norm changes no output",
             )
-        elif to_come < THRESHOLDS["least turn"].value and is_early and not is_warming_up:
-            span = "in 100 000 steps" if left is None else "in what is left of the schedule"
+        elif to_come < THRESHOLDS["least turn"].value and not is_warming_up:
+            span = "in what is left of the schedule" if known else "in 100 000 steps"
             yield say(
                 "effective rate vanished",
                 f"it turns by {turn:.1e} rad a step at norm {values['norm']:.2g}: by less than "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normwise.monitor.findings import KINDS, Finding
+from normwise.monitor.finding import KINDS, Finding
 
 __all__ = ["FILE", "FORMAT", "Log", "decoded", "encoded"]
 
@@ -91,8 +91,8 @@ class Log:
             raise ValueError(f"{folder} {what}: give the folder of nw.trackers.JSONL(folder)")
         if not path.is_file():
             raise ValueError(
-                f"{folder} holds no {FILE}: give the folder of nw.trackers.JSONL(folder), once the first step "
-                "is taken"
+                f"{folder} holds no {FILE}: give the folder of nw.trackers.JSONL(folder), once the first "
+                "step is taken"
             )
         log = cls(path)
         log.update()

@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from normwise.decay.copying import attached
 from normwise.decay.targets import group_of, name_of
-from normwise.monitor.findings import Finding, Findings, Schedule
+from normwise.monitor.finding import Finding
+from normwise.monitor.findings import Findings, Schedule
 from normwise.monitor.layers import Layer, watched
 from normwise.monitor.measure import COLUMNS, gradient_sums, movement, step_sums
 from normwise.monitor.observation import Memory, Observation, Row, along_of, balance_of, row_of
@@ -67,7 +68,7 @@ class Monitor:
         every: As given.
         steps: The number of steps taken so far, by the optimizer that has taken most.
         layers: The names of the watched layers.
-        findings: What is wrong now, as :class:`~normwise.monitor.findings.Finding` objects.
+        findings: What is wrong now, as :class:`~normwise.monitor.finding.Finding` objects.
         last: The last :class:`~normwise.monitor.observation.Observation`, with per-unit tensors, or None.
 
     Raises:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 from normwise.monitor.log import FILE, FORMAT, encoded
 
 try:
@@ -26,8 +26,8 @@ class JSONL:
 
     Each line is written at once, so a job that is killed leaves at most one line unfinished, which readers
     leave out. A job that goes on appends to the file; rows that it writes again take the place of the old
-    ones for readers. When there are more than ``max_rows``, every second is dropped: the file stays bounded, and
-    the older its rows, the wider apart. Findings are kept.
+    ones for readers. When there are more than ``max_rows``, every second is dropped: the file stays bounded,
+    and the older its rows, the wider apart. Findings are kept.
 
     Args:
         folder: The folder; it is made with the first row.
@@ -113,8 +113,8 @@ class JSONL:
             file = self.path.open("a+b")
         except OSError as error:
             raise ValueError(
-                f"nw.trackers.JSONL({str(self.folder)!r}) cannot write there ({error.strerror}): give another "
-                "folder"
+                f"nw.trackers.JSONL({str(self.folder)!r}) cannot write there ({error.strerror}): give "
+                "another folder"
             ) from error
         try:
             self._lock(file)

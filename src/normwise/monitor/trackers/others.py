@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 
 __all__ = ["MLflow", "TensorBoard", "Trackio", "WandB"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from normwise.monitor.findings import Finding
+from normwise.monitor.finding import Finding
 
 __all__ = ["Tracker", "check_tracker"]
 
