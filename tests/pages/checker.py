@@ -10,7 +10,7 @@ __all__ = ["Page"]
 class Page(HTMLParser):
     """Tags with their attributes, and ids; tags that are not closed and ids that stand twice are errors."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "wbr"})
+    VOID = frozenset({"meta", "link", "br", "img", "wbr", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -58,6 +58,7 @@ class Log:
         past: All statements about findings, in order.
         damaged: The numbers of lines that cannot be read.
         restarts: How often the job began anew.
+        rewound: The first steps of those that a job has gone through again.
         ended: Whether the job said that it ended.
     """
 
@@ -69,6 +70,7 @@ class Log:
     past: list[Finding] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     restarts: int = 0
+    rewound: list[int] = field(default_factory=list)
     ended: bool = False
     _position: int = 0
     _line: int = 0
@@ -176,6 +178,7 @@ class Log:
         """Forget what a job that began anew from a checkpoint goes through again."""
         if not self.steps or self.steps[-1] < step:
             return
+        self.rewound.append(step)
         kept = sum(one < step for one in self.steps)
         del self.steps[kept:], self.rows[kept:]
         past = [finding for finding in self.past if finding.step < step]

@@ -72,16 +72,18 @@ def _table(log: Log, width: int) -> Iterator[Styled]:
     if len(groups) > _MOST_LINES:
         groups = by_pattern((name, None, name) for name in log.layers)
     names = [label(group) + (f" ×{len(group)}" if len(group) > 1 else "") for group in groups]
-    room = max(12, min(max(map(len, names), default=12), width - 52))
+    cells = [_cells(log, group) for group in groups]
+    ends = max((len(cell.rstrip()) for cell in cells), default=0)
+    room = max(8, min(max(map(len, names), default=8), width - 2 - max(ends, 52)))
     wrong = {layer for finding in log.present() for layer in finding.layers}
     yield (
         f"{'layer':{room}}  {'norm':>8} {'':10} {'turn/step':>9}  {'0.1×  equilibrium 10×'}"[:width].rstrip(),
         "dim",
     )
-    for name, group in zip(names, groups, strict=True):
+    for name, group, content in zip(names, groups, cells, strict=True):
         style = "red" if any(layer in wrong for layer in group) else ""
         short = name if len(name) <= room else f"…{name[1 - room :]}"
-        yield f"{short:{room}}  {_cells(log, group)}"[:width].rstrip(), style
+        yield f"{short:{room}}  {content}"[:width].rstrip(), style
 
 
 def _cells(log: Log, group: Sequence[str]) -> str:
@@ -96,7 +98,7 @@ def _cells(log: Log, group: Sequence[str]) -> str:
     ]
     lost = max((value for layer in group if (value := log.last("decay_lost", layer)) > 0.05), default=0.0)
     dead = sum(value for layer in group if (value := log.last("dead", layer)) > 0)
-    end = f" {lost:.0%} of decay lost" if lost else f" {dead:.0f} dead" if dead else ""
+    end = f" lost {lost:.0%}" if lost else f" {dead:.0f} dead" if dead else ""
     return f"{_number(norm):>8} {course:10} {_number(turn):>9}  {_gauge(ratios)}{end}"
 
 

@@ -91,15 +91,14 @@ def _live(log: Log, sleep: Callable[[float], None]) -> None:
 
 
 def _follow(log: Log, sleep: Callable[[float], None]) -> None:
-    shown, said = -1, 0
+    shown, said, rewound = -1, 0, len(log.rewound)
     for note in log.notes():
         print(note)  # noqa: T201
     while True:
-        if said > len(log.past):  # the job has gone back to a checkpoint
-            said = len(log.past)
-        if log.steps and log.steps[-1] < shown:
-            shown = log.steps[0] - 1
+        if len(log.rewound) > rewound:
+            shown = min(shown, log.rewound[-1] - 1)
             print("the job began anew from a checkpoint")  # noqa: T201
+        rewound, said = len(log.rewound), min(said, len(log.past))
         for index, step in enumerate(log.steps):
             if step > shown:
                 print(line(log, index))  # noqa: T201

@@ -195,7 +195,10 @@
   heat.addEventListener("click", (event) => { const { r } = under(event); if (r in rows) open(rows[r]); });
   heat.addEventListener("keydown", (event) => {
     const by = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (event.key === "Enter" && place) open(rows[place.r]);
+    if (event.key === "Enter" && place) {
+      event.preventDefault(); // the key would close the layer again, which has the focus then
+      open(rows[place.r]);
+    }
     if (!by || !rows.length) return;
     event.preventDefault();
     const clamp = (v, most) => Math.min(most, Math.max(0, v));
