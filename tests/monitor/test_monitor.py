@@ -131,6 +131,39 @@ def test_rows_do_not_depend_on_the_order_of_hooks(settings: dict[str, Any]) -> N
     assert [step for step, _ in rows[0]] == [1, 4, 8, 12]
 
 
+@pytest.mark.parametrize("build", [OPTIMIZERS["SGD"], OPTIMIZERS["AdamW"]], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("first", ["monitor", "decay"])
+def test_a_start_in_equilibrium_is_seen_and_not_disturbed(
+    build: Callable[..., Optimizer], first: str
+) -> None:
+    """plan.attach places units in the first steps: norms jump, and the rotations are those of the steps."""
+    results, turns = [], []
+    for monitored in (False, True):
+        model = network()
+        with torch.no_grad():
+            model[0].weight.mul_(100)
+        plan = plan_of(model)
+        optimizer = build(plan.param_groups())
+        tracker = Kept()
+        if monitored and first == "monitor":
+            nw.Monitor(optimizer, plan=plan, every=1, trackers=tracker)
+        plan.attach(optimizer, total_steps=len(BATCHES))
+        if monitored and first == "decay":
+            nw.Monitor(optimizer, plan=plan, every=1, trackers=tracker)
+        for batch in BATCHES:
+            before = nn.functional.normalize(model[0].weight.detach().double(), dim=1)
+            train(model, optimizer, [batch])
+            after = nn.functional.normalize(model[0].weight.detach().double(), dim=1)
+            if not monitored:
+                turns.append(float(2 * torch.asin((after - before).norm(dim=1) / 2).mean()))
+        results.append(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    shown = [values["normwise/rotation/0"] for _, values in tracker.rows]
+    assert shown == pytest.approx(turns, rel=1e-4)
+    last = tracker.rows[-1][1]
+    assert last["normwise/norm/0"] == pytest.approx(last["normwise/equilibrium_norm/0"], rel=0.5)
+
+
 def test_observed_steps_contain_the_decay_of_several_steps_at_once() -> None:
     """With ``Decay(every=4)`` and a multiple of 4, every row but the first follows an application."""
     model = network()

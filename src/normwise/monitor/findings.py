@@ -232,7 +232,7 @@ class Findings:
             yield say(
                 "norm out of range",
                 f"a norm is {largest:.2g}, near the largest that {dtype} computes with",
-                f"{_ATTACH}  # Adaptive Weight Shrink forgets a large norm",
+                f"{_ATTACH}  # starts in equilibrium, whatever the norm was",
             )
         elif 0 < smallest < low:
             yield say(
@@ -282,7 +282,7 @@ class Findings:
                 "effective rate vanished",
                 f"it turns by {turn:.1e} rad a step at norm {values['norm']:.2g}: by less than "
                 f"{math.degrees(to_come):.1g}° {span}",
-                f"{_ATTACH}  # Adaptive Weight Shrink forgets a large norm",
+                f"{_ATTACH}  # starts in equilibrium, whatever the norm was",
             )
         elif whole is not None:
             yield from self._strength(row, whole, say)

@@ -27,7 +27,7 @@ from normwise.norms import wide_dtype
 from normwise.planning.budget import simulated_budgets
 from normwise.planning.plan import Plan
 from normwise.sharding import local_tensor, placed_as
-from normwise.units import LocalUnit, Unit, global_sums, local_units
+from normwise.units import LocalUnit, Unit, global_sums, local_units, local_values
 
 __all__ = ["Monitor"]
 
@@ -485,11 +485,11 @@ class _Watch:
         rows = {}
         for k, total in zip(before, _on_cpu(global_sums(units, sums)), strict=True):
             layer, index = layers[k], held[id(layers[k].unit.params[0])]
-            mask = layer.unit.mask
-            moved = movement(total if mask is None else total[mask.cpu()])
+            moved = movement(_masked(total, layer))
             lr = float(self.optimizer.param_groups[index].get("lr") or 0.0)
             memory, how = self.monitor._memory(layer), self.groups.of(index)
-            rows[k] = row_of(layer, moved, memory, how, lr, pulls[k])
+            acting = [pull.of(lambda sizes: _masked(sizes, layer)) for pull in pulls[k]]  # noqa: B023
+            rows[k] = row_of(layer, moved, memory, how, lr, acting)
         self.monitor._take(self.count, rows)
 
 
@@ -500,7 +500,7 @@ def _factors(pulls: Sequence[LayerPull], norms: Tensor, local: Unit, weight: Ten
     """
     if len(pulls) != 1 or not weight.numel():
         return None
-    factors = pulls[0].factors(norms, local)
+    factors = pulls[0].of(lambda sizes: local_values(local, sizes)).factors(norms)
     if factors is None:
         return None
     shrunk = 1 - factors
@@ -529,6 +529,12 @@ def _place(handle: RemovableHandle, *, last: bool) -> None:
     hooks = handle.hooks_dict_ref()
     if hooks and next(reversed(hooks) if last else iter(hooks)) != handle.id:
         hooks.move_to_end(handle.id, last=last)
+
+
+def _masked(values: Tensor, layer: Layer) -> Tensor:
+    """Return the values of those units that the layer's mask selects."""
+    mask = layer.unit.mask
+    return values if mask is None else values[mask.to(values.device)]
 
 
 def _acting(layer: Layer) -> int:

@@ -157,7 +157,7 @@ def row_of(
         "norm_max": _ends(moved.norm)[1],
         "update_along": _mean(moved.update_along[alive].abs()),
     }
-    values["pull"] = sum(_mean(pull.rates(moved.norm, layer.unit)[alive]) for pull in pulls)
+    values["pull"] = sum(_mean(pull.rates(moved.norm)[alive]) for pull in pulls)
     if layer.kind in ("shrink", "weight"):
         scale = memory.scale
         # the mean over units of √γ, squared: exact for the norms of L2, which grow with √γ
@@ -172,7 +172,7 @@ def row_of(
             turned = rates[alive] * scale[alive] / math.sqrt(1 - group.momentum**2)
             values["rotation_predicted"] = _mean(turned)
         if len(pulls) == 1:
-            norm, rotation = pulls[0].equilibrium(lr, typical, group, layer.unit)
+            norm, rotation = pulls[0].equilibrium(lr, typical, group)
             if norm is not None and rotation is not None:
                 values |= {"equilibrium_norm": norm, "equilibrium_rotation": rotation}
     lost = moved.decay_lost[alive & moved.decay_lost.isfinite()]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class LayerPull:
         rule: The rule, as a function of the magnitude.
         mode: "flow", "explicit" or "coupled".
         time: The time of a step.
-        measure: "norm" or "rms".
+        size: The norm at which the rule sees the magnitude 1: a number, or one for each unit.
         known: Whether the theory has an equilibrium for it.
         every: After how many steps it is applied at once.
         exact: Whether decay finer than the precision of the weights is kept.
@@ -85,51 +85,51 @@ class LayerPull:
     rule: Rule
     mode: str
     time: float
-    measure: str = "norm"
+    size: float | Tensor = 1.0
     known: bool = True
     every: int = 1
     exact: bool = False
 
-    def rates(self, norms: Tensor, unit: Unit) -> Tensor:
+    def of(self, select: Callable[[Tensor], Tensor]) -> LayerPull:
+        """Return the same for some of the units."""
+        return replace(self, size=select(self.size)) if isinstance(self.size, Tensor) else self
+
+    def rates(self, norms: Tensor) -> Tensor:
         """Return by how much of itself each unit shrinks in a step, to first order: t·c(n)."""
         if self.rule.projects:
             return torch.full_like(norms, torch.nan)
-        size = unit.numel**0.5 if self.measure == "rms" else 1.0
-        return self.time * self.rule.rate(norms / size)
+        return self.time * self.rule.rate(norms / self._size(norms))
 
-    def factors(self, norms: Tensor, unit: Unit) -> Tensor | None:
+    def factors(self, norms: Tensor) -> Tensor | None:
         """Return what one application multiplies units by; None where that is not a product of its own."""
         if self.mode == "coupled" or self.exact or self.rule.projects:
             return None
         if self.mode == "explicit":
-            return 1 - self.rates(norms, unit)
-        size = unit.numel**0.5 if self.measure == "rms" else 1.0
-        return flow_factors(self.rule, norms / size, self.time * self.every)
+            return 1 - self.rates(norms)
+        return flow_factors(self.rule, norms / self._size(norms), self.time * self.every)
 
-    def equilibrium(
-        self, lr: float, scale: float, group: Group, unit: Unit
-    ) -> tuple[float, float] | tuple[None, None]:
+    def _size(self, norms: Tensor) -> float | Tensor:
+        return self.size.to(norms) if isinstance(self.size, Tensor) else self.size
+
+    def equilibrium(self, lr: float, scale: float, group: Group) -> tuple[float, float] | tuple[None, None]:
         """Return the norm and the rotation per step at equilibrium; None where no formula applies.
 
         Args:
             lr: The learning rate.
             scale: γ with degree 2, u with degree 1 (:func:`normwise.theory.equilibrium_norm`).
             group: How the parameter's group steps.
-            unit: The units.
         """
         if not self.known or group.degree is None or not (lr > 0 and scale > 0 and self.time > 0):
             return None, None
         if group.degree == 1 and self.mode == "coupled":
             return None, None
-        rule, size = self.rule, 1.0
+        rule = self.rule
+        size = float(self.size.mean()) if isinstance(self.size, Tensor) else self.size
         if hasattr(rule, "coefficient"):
             if rule.strength <= 0:
                 return None, None
-            rule = dataclasses.replace(rule, coefficient=rule.strength * self.time / lr)  # type: ignore[type-var]
-        if self.measure == "rms":
-            size = unit.numel**0.5
-            scale = scale / (unit.numel if group.degree == 2 else size)
-        arguments: Any = (rule, lr, scale, group.momentum, self.mode, group.degree)
+            rule = replace(rule, coefficient=rule.strength * self.time / lr)  # type: ignore[type-var]
+        arguments: Any = (rule, lr, scale / size**group.degree, group.momentum, self.mode, group.degree)
         try:
             norm = float(equilibrium_norm(*arguments))
             rotation = float(equilibrium_rotation(*arguments))
@@ -155,21 +155,22 @@ def pulls_on(unit: Unit, optimizer: Optimizer, index: int, groups: Groups) -> li
     for decay in attached(optimizer):
         for which, other in enumerate(decay.units):
             if any(id(param) in mine for param in other.params):
-                pulls.append(_of_decay(decay, which, index))
+                pulls.append(_of_decay(decay, which, index, unit))
                 break
     return pulls
 
 
-def _of_decay(decay: Decay, which: int, index: int) -> LayerPull:
-    rule = decay.rule.at(decay.steps)
-    known = rule.function_of_norm
+def _of_decay(decay: Decay, which: int, index: int, unit: Unit) -> LayerPull:
+    rule, targets, other = decay.rule.at(decay.steps), decay._targets, decay.units[which]
     if rule.needs_initial_norms:  # a sphere through the norms that the units had
-        initial = decay._targets.initial[which]
-        rule = dataclasses.replace(rule, radius=float(initial.mean()))  # type: ignore[type-var]
-    # coupled decay adds to the gradient and has no clock; the others read it as the step will
-    time = 1.0 if decay.mode == "coupled" else float(decay._clock.time(decay.optimizer, index) or 0.0)
-    if decay.mode == "coupled":
-        time = float(decay.optimizer.param_groups[index].get("lr") or 0.0)
-    return LayerPull(
-        str(decay.rule), rule, decay.mode, time, decay.measure, known, decay.every, decay.compensated
-    )
+        rule = replace(rule, radius=float(targets.initial[which].mean()))  # type: ignore[type-var]
+    size: float | Tensor = other.numel**0.5 if decay.measure == "rms" else 1.0
+    if decay.measure == "relative":
+        size = targets.initial[which]
+        if (other.dim, other.count) != (unit.dim, unit.count):  # the layer is watched in other units
+            size = float(size.mean())
+    # coupled decay adds to the gradient and has no clock; the others read it as the step did
+    lr = float(decay.optimizer.param_groups[index].get("lr") or 0.0)
+    time = lr if decay.mode == "coupled" else float(decay._clock.time(decay.optimizer, index))
+    known = rule.function_of_norm
+    return LayerPull(str(decay.rule), rule, decay.mode, time, size, known, decay.every, decay.compensated)
