@@ -208,9 +208,8 @@ def _memory(monitor: nw.Monitor, optimizer: Optimizer, device: torch.device) -> 
     watch = monitor._watches[0]
     if device.type != "cuda":
         watch._look()
-        held = sum(
-            weight.numel() * weight.element_size() for found in watch._before.values() for weight, _ in found
-        )  # type: ignore[union-attr]
+        copies = [weight for found in (watch._before or {}).values() for weight, _ in found]
+        held = sum(weight.numel() * weight.element_size() for weight in copies)
         watch._before = None
         return float(held)
     peaks = []

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 
 import normwise as nw
-from examples import small_gpt, small_resnet
+from examples import small_gpt, small_resnet, watch_gpt, watch_vocoder
+from normwise.monitor.log import Log
 
 
 def _shrunk(audit: nw.Audit) -> set[str]:
@@ -34,3 +36,18 @@ def test_the_small_resnet_learns_and_decays_its_convolutions_by_plan(
     assert _shrunk(audit) == {"0.0.weight", *blocks}
     assert not any(finding.serious for finding in audit.findings)
     assert '"norm", as the steps of SGD grow' in caplog.text
+
+
+def test_watch_finds_queries_and_keys_that_do_not_turn(tmp_path: Path) -> None:
+    watch_gpt.train(tmp_path, steps=150)
+    (finding,) = Log.open(tmp_path).present()
+    assert finding.kind == "effective rate vanished"
+    assert set(finding.layers) == {f"blocks.{k}.{x}" for k in (0, 1) for x in ("query", "key")}
+
+
+def test_watch_finds_decay_that_bfloat16_swallows_and_none_where_it_is_compensated(tmp_path: Path) -> None:
+    monitor = watch_vocoder.train(tmp_path / "lost", steps=60)
+    (finding,) = Log.open(tmp_path / "lost").present()
+    assert finding.kind == "decay lost to rounding"
+    assert finding.layers == monitor.layers
+    assert watch_vocoder.train(tmp_path / "kept", steps=60, compensated=True).findings == []

@@ -61,11 +61,16 @@ def test_in_a_pipe_a_line_for_each_row_also_over_a_restart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = made_up.write(tmp_path, rows=4)
+
+    def begin_anew() -> None:
+        tracker.begin({})
+        tracker.log(30, {"normwise/loss": 2.5})
+
     happenings: list[Any] = [
         lambda: tracker.log(50, {"normwise/loss": 1.5}),
         lambda: None,
         lambda: tracker.finding(made_up.finding(50, ("blocks.0.attn.key",))),
-        lambda: (tracker.begin({}), tracker.log(30, {"normwise/loss": 2.5})),
+        begin_anew,
         lambda: tracker.log(40, {"normwise/loss": 2.4}),
         tracker.close,
     ]
@@ -139,6 +144,11 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
 
 def test_live_in_a_terminal_until_the_job_ends(tmp_path: Path) -> None:
     tracker = made_up.write(tmp_path, rows=4)
+
+    def end() -> None:
+        tracker.log(50, {"normwise/loss": 1.25})
+        tracker.close()
+
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
     process = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=slave, stderr=slave, env=environment)
@@ -153,7 +163,7 @@ def test_live_in_a_terminal_until_the_job_ends(tmp_path: Path) -> None:
                 break
         if b"step 40" in seen and not sent:
             sent = True
-            threading.Timer(0.1, lambda: (tracker.log(50, {"normwise/loss": 1.25}), tracker.close())).start()
+            threading.Timer(0.1, end).start()
     process.wait(timeout=20)
     os.close(master)
     assert process.returncode == 0

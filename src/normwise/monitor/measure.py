@@ -60,7 +60,7 @@ def _rows(tensor: Tensor, dim: int | None, *others: Tensor) -> Iterator[tuple[sl
     if not tensor.numel():
         return
     limit = _PIECE if tensor.device.type == "cpu" else _PIECE_ELSEWHERE
-    step = len(tensor) if tensor.ndim == 0 else max(1, limit * len(tensor) // tensor.numel())
+    step = max(1, limit * len(tensor) // tensor.numel())
     wide = wide_dtype(tensor.device)
     for start in range(0, len(tensor), step):
         pieces = (t[start : start + step] for t in (tensor, *others))
@@ -69,31 +69,38 @@ def _rows(tensor: Tensor, dim: int | None, *others: Tensor) -> Iterator[tuple[sl
             for piece in pieces
         )
         which = slice(start, start + len(rows[0])) if dim == 0 else slice(0, count)
-        yield which, tuple(row if row.dtype == wide else row.to(wide) for row in rows)
+        yield which, tuple(row.to(wide) for row in rows)
 
 
-def gradient_sums(weight: Tensor, gradient: Tensor, dim: int | None, scale: float | Tensor = 1.0) -> Tensor:
+def _squares(rows: Tensor) -> Tensor:
+    """Return the sum of squares of each row, in one pass over memory."""
+    squares: Tensor = torch.linalg.vector_norm(rows, dim=1).square_()
+    return squares
+
+
+def gradient_sums(weight: Tensor, gradient: Tensor, dim: int | None, scale: Tensor | None = None) -> Tensor:
     """Return the sums that must be taken before a step: shape (units, 5), the first columns of COLUMNS.
 
     Args:
         weight: This rank's part of the parameter.
         gradient: Its gradient.
         dim: The dimension that counts the units.
-        scale: By what a GradScaler has multiplied the gradient.
+        scale: By what a GradScaler has multiplied the gradient, if there is one.
     """
     weight, gradient = _at_least_1d(weight), _at_least_1d(gradient)
-    sums = _empty(weight, dim, _BEFORE)
+    total = _Total(weight, dim, _BEFORE)
     half = gradient.dtype == torch.float16
     for which, (w, g) in _rows(weight, dim, gradient):
-        sums[which, 0] += (w * w).sum(1)
-        if half:
-            sums[which, 4] += (g.abs() > torch.finfo(gradient.dtype).max / 4).sum(1)
-        g = g / scale
-        sums[which, 1] += (g * g).sum(1)
+        near = (
+            (g.abs() > torch.finfo(gradient.dtype).max / 4).sum(1).to(g.dtype)
+            if half
+            else g.new_zeros(len(g))
+        )
+        if scale is not None:
+            g = g / scale
         product = w * g
-        sums[which, 2] += product.sum(1)
-        sums[which, 3] += (product * product).sum(1)
-    return sums
+        total.add(which, _squares(w), _squares(g), product.sum(1), _squares(product), near)
+    return total.sums
 
 
 def step_sums(before: Tensor, after: Tensor, dim: int | None, factors: Tensor | None) -> Tensor:
@@ -107,27 +114,31 @@ def step_sums(before: Tensor, after: Tensor, dim: int | None, factors: Tensor | 
             seen how much of that survives rounding; else None.
     """
     before, after = _at_least_1d(before), _at_least_1d(after)
-    sums = _empty(after, dim, len(COLUMNS) - _BEFORE)
+    total = _Total(after, dim, len(COLUMNS) - _BEFORE)
     for which, (w, new) in _rows(before, dim, after):
-        change = new - w
-        sums[which, 0] += (w * change).sum(1)
-        sums[which, 1] += (change * change).sum(1)
-        squares = (new * new).sum(1)
-        sums[which, 2] += squares
+        change, squares = new - w, _squares(new)
+        decay = kept = new.new_zeros(len(new))
         if factors is not None:
             shrunk = (new * factors[which, None]).to(after.dtype).to(new.dtype)
-            sums[which, 3] += (1 - factors[which]) * squares
-            sums[which, 4] += (new * (new - shrunk)).sum(1)
-    return sums
+            decay, kept = (1 - factors[which]) * squares, (new * (new - shrunk)).sum(1)
+        total.add(which, (w * change).sum(1), _squares(change), squares, decay, kept)
+    return total.sums
+
+
+class _Total:
+    """Adds up columns of sums over pieces of a parameter."""
+
+    def __init__(self, tensor: Tensor, dim: int | None, columns: int) -> None:
+        count = 1 if dim is None else tensor.shape[dim]
+        self.sums = torch.zeros(count, columns, dtype=wide_dtype(tensor.device), device=tensor.device)
+
+    def add(self, which: slice, *columns: Tensor) -> None:
+        """Add the sums of a piece to those of its units."""
+        self.sums[which] += torch.stack(columns, 1)
 
 
 def _at_least_1d(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
-
-
-def _empty(tensor: Tensor, dim: int | None, columns: int) -> Tensor:
-    count = 1 if dim is None else tensor.shape[dim]
-    return torch.zeros(count, columns, dtype=wide_dtype(tensor.device), device=tensor.device)
 
 
 def movement(sums: Tensor) -> Movement:

@@ -431,11 +431,10 @@ class _Watch:
             found = []
             for place, (owner, local) in enumerate(zip(params, parts, strict=True)):
                 weight = local.params[place].detach()
-                factor: float | Tensor = (
-                    1.0 if scale is None else scale.to(weight.device, wide_dtype(weight.device))
-                )
-                gradient = torch.zeros_like(weight)
-                if owner.grad is not None:
+                factor = None if scale is None else scale.to(weight.device, wide_dtype(weight.device))
+                if owner.grad is None:  # of another tensor of a joint unit
+                    gradient = torch.zeros_like(weight)
+                else:
                     dense = owner.grad.to_dense() if owner.grad.is_sparse else owner.grad
                     gradient = local_tensor(placed_as(owner, dense))
                 found.append((weight.clone(), gradient_sums(weight, gradient, layer.unit.dim, factor)))
