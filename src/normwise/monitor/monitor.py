@@ -20,8 +20,8 @@ from normwise.monitor.finding import Finding
 from normwise.monitor.findings import Findings, Schedule
 from normwise.monitor.layers import Layer, watched
 from normwise.monitor.measure import COLUMNS, gradient_sums, movement, step_sums
-from normwise.monitor.observation import Memory, Observation, Row, along_of, balance_of, row_of
-from normwise.monitor.pulls import Groups, LayerPull, pulls_on
+from normwise.monitor.observation import Memory, Observation, Row, along_of, balance_of, row_of, scale_of
+from normwise.monitor.pulls import Groups, LayerPull, equilibria, pulls_on
 from normwise.monitor.trackers import Tracker, check_tracker
 from normwise.norms import wide_dtype
 from normwise.planning.budget import simulated_budgets
@@ -481,14 +481,21 @@ class _Watch:
             found.clear()  # the copies are not needed any more
             units.append(parts)
             sums.append(columns)
-        rows = {}
+        measured = []
         for k, total in zip(before, _on_cpu(global_sums(units, sums)), strict=True):
             layer, index = layers[k], held[id(layers[k].unit.params[0])]
-            moved = movement(_masked(total, layer))
-            lr = float(self.optimizer.param_groups[index].get("lr") or 0.0)
-            memory, how = self.monitor._memory(layer), self.groups.of(index)
+            lr, how = float(self.optimizer.param_groups[index].get("lr") or 0.0), self.groups.of(index)
+            moved, memory = movement(_masked(total, layer)), self.monitor._memory(layer)
             acting = [pull.of(lambda sizes: _masked(sizes, layer)) for pull in pulls[k]]  # noqa: B023
-            rows[k] = row_of(layer, moved, memory, how, lr, acting)
+            scale = scale_of(moved, memory, how, lr)
+            has_direction = layer.kind in ("shrink", "weight")
+            settling = acting[0].settling(lr, scale, how) if len(acting) == 1 and has_direction else None
+            measured.append((layer, moved, memory, how, lr, acting, scale, settling))
+        settled = equilibria([settling for *_, settling in measured])
+        rows = {
+            k: row_of(*measurement[:-1], settled=one)
+            for k, measurement, one in zip(before, measured, settled, strict=True)
+        }
         self.monitor._take(self.count, rows)
 
 

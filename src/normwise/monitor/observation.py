@@ -14,7 +14,7 @@ from normwise.monitor.measure import Movement
 from normwise.monitor.pulls import Group, LayerPull
 from normwise.theory import effective_lr
 
-__all__ = ["QUANTITIES", "Memory", "Observation", "Row", "row_of"]
+__all__ = ["QUANTITIES", "Memory", "Observation", "Row", "along_of", "balance_of", "row_of", "scale_of"]
 
 #: What is logged for each layer. Means are over the units that have a direction: norm positive and finite.
 QUANTITIES = {
@@ -127,54 +127,72 @@ class Observation:
         return found
 
 
+def scale_of(moved: Movement, memory: Memory, group: Group, lr: float) -> float:
+    """Take a step into the memory of a layer, and return its typical γ (or u).
+
+    Args:
+        moved: What happened to the layer's units.
+        memory: What is remembered of it; it is changed.
+        group: How its group steps.
+        lr: The learning rate.
+    """
+    squares = (moved.gradient * moved.before).square()
+    if group.degree == 1:
+        across = moved.update.square() * (1 - moved.update_along.square()).clamp(min=0)
+        squares = across / lr**2 if lr > 0 else torch.zeros_like(across)
+    memory.add(squares.nan_to_num(0.0, 0.0, 0.0), moved.gradient == 0)
+    alive = (moved.norm > 0) & moved.norm.isfinite()
+    # the mean over units of √γ, squared: exact for the norms of L2, which grow with √γ
+    return _mean(memory.scale[alive].sqrt()) ** 2
+
+
 def row_of(
-    layer: Layer, moved: Movement, memory: Memory, group: Group, lr: float, pulls: Sequence[LayerPull]
+    layer: Layer,
+    moved: Movement,
+    memory: Memory,
+    group: Group,
+    lr: float,
+    pulls: Sequence[LayerPull],
+    scale: float,
+    settled: tuple[float, float] | None,
 ) -> Row:
-    """Return the row of a layer, and take the step into its memory.
+    """Return the row of a layer.
 
     Args:
         layer: The layer.
         moved: What happened to its units.
-        memory: What is remembered of it; it is changed.
+        memory: What is remembered of it.
         group: How its group steps.
         lr: The learning rate.
         pulls: What decays it.
+        scale: Its typical γ (or u).
+        settled: The norm and the rotation at equilibrium, where there is a formula.
     """
-    degree = group.degree or 2
     alive = (moved.norm > 0) & moved.norm.isfinite()
     rates = torch.full_like(moved.norm, torch.nan)
     if lr >= 0 and math.isfinite(lr):
-        rates[alive] = effective_lr(lr, moved.norm[alive], degree)
-    squares = (moved.gradient * moved.before).square()
-    if degree == 1:
-        across = moved.update.square() * (1 - moved.update_along.square()).clamp(min=0)
-        squares = across / lr**2 if lr > 0 else torch.zeros_like(across)
-    memory.add(squares.nan_to_num(0.0, 0.0, 0.0), moved.gradient == 0)
+        rates[alive] = effective_lr(lr, moved.norm[alive], group.degree or 2)
     dead = int(((memory.idle >= DEAD_AFTER) | (moved.norm == 0)).sum())
+    smallest, largest = _ends(moved.norm)
     values = {
         "norm": _mean(moved.norm[alive]),
-        "norm_min": _ends(moved.norm)[0],
-        "norm_max": _ends(moved.norm)[1],
+        "norm_min": smallest,
+        "norm_max": largest,
         "update_along": _mean(moved.update_along[alive].abs()),
+        "pull": sum(_mean(pull.rates(moved.norm)[alive]) for pull in pulls),
     }
-    values["pull"] = sum(_mean(pull.rates(moved.norm)[alive]) for pull in pulls)
     if layer.kind in ("shrink", "weight"):
-        scale = memory.scale
-        # the mean over units of √γ, squared: exact for the norms of L2, which grow with √γ
-        typical = _mean(scale[alive].sqrt()) ** 2
         values |= {
-            "gradient_scale": typical,
+            "gradient_scale": scale,
             "effective_lr": _mean(rates[alive]),
             "rotation": _mean(moved.rotation[alive]),
             "dead": float(dead),
         }
         if group.degree == 2 and group.momentum < 1:
-            turned = rates[alive] * scale[alive] / math.sqrt(1 - group.momentum**2)
+            turned = rates[alive] * memory.scale[alive] / math.sqrt(1 - group.momentum**2)
             values["rotation_predicted"] = _mean(turned)
-        if len(pulls) == 1:
-            norm, rotation = pulls[0].equilibrium(lr, typical, group)
-            if norm is not None and rotation is not None:
-                values |= {"equilibrium_norm": norm, "equilibrium_rotation": rotation}
+        if settled is not None:
+            values["equilibrium_norm"], values["equilibrium_rotation"] = settled
     lost = moved.decay_lost[alive & moved.decay_lost.isfinite()]
     if lost.numel():
         values["decay_lost"] = max(0.0, _mean(lost))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from normwise.planning.optimizer_probe import decay_coupling, step_grows_with_gr
 from normwise.theory import equilibrium_norm, equilibrium_rotation
 from normwise.units import Unit
 
-__all__ = ["Group", "Groups", "LayerPull", "pulls_on"]
+__all__ = ["Group", "Groups", "LayerPull", "equilibria", "pulls_on"]
 
 
 @dataclass
@@ -111,8 +111,8 @@ class LayerPull:
     def _size(self, norms: Tensor) -> float | Tensor:
         return self.size.to(norms) if isinstance(self.size, Tensor) else self.size
 
-    def equilibrium(self, lr: float, scale: float, group: Group) -> tuple[float, float] | tuple[None, None]:
-        """Return the norm and the rotation per step at equilibrium; None where no formula applies.
+    def settling(self, lr: float, scale: float, group: Group) -> _Settling | None:
+        """Return what decides where a layer settles; None where no formula applies.
 
         Args:
             lr: The learning rate.
@@ -120,22 +120,53 @@ class LayerPull:
             group: How the parameter's group steps.
         """
         if not self.known or group.degree is None or not (lr > 0 and scale > 0 and self.time > 0):
-            return None, None
+            return None
         if group.degree == 1 and self.mode == "coupled":
-            return None, None
+            return None
         rule = self.rule
         size = float(self.size.mean()) if isinstance(self.size, Tensor) else self.size
         if hasattr(rule, "coefficient"):
             if rule.strength <= 0:
-                return None, None
+                return None
             rule = replace(rule, coefficient=rule.strength * self.time / lr)  # type: ignore[type-var]
-        arguments: Any = (rule, lr, scale / size**group.degree, group.momentum, self.mode, group.degree)
+        settings = (rule, lr, group.momentum, self.mode, group.degree)
+        return _Settling(settings, scale / size**group.degree, size)
+
+
+class _Settling(NamedTuple):
+    """What decides where a layer settles, in magnitudes that the rule sees."""
+
+    settings: tuple[Rule, float, float, str, int]  # rule, lr, momentum, mode, degree
+    scale: float
+    size: float
+
+
+def equilibria(layers: Sequence[_Settling | None]) -> list[tuple[float, float] | None]:
+    """Return the norm and the rotation per step at equilibrium of each layer; None where there is none.
+
+    Layers with the same settings are solved together.
+    """
+    found: list[tuple[float, float] | None] = [None] * len(layers)
+    alike: dict[Any, list[int]] = {}
+    for k, layer in enumerate(layers):
+        if layer is not None:
+            alike.setdefault(layer.settings, []).append(k)
+    for (rule, lr, momentum, mode, degree), members in alike.items():
+        scales = torch.tensor([layer.scale for k in members if (layer := layers[k])], dtype=torch.float64)
+        arguments: Any = (rule, lr, scales, momentum, mode, degree)
         try:
-            norm = float(equilibrium_norm(*arguments))
-            rotation = float(equilibrium_rotation(*arguments))
-        except ValueError:  # mode "explicit" without an equilibrium: a step would flip the weight
-            return None, None
-        return (norm * size, rotation) if math.isfinite(norm) else (None, None)
+            norms = equilibrium_norm(*arguments).tolist()
+            rotations = equilibrium_rotation(*arguments).tolist()
+        except ValueError:  # mode "explicit" without an equilibrium: a step would flip a weight
+            if len(members) > 1:
+                for k in members:
+                    (found[k],) = equilibria([layers[k]])
+            continue
+        for k, norm, rotation in zip(members, norms, rotations, strict=True):
+            layer = layers[k]
+            if layer is not None and math.isfinite(norm):
+                found[k] = norm * layer.size, rotation
+    return found
 
 
 def pulls_on(unit: Unit, optimizer: Optimizer, index: int, groups: Groups) -> list[LayerPull]:
