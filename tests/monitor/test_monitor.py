@@ -443,6 +443,21 @@ def test_remove_closes_trackers_and_stops() -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_a_full_disk_does_not_end_the_training() -> None:
+    class Full(Kept):
+        def log(self, step: int, values: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    model = network()
+    plan = plan_of(model)
+    optimizer = SGD(plan.param_groups(), lr=0.1)
+    nw.Monitor(optimizer, plan=plan, every=1, trackers=[Full(), kept := Kept()])
+    with pytest.warns(UserWarning, match="No space left on device.*gets no more rows: make room"):
+        train(model, optimizer, BATCHES[:1])
+    train(model, optimizer, BATCHES[:2])
+    assert kept.steps == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -336,16 +336,22 @@ class Monitor:
         changed = self._findings.look(self.last)
         if not self._trackers or not _writes():
             return
-        if not self._has_begun:
-            self._has_begun = True
-            for tracker in self._trackers:
-                if hasattr(tracker, "begin"):
-                    tracker.begin(self._settings())
+        begins, self._has_begun = not self._has_begun, True
         values = self.last.values(self.per_unit)
-        for tracker in self._trackers:
-            tracker.log(step, values)
-            for finding in changed:
-                tracker.finding(finding)
+        for tracker in list(self._trackers):
+            try:
+                if begins and hasattr(tracker, "begin"):
+                    tracker.begin(self._settings())
+                tracker.log(step, values)
+                for finding in changed:
+                    tracker.finding(finding)
+            except OSError as error:  # a full disk must not end a training
+                self._trackers.remove(tracker)
+                warnings.warn(
+                    f"{tracker!r} cannot be written to ({error}) and gets no more rows: make room, and start "
+                    "the job again from a checkpoint to go on there",
+                    stacklevel=2,
+                )
 
     def _settings(self) -> dict[str, Any]:
         """Return what a tracker may say about the whole run."""
