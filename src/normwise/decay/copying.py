@@ -8,12 +8,14 @@ through its type.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from normwise.decay import riding
 from normwise.units import Unit
 
 __all__ = ["attached", "reduce_decay", "register", "unregister"]
@@ -64,7 +66,20 @@ def _nth(optimizer: Optimizer, index: int) -> Any:
 def _reduce_optimizer(optimizer: Optimizer, protocol: Any) -> Any:
     plain: Any = type(optimizer).__reduce_ex__(optimizer, protocol)
     construct, arguments, state = plain[0], plain[1], plain[2] if len(plain) > 2 else None
+    if isinstance(state, dict):
+        state = _without_ours(optimizer, state)
     return _rebuild, (construct, arguments, state, [_recipe(decay) for decay in attached(optimizer)])
+
+
+def _without_ours(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Take the original's Decays and hooks out of a state that, for some classes, is all of ``__dict__``."""
+    ours = {handle.id for decay in attached(optimizer) for handle in decay._handles}
+    ours |= riding.handle_ids(optimizer)
+    kept = {k: v for k, v in state.items() if not k.startswith("_normwise") and k != _REDUCE}
+    for name, hooks in kept.items():
+        if isinstance(hooks, OrderedDict) and ours.intersection(hooks):
+            kept[name] = OrderedDict((key, hook) for key, hook in hooks.items() if key not in ours)
+    return kept
 
 
 _Units = list[tuple[tuple[Tensor, ...], int | None, Tensor | None]]
@@ -81,9 +96,6 @@ def _rebuild(
     construct: Callable[..., Optimizer], arguments: tuple[Any, ...], state: Any, recipes: list[_Recipe]
 ) -> Optimizer:
     optimizer = construct(*arguments)
-    if isinstance(state, dict):
-        # a subclass whose __getstate__ returns its whole __dict__ must not pass on the original's Decays
-        state = {key: value for key, value in state.items() if key not in (_LIST, _REDUCE)}
     if state is not None:
         optimizer.__setstate__(state)
     for kind, rule, units, options, saved, notes in recipes:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normwise.collectives import check_same, together
-from normwise.decay import copying
+from normwise.decay import copying, riding
 from normwise.decay.checks import (
     check_options,
     check_settings,
@@ -168,6 +168,7 @@ class Decay:
             optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
         copying.register(optimizer, self)
+        riding.ride(optimizer, "decay", self)
         self._log_how_tensors_are_taken(sum(isinstance(item, Tensor) for item in given), dim)
 
     def _log_how_tensors_are_taken(self, number: int, dim: int | None) -> None:
@@ -347,16 +348,15 @@ class Decay:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state_dict of a Decay with the same rule, settings and units.
 
-        With sharded parameters all ranks must call this together.
+        ``optimizer.load_state_dict()`` does this too, if the optimizer's state was saved with a Decay. With
+        sharded parameters all ranks must call this together.
 
         Raises:
             ValueError: The state was saved with another rule, mode, clock, measure or ``every``, or with
                 other units, or a value in it is not one that a Decay has. The message names the difference,
                 and nothing has been changed.
         """
-        with together(meshes_with_distributed_units(self._targets.local)):
-            rates = [group.get("lr", 0.0) for group in self.optimizer.param_groups]
-            check_state(state_dict, self.state_dict(), self.units, rates)
+        self.check_state_dict(state_dict)
         pending = [
             [from_checkpoint(saved, part) for saved, part in zip(of_unit, parts, strict=True)]
             for of_unit, parts in zip(state_dict["pending"], self._targets.local, strict=False)
@@ -373,6 +373,13 @@ class Decay:
         for of_unit, loaded in zip(self._pending(), pending, strict=True):
             for present, saved in zip(of_unit, loaded, strict=True):
                 present.copy_(saved)
+        riding.note_loaded(self.optimizer, self)
+
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise the ValueError that :meth:`load_state_dict` would raise, if any."""
+        with together(meshes_with_distributed_units(self._targets.local)):
+            rates = [group.get("lr", 0.0) for group in self.optimizer.param_groups]
+            check_state(state_dict, self.state_dict(), self.units, rates)
 
     def _pending(self) -> list[list[Tensor]]:
         return [] if self._targets.kahan is None else self._targets.kahan.pending
@@ -387,6 +394,7 @@ class Decay:
         self._handles = []
         self._mode.restore()  # in case that the last step raised
         copying.unregister(self.optimizer, self)
+        riding.leave(self.optimizer, self)
 
     def _in_words(self) -> str:
         """Return what must be the same on all ranks, to be compared and read."""
