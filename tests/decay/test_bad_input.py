@@ -84,20 +84,17 @@ def test_weight_decay_of_the_optimizer_beside_a_rule_warns() -> None:
         nw.Decay(optimizer, L2, bias)
 
 
-def test_coupled_refuses_a_closure_before_anything_is_changed() -> None:
-    param, optimizer = setup()
-    nw.Decay(optimizer, L2, param, mode="coupled")
-    param.grad = torch.ones(3, 2)
+@pytest.mark.parametrize("clock", ["lr", "lr^2/max_lr"])
+def test_an_optimizer_that_chooses_its_rate_itself(clock: str) -> None:
+    from transformers.optimization import Adafactor
 
-    def closure() -> float:
-        raise AssertionError("must not be called")
-
-    for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
-        with pytest.raises(ValueError, match='mode="coupled" cannot work with a closure'):
-            call()
-    assert torch.equal(param, torch.ones(3, 2))
-    optimizer.step()  # and training can go on
-    torch.testing.assert_close(param.detach(), torch.full((3, 2), 1 - 0.1 * 1.1))
+    param, _ = setup()
+    optimizer = Adafactor([param])  # relative_step: lr is None
+    message = r'param_groups\[0\] of Adafactor has lr=None: give the optimizer a rate, or use clock="step"'
+    with pytest.raises(ValueError, match=message):
+        nw.Decay(optimizer, L2, param, clock=clock)
+    assert not optimizer._optimizer_step_post_hooks
+    nw.Decay(optimizer, L2, param, clock="step")
 
 
 def test_too_strong_an_explicit_decay_is_an_error_that_names_the_parameter() -> None:
@@ -154,11 +151,9 @@ class Descent(torch.optim.Optimizer):
 def test_a_group_without_a_learning_rate() -> None:
     param = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = Descent([param], {})
-    decay = nw.Decay(optimizer, L2, param)
     param.grad = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"needs a learning rate.*use clock=\"step\""):
-        optimizer.step()
-    decay.remove()
+        nw.Decay(optimizer, L2, param)
     nw.Decay(optimizer, L2, param, clock="step")
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((3, 2), math.exp(-0.1)))

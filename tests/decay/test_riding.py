@@ -280,14 +280,6 @@ def test_torch_distributed_checkpoint_drops_the_key_and_keeps_its_own_way() -> N
         optimizer.step()
 
 
-def test_schedule_free() -> None:
-    schedulefree = pytest.importorskip("schedulefree")
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = schedulefree.SGDScheduleFree([weight], lr=0.1)
-    state = through_a_file(optimizer.state_dict())
-    optimizer.load_state_dict(state)
-
-
 class Counter:
     """Another kind of object that rides."""
 

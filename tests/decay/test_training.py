@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.decay.common import each_mode, each_rule, gradients, weight
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 import normwise as nw
 from normwise.decay.rules import MODES, Rule
@@ -188,7 +188,7 @@ def test_an_optimizer_per_parameter_stepped_inside_backward(mode: str, rule: Rul
 
 @each_rule
 @pytest.mark.parametrize("keyword", [False, True])
-@pytest.mark.parametrize("mode", ["flow", "explicit"])
+@pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
 def test_closures(mode: str, keyword: bool, rule: Rule) -> None:
     """As AdamW does: the closure sees the weights before they are shrunk, the gradient step after."""
     param, plain = weight(3, 5), weight(3, 5)
@@ -209,6 +209,72 @@ def test_closures(mode: str, keyword: bool, rule: Rule) -> None:
         value: Any = optimizer.step(**given) if keyword else optimizer.step(given["closure"])
         assert torch.equal(value, expected)
         assert torch.equal(param, plain)
+
+
+def test_coupled_with_closures_equals_torch_to_the_bit() -> None:
+    """Also where gradients are accumulated in place, and where the closure is evaluated twice in a step."""
+
+    class Twice(SGD):
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                closure()
+            return super().step(closure)
+
+    for kind in (SGD, Twice):
+        param, plain = weight(3, 5), weight(3, 5)
+        optimizer = kind([param], lr=0.1, momentum=0.9)
+        other = kind([plain], lr=0.1, momentum=0.9, weight_decay=0.3)
+        nw.Decay(optimizer, nw.L2(0.3), param, mode="coupled")
+        for to_none in (True, False, False, True):
+            for stepped, weights in ((optimizer, param), (other, plain)):
+
+                def closure(
+                    stepped: Optimizer = stepped, weights: nn.Parameter = weights, to_none: bool = to_none
+                ) -> float:
+                    stepped.zero_grad(set_to_none=to_none)
+                    loss = (weights - 1).pow(4).sum()
+                    loss.backward()
+                    return loss.item()
+
+                stepped.step(closure)
+            assert torch.equal(param, plain)
+            assert param.grad is not None
+            assert plain.grad is not None
+            assert torch.equal(param.grad, plain.grad)
+
+
+class ClearsGradients(SGD):
+    """As the optimizers of heavyball do."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
+def test_an_optimizer_that_clears_gradients_in_its_step(mode: str, with_closure: bool) -> None:
+    params = [weight(3, 5), weight(3, 5)]
+    without = weight(2, 2)
+    for param, kind in zip(params, (SGD, ClearsGradients), strict=True):
+        optimizer = kind([param, without], lr=0.1)
+        nw.Decay(optimizer, nw.L2(0.5), [param, without], mode=mode)
+        for _ in range(3):
+
+            def closure(param: nn.Parameter = param) -> float:
+                param.grad = torch.ones_like(param)
+                return 0.0
+
+            if with_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+    assert torch.equal(*params)
+    assert torch.equal(without, weight(2, 2))  # it has no gradient
 
 
 def test_adamw_with_a_closure_to_the_bit() -> None:

@@ -6,14 +6,16 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from normwise.decay import copying
-from normwise.decay.clock import CLOCKS
+from normwise.decay.clock import CLOCKS, check_rate
 from normwise.decay.modes import Mode, Schedule
 from normwise.decay.nonfinite import POLICIES
+from normwise.decay.riding import with_hook_tables
 from normwise.decay.rules import MODES, Rule
 from normwise.decay.targets import Targets, group_of, name_of
 from normwise.norms import check_tensor, of_shape, overlap
@@ -23,10 +25,13 @@ from normwise.units import Unit, needs_reduction
 __all__ = [
     "MEASURES",
     "check_options",
+    "check_rates",
     "check_settings",
     "check_units",
     "check_whole_units",
     "parameters_of",
+    "warn_of_bypassed_steps",
+    "watch_weight_decay",
 ]
 
 MEASURES = ("norm", "rms", "relative")
@@ -158,8 +163,21 @@ def check_units(
                 )
         taken.append((unit, rule))
     _check_memory(optimizer, [unit for unit, _ in taken])
-    _warn_of_weight_decay(optimizer, units, groups)
+    _warn_of_weight_decay(optimizer, units)
     return tuple(units)
+
+
+def check_rates(optimizer: Optimizer, units: Sequence[Unit], mode: str, clock: str) -> None:
+    """Raise if the clock needs the learning rate of a group that has none.
+
+    Raises:
+        ValueError: As said; some optimizers (Adafactor of transformers) choose the rate in their step.
+    """
+    if mode == "coupled" or clock == "step":
+        return
+    groups = group_of(optimizer)
+    for k in sorted({groups[id(param)] for unit in units for param in unit.params}):
+        check_rate(optimizer, k, clock)
 
 
 def _check_memory(optimizer: Optimizer, units: list[Unit]) -> None:
@@ -180,16 +198,64 @@ def _check_memory(optimizer: Optimizer, units: list[Unit]) -> None:
                 )
 
 
-def _warn_of_weight_decay(optimizer: Optimizer, units: list[Unit], groups: dict[int, int]) -> None:
-    for k in sorted({groups[id(param)] for unit in units for param in unit.params}):
-        decay = optimizer.param_groups[k].get("weight_decay", 0)
-        if decay:
-            warnings.warn(
-                f"param_groups[{k}] of {type(optimizer).__name__} has weight_decay={decay}, so its "
-                "parameters are decayed twice, by the optimizer and by this rule: set weight_decay=0 in that "
-                "group",
-                stacklevel=4,
-            )
+def _groups_with_weight_decay(optimizer: Optimizer, units: Sequence[Unit]) -> dict[int, float]:
+    """Return {index of a group: its weight_decay} for groups with parameters of these units."""
+    groups = group_of(optimizer)
+    indices = {groups[id(p)] for unit in units for p in unit.params if id(p) in groups}
+    decays = {k: optimizer.param_groups[k].get("weight_decay", 0) for k in sorted(indices)}
+    return {k: decay for k, decay in decays.items() if decay}
+
+
+def _warn_of_weight_decay(optimizer: Optimizer, units: Sequence[Unit]) -> None:
+    for k, decay in _groups_with_weight_decay(optimizer, units).items():
+        warnings.warn(
+            f"param_groups[{k}] of {type(optimizer).__name__} has weight_decay={decay}, so its "
+            "parameters are decayed twice, by the optimizer and by this rule: set weight_decay=0 in that "
+            "group",
+            stacklevel=4,
+        )
+
+
+def watch_weight_decay(optimizer: Optimizer, units: Sequence[Unit]) -> list[Any]:
+    """Warn when a state that is loaded brings weight_decay back to the parameters of these units.
+
+    Returns:
+        Handles that end this.
+    """
+    present: dict[int, float] = {}
+
+    def before(*_: object) -> None:
+        present.update(_groups_with_weight_decay(optimizer, units))
+
+    def after(*_: object) -> None:
+        for k, decay in _groups_with_weight_decay(optimizer, units).items():
+            if k not in present:
+                warnings.warn(
+                    f"the state that was loaded sets weight_decay={decay} in param_groups[{k}] of "
+                    f"{type(optimizer).__name__}, whose parameters are under a rule and would be decayed "
+                    f"twice: set optimizer.param_groups[{k}]['weight_decay'] = 0 after loading",
+                    stacklevel=4,
+                )
+        present.clear()
+
+    with_hook_tables(optimizer)
+    return [
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after),
+    ]
+
+
+def warn_of_bypassed_steps(optimizer: Optimizer) -> None:
+    """Warn if an optimizer is used by other methods than ``step()``, which call no hooks."""
+    base = getattr(optimizer, "base_optimizer", None)
+    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+        name = type(optimizer).__name__
+        remedy = "attach to optimizer.base_optimizer" if isinstance(base, Optimizer) else "use step(closure)"
+        warnings.warn(
+            f"a loop of {name}.first_step() and {name}.second_step() never calls {name}.step(), so nothing "
+            f"would be decayed: {remedy}",
+            stacklevel=3,
+        )
 
 
 def check_whole_units(targets: Targets, rule: Rule, kind: type[Mode], compensated: bool) -> None:

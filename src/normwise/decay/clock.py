@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from normwise.norms import wide_dtype
 
-__all__ = ["CLOCKS", "Clock", "ElapsedTime"]
+__all__ = ["CLOCKS", "Clock", "ElapsedTime", "check_rate"]
 
 CLOCKS = ("lr", "lr^2/max_lr", "step")
 Place = tuple[int, int]  # of a parameter: the index of its Unit, and its index in the Unit
@@ -62,11 +62,7 @@ class Clock:
         if self.kind == "step":
             return 1.0
         settings: dict[str, Any] = optimizer.param_groups[group]
-        if "lr" not in settings:
-            raise ValueError(
-                f"clock={self.kind!r} needs a learning rate, and param_groups[{group}] of "
-                f'{type(optimizer).__name__} has no "lr": use clock="step"'
-            )
+        check_rate(optimizer, group, self.kind)
         lr: float | Tensor = settings["lr"]
         if self.kind == "lr":
             return lr
@@ -74,6 +70,16 @@ class Clock:
         if isinstance(peak, Tensor):
             return torch.where(peak > 0, lr * lr / peak, torch.zeros_like(peak))
         return lr * lr / peak if peak > 0 else 0.0
+
+
+def check_rate(optimizer: Optimizer, group: int, clock: str) -> None:
+    """Raise a ValueError if the group with this index has no learning rate."""
+    if optimizer.param_groups[group].get("lr") is None:
+        found = "lr=None" if "lr" in optimizer.param_groups[group] else 'no "lr"'
+        raise ValueError(
+            f"clock={clock!r} needs a learning rate, and param_groups[{group}] of "
+            f'{type(optimizer).__name__} has {found}: give the optimizer a rate, or use clock="step"'
+        )
 
 
 def _larger(peak: float | Tensor, rate: float | Tensor) -> float | Tensor:

@@ -15,18 +15,23 @@ from normwise.collectives import check_same, together
 from normwise.decay import copying, riding
 from normwise.decay.checks import (
     check_options,
+    check_rates,
     check_settings,
     check_units,
     check_whole_units,
     parameters_of,
+    warn_of_bypassed_steps,
+    watch_weight_decay,
 )
 from normwise.decay.clock import Clock, ElapsedTime
 from normwise.decay.kahan import KahanScale
 from normwise.decay.modes import Schedule, mode_class
 from normwise.decay.rules import Rule
 from normwise.decay.saved_state import check_state
+from normwise.decay.second_copies import check_second_copies
 from normwise.decay.start import Start
 from normwise.decay.targets import Targets, check_gradients
+from normwise.decay.wrappers import unwrapped
 from normwise.sharding import meshes_of
 from normwise.units import Unit, from_checkpoint, meshes_with_distributed_units, to_checkpoint
 
@@ -44,7 +49,8 @@ class Decay:
     GradScaler skips.
 
     Args:
-        optimizer: Any torch.optim optimizer; it must hold the parameters.
+        optimizer: Any torch.optim optimizer; it must hold the parameters. What Lightning, Fabric or
+            Accelerate has wrapped around it is taken off.
         rule: A :class:`~normwise.decay.rules.Rule`.
         params: A parameter, a :class:`~normwise.units.Unit`, or several of these. A tensor means
             ``Unit(tensor, dim)``, whatever the model normalises; where the rule depends on the norm, this is
@@ -97,8 +103,7 @@ class Decay:
         RuntimeError: In ``step()``, with ``nonfinite="raise"``.
 
     In ``step()``, mode "explicit" raises ValueError where t·c(n) ≥ 1, which would flip the weight, before
-    anything has been changed. Mode "coupled" raises on a closure, as the gradient does not exist yet when the
-    step begins.
+    anything has been changed.
 
     Example:
         >>> import normwise as nw
@@ -127,6 +132,7 @@ class Decay:
         check_every: int = 1,
         start: Start | None = None,
     ) -> None:
+        optimizer = unwrapped(optimizer)
         schedule = Schedule(every, check_every, nonfinite)
         sharded = meshes_of(parameters_of(optimizer))
         with together(sharded):
@@ -135,8 +141,12 @@ class Decay:
             check_options(rule, mode, kind, measure, compensated, schedule)
             given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
             self.units = check_units(optimizer, rule, given, dim)
+            check_rates(optimizer, self.units, mode, clock)
             self._targets = Targets(optimizer, self.units, measure)
             check_whole_units(self._targets, rule, kind, compensated)
+            self._targets.has_second_copies = check_second_copies(
+                optimizer, mode, scales=kind.scales, compensated=compensated
+            )
         self.optimizer = optimizer
         self.rule = rule
         self.mode = mode
@@ -161,11 +171,13 @@ class Decay:
         # fires the second: so each hook notes what it has done, and nothing is counted.
         self._in_step = False
         self._has_seen_gradients = False
+        warn_of_bypassed_steps(optimizer)
         # torch.compile must leave the hooks to Python, or it would compile their numbers in. It is disabled
         # here, not by a decorator, as that would import torch._dynamo, which takes a second, with normwise.
         self._handles = [
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
             optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
+            *watch_weight_decay(optimizer, self.units),
         ]
         copying.register(optimizer, self)
         riding.ride(optimizer, "decay", self)
@@ -188,21 +200,22 @@ class Decay:
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        if self.mode == "coupled" and closure is not None:
-            raise ValueError(
-                'mode="coupled" cannot work with a closure, whose gradient does not exist yet when the step '
-                'begins: call the closure before optimizer.step(), or use mode="flow"'
-            )
         self._check_capture()
         self._in_step = True
+        self._targets.note_gradients(anew=True)
         starts = self.start is not None and self.start.waiting
-        if closure is None or not (self._mode.inside_closure or starts):
+        acts_inside = closure is not None and (self._mode.inside_closure or starts)
+        if not acts_inside:
             self._act_on_gradients(starts)
+        if closure is None:
             return None
 
         def closure_then_decay() -> Any:
+            self._mode.restore()  # an optimizer may evaluate its closure twice
             loss = closure()
-            self._act_on_gradients(starts)
+            self._targets.note_gradients()
+            if acts_inside:
+                self._act_on_gradients(starts)
             return loss
 
         if "closure" in kwargs:
@@ -237,7 +250,8 @@ class Decay:
             return
         self._in_step = False
         if not self._has_seen_gradients:
-            check_gradients(self.optimizer)
+            if not self._targets.noted_gradients:
+                check_gradients(self.optimizer)
             self._has_seen_gradients = True
         self._mode.after_step(self.steps)
         if not (self.rule.scheduled and self._skipped()):

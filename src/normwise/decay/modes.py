@@ -244,6 +244,7 @@ class Coupled(Mode):
     """Mode "coupled": the optimizer sees ∇ + c(n)·w instead of ∇, for the length of a step."""
 
     scales = False
+    inside_closure = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

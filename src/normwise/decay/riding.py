@@ -8,11 +8,12 @@ optimizer neither. An optimizer without such objects loads such a state too and 
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-__all__ = ["KEY", "Rider", "handle_ids", "leave", "note_loaded", "ride", "riders"]
+__all__ = ["KEY", "Rider", "handle_ids", "leave", "note_loaded", "ride", "riders", "with_hook_tables"]
 
 KEY = "normwise"
 _FORMAT = 1
@@ -98,6 +99,15 @@ def note_loaded(optimizer: Optimizer, rider: Rider) -> None:
         company.without_state = [entry for entry in company.without_state if entry[1] is not rider]
 
 
+def with_hook_tables(optimizer: Optimizer) -> None:
+    """Give an optimizer that never called ``Optimizer.__init__`` the tables that hooks are entered in.
+
+    Such classes (Lookahead) have methods of their own for the state, which call no hooks: nothing rides.
+    """
+    for name in ("state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
+        vars(optimizer).setdefault(f"_optimizer_{name}_hooks", OrderedDict())
+
+
 def handle_ids(optimizer: Optimizer) -> set[int]:
     """Return the keys of this module's hooks in the optimizer's tables of hooks."""
     company: _Company | None = vars(optimizer).get(_ATTRIBUTE)
@@ -117,6 +127,7 @@ class _Company:
         self.without_state: list[tuple[str, Rider]] = []
         self.by_hand: list[Rider] = []
         self._missing: list[tuple[str, Rider]] = []
+        with_hook_tables(optimizer)
         self.handles: list[Any] = [
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._check),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from normwise.decay.scaling import has_direction, scale_units
+from normwise.decay.second_copies import second_copies
 from normwise.decay.targets import ActiveParam, Targets
 from normwise.norms import wide_dtype
 from normwise.sharding import local_tensor, placed_as
@@ -263,7 +264,9 @@ class Start:
             (part,) = local_units(whole)
             device = local_tensor(param).device
             factor = torch.full((part.count,), number, dtype=wide_dtype(device), device=device)
-            scale_units([local_tensor(param)], [factor], [part])
+            copies = second_copies(targets.optimizer, param) if targets.has_second_copies else []
+            for one in (param, *copies):
+                scale_units([local_tensor(one)], [factor], [part])
             entry = ActiveParam(-1, 0, part, local_tensor(param), 0, param)
             self._scale_companions(targets, entry, factor)
 

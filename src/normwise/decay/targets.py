@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from normwise.decay.kahan import KahanScale
 from normwise.decay.rules import Rule
 from normwise.decay.scaling import has_direction, scale_units
+from normwise.decay.second_copies import second_copies
 from normwise.norms import concatenated_norms, of_shape, wide_dtype
+from normwise.sharding import local_tensor
 from normwise.units import LocalUnit, Unit, global_norms, local_units, local_values, needs_reduction
 
 __all__ = ["ActiveParam", "Targets", "check_gradients", "group_of", "name_of"]
@@ -41,6 +43,7 @@ class Targets:
     Attributes:
         local: This rank's part of each Unit, as :func:`normwise.units.local_units` returns it.
         kahan: The decay that the weights' precision could not represent yet, or None.
+        has_second_copies: Whether the optimizer may keep further copies of the weights in its state.
         initial: The magnitudes of each Unit when the rule was attached, for a rule that needs them; with the
             measure "relative", the norms to which magnitudes are relative; else empty.
     """
@@ -52,7 +55,9 @@ class Targets:
         self.local = [local_units(unit, functools.partial(name_of, optimizer)) for unit in self.units]
         self.kahan: KahanScale | None = None
         self.initial: list[Tensor] = []
+        self.has_second_copies = False
         self._limits: dict[int, Tensor] = {}
+        self._with_gradient: set[int] = set()  # ids of parameters, in this step
 
     @property
     def found_inf(self) -> Tensor | None:
@@ -63,13 +68,33 @@ class Targets:
         """Return the name of a parameter for an error."""
         return name_of(self.optimizer, param)
 
+    def note_gradients(self, *, anew: bool = False) -> None:
+        """Note which parameters have a gradient, as the step of some optimizers ends with ``grad = None``.
+
+        Args:
+            anew: Whether to forget what was noted, as a step begins.
+        """
+        if anew:
+            self._with_gradient.clear()
+        params = (param for unit in self.units for param in unit.params)
+        self._with_gradient.update(id(param) for param in params if param.grad is not None)
+
+    @property
+    def noted_gradients(self) -> bool:
+        """Whether a parameter was seen to have a gradient in this step."""
+        return bool(self._with_gradient)
+
     def with_gradient(self) -> list[ActiveParam]:
-        """Return the parameters that have a gradient, with their groups as they are now.
+        """Return the parameters that have or had a gradient in this step, with their groups as they are now.
 
         Raises:
             RuntimeError: A parameter is no longer in the optimizer.
         """
-        return [active for active in self._all() if active.owner.grad is not None]
+        return [
+            active
+            for active in self._all()
+            if active.owner.grad is not None or id(active.owner) in self._with_gradient
+        ]
 
     def at_places(self, places: Callable[[tuple[int, int]], bool]) -> list[ActiveParam]:
         """Return the parameters for whose (index of the Unit, index in the Unit) ``places`` is true."""
@@ -212,6 +237,10 @@ class Targets:
             active: The parameters.
             factors: For each a number, or a tensor with one value per unit.
         """
+        if self.has_second_copies:
+            for entry, factor in zip(active, factors, strict=True):
+                copies = [local_tensor(copy) for copy in second_copies(self.optimizer, entry.owner)]
+                scale_units(copies, [factor] * len(copies), [entry.unit] * len(copies), self.found_inf)
         if self.kahan is None:
             units = [entry.unit for entry in active]
             scale_units([entry.param for entry in active], factors, units, self.found_inf)

@@ -17,6 +17,7 @@ from normwise.decay.decay import Decay
 from normwise.decay.rules import L2, AdaptiveWeightShrink, Rule, checked
 from normwise.decay.start import JointGroup, Start
 from normwise.decay.targets import group_of, name_of
+from normwise.decay.wrappers import unwrapped
 from normwise.planning.budget import Budget, budgets_of, has_begun
 from normwise.planning.stepping import Stepping, stepping_of, textbook_stepping
 from normwise.theory.equilibrium import equilibrium_norm
@@ -59,7 +60,7 @@ class Settings:
     total_time: float | None = None
     scheduler: LRScheduler | None = None
     total_steps: int | None = None
-    scheduler_interval: int = 1
+    scheduler_interval: int | Callable[[int], int] = 1
     kind: str | None = None
     strength: float = 3.0
     start: str = "equilibrium"
@@ -84,7 +85,7 @@ def attach(
     dim: int | None = 0,
     scheduler: LRScheduler | None = None,
     total_steps: int | None = None,
-    scheduler_interval: int = 1,
+    scheduler_interval: int | Callable[[int], int] = 1,
     kind: str | None = None,
     strength: float = 3.0,
     start: str = "equilibrium",
@@ -125,6 +126,7 @@ def attach(
         >>> rms.round(decimals=1)  # √(ηT/2S) = 0.1, and one step
         tensor([0.1000, 0.1000, 0.1000, 0.1000])
     """
+    optimizer = unwrapped(optimizer)
     settings = Settings(
         total_time, scheduler, total_steps, scheduler_interval, kind, strength, start, rule, announce
     )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from normwise.decay.wrappers import unwrapped
 from normwise.planning.findings import Finding, find
 from normwise.planning.plan import Plan, plan
 from normwise.planning.pulls import AuditedParameter, audited_parameters
@@ -100,6 +101,7 @@ def audit(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    optimizer = unwrapped(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     if plan is not None and not isinstance(plan, Plan):

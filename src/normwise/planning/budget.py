@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normwise.decay.rules import checked
+from normwise.decay.wrappers import unwrapped, unwrapped_schedule
 
 __all__ = ["Budget", "budgets_of", "has_begun", "simulated_budgets"]
 
@@ -38,7 +40,7 @@ def budgets_of(
     total_time: float | None,
     scheduler: LRScheduler | None,
     total_steps: int | None,
-    interval: int,
+    interval: int | Callable[[int], int],
 ) -> tuple[list[Budget], str]:
     """Return the budget of each param_group, and in words where it comes from.
 
@@ -47,13 +49,15 @@ def budgets_of(
         total_time: Σ lr, if it is known; Σ lr² is then that of a constant rate.
         scheduler: A schedule to simulate instead.
         total_steps: The number of steps to come; without a ``scheduler``, at the present rate.
-        interval: The number of optimizer steps per step of the schedule.
+        interval: The number of optimizer steps per ``scheduler.step()``; or a function of the number of
+            optimizer steps taken, which says how often ``scheduler.step()`` follows.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: The budget is missing or given twice, or the schedule cannot be simulated.
     """
-    for name, value in (("total_steps", total_steps), ("scheduler_interval", interval)):
+    intervals = () if callable(interval) else (("scheduler_interval", interval),)
+    for name, value in (("total_steps", total_steps), *intervals):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{name} must be an int, not {value!r}")
         if value is not None and value < 1:
@@ -110,7 +114,10 @@ def _warn_if_begun(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
 
 
 def simulated_budgets(
-    optimizer: Optimizer, scheduler: LRScheduler, total_steps: int, interval: int
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    total_steps: int,
+    interval: int | Callable[[int], int],
 ) -> list[Budget]:
     """Return the budget of each param_group for ``total_steps`` optimizer steps from now on.
 
@@ -120,28 +127,32 @@ def simulated_budgets(
         optimizer: The optimizer.
         scheduler: The optimizer's schedule, in its present state.
         total_steps: The number of optimizer steps to come.
-        interval: The number of optimizer steps per step of the schedule.
+        interval: As for :func:`budgets_of`.
 
     Raises:
         TypeError: ``scheduler`` is no scheduler.
         ValueError: The schedule belongs to another optimizer, depends on a metric, or ends before.
     """
+    scheduler, steps_per_call = unwrapped_schedule(scheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             "a ReduceLROnPlateau depends on a metric, so its rates are unknown: give total_time="
         )
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(f"scheduler must be a torch.optim.lr_scheduler, not {type(scheduler).__name__}")
-    if scheduler.optimizer is not optimizer:
+    if unwrapped(scheduler.optimizer) is not optimizer:
         raise ValueError("scheduler belongs to another optimizer: give the scheduler of this one")
     stand_in = _stand_in(optimizer)
     sums = [[0.0, 0.0, 0.0] for _ in optimizer.param_groups]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that the scheduler steps before the optimizer
         try:
-            moving: Any = copy.deepcopy(scheduler, {id(optimizer): stand_in})
+            moving: Any = copy.deepcopy(
+                scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in}
+            )
             for step in range(total_steps):
-                if step and step % interval == 0:
+                calls = int(step % interval == 0) if isinstance(interval, int) else interval(step)
+                for _ in range(calls * steps_per_call if step else 0):
                     moving.step()
                 for entry, group in zip(sums, stand_in.param_groups, strict=True):
                     rate = float(group["lr"])

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from normwise.decay.decay import Decay
 from normwise.decay.rules import AdaptiveWeightShrink, Rule, checked
+from normwise.decay.wrappers import unwrapped
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
 from normwise.planning.attach import Settings, attach_weights
@@ -175,7 +176,7 @@ class Plan:
         *,
         scheduler: LRScheduler | None = None,
         total_steps: int | None = None,
-        scheduler_interval: int = 1,
+        scheduler_interval: int | Callable[[int], int] = 1,
         kind: str | None = None,
         strength: float = 3.0,
         start: str = "equilibrium",
@@ -191,7 +192,7 @@ class Plan:
         *,
         scheduler: Sequence[LRScheduler] | None = None,
         total_steps: int | None = None,
-        scheduler_interval: int = 1,
+        scheduler_interval: int | Callable[[int], int] = 1,
         kind: str | None = None,
         strength: float = 3.0,
         start: str = "equilibrium",
@@ -206,7 +207,7 @@ class Plan:
         *,
         scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
         total_steps: int | None = None,
-        scheduler_interval: int = 1,
+        scheduler_interval: int | Callable[[int], int] = 1,
         kind: str | None = None,
         strength: float = 3.0,
         start: str = "equilibrium",
@@ -241,12 +242,14 @@ class Plan:
             optimizer: It must hold the parameters of the units, in groups without weight_decay, as
                 ``param_groups`` makes them. Several optimizers: each takes its own units, and joint
                 groups across them move together. Frozen parameters that are in no optimizer and groups whose
-                learning rates sum to 0 are left out.
+                learning rates sum to 0 are left out. What Lightning, Fabric or Accelerate has wrapped around
+                an optimizer or a scheduler is taken off.
             total_time: Σ lr over all steps to come; η is then the present or initial rate.
             scheduler: The learning-rate schedule, instead; for several optimizers, one for each. A copy is
                 simulated; neither the scheduler nor the optimizer changes.
             total_steps: The number of steps to come; without a ``scheduler``, at the present rate.
-            scheduler_interval: The number of optimizer steps per ``scheduler.step()``.
+            scheduler_interval: The number of optimizer steps per ``scheduler.step()``; or a function of the
+                number of optimizer steps taken, which says how often ``scheduler.step()`` follows.
             kind: "sgd" for an optimizer whose steps grow with the gradient, "adam" for others. Only an
                 optimizer that cannot be measured needs it; D is then that of plain SGD or Adam.
             strength: S. Less keeps more of the early steps, more turns the weights faster.
@@ -276,6 +279,7 @@ class Plan:
         """
         several = not isinstance(optimizer, Optimizer)
         optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        optimizers = [unwrapped(one) for one in optimizers]
         for one in optimizers:
             if not isinstance(one, Optimizer):
                 raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(one).__name__}")
