@@ -17,10 +17,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from normwise._public import *  # noqa: F403
+    from normwise.integrations import accelerate as accelerate
+    from normwise.integrations import lightning as lightning
+    from normwise.integrations import transformers as transformers
 else:
 
     def __getattr__(name: str) -> Any:
         public = importlib.import_module("normwise._public")
+        if name in public.INTEGRATIONS:
+            return importlib.import_module(f"normwise.integrations.{name}")
         if name == "__all__":
             return ["__version__", *public.__all__]
         if name not in public.__all__:
@@ -32,4 +37,4 @@ else:
 
 def __dir__() -> list[str]:
     public = importlib.import_module("normwise._public")
-    return sorted({*globals(), *public.__all__})
+    return sorted({*globals(), *public.__all__, *public.INTEGRATIONS})

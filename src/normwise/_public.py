@@ -22,6 +22,9 @@ from normwise.planning.audit import Audit, audit
 from normwise.planning.plan import Plan, plan
 from normwise.units import Unit
 
+# modules of normwise.integrations: nw.lightning and so on; each needs its library, so none is in __all__
+INTEGRATIONS = ("accelerate", "lightning", "transformers")
+
 __all__ = [
     "L2",
     "AdaptiveWeightShrink",

@@ -277,6 +277,16 @@ def test_an_optimizer_that_clears_gradients_in_its_step(mode: str, with_closure:
     assert torch.equal(without, weight(2, 2))  # it has no gradient
 
 
+def test_a_closure_that_leaves_no_gradient() -> None:
+    """As in an epoch that only updates the statistics of batch norms, after one that left gradients."""
+    param = weight(3, 5)
+    optimizer = SGD([param], lr=0.1)
+    nw.Decay(optimizer, nw.L2(0.5), param)
+    param.grad = torch.ones_like(param)
+    optimizer.step(lambda: optimizer.zero_grad() or 0.0)  # type: ignore[func-returns-value]
+    assert torch.equal(param, weight(3, 5))
+
+
 def test_adamw_with_a_closure_to_the_bit() -> None:
     param, plain = weight(3, 5), weight(3, 5)
     optimizer, adamw = AdamW([param], lr=0.1, weight_decay=0), AdamW([plain], lr=0.1, weight_decay=0.3)

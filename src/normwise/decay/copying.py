@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from normwise.decay import riding
 from normwise.units import Unit
 
-__all__ = ["attached", "reduce_decay", "register", "unregister"]
+__all__ = ["OPTIONS", "attached", "reduce_decay", "register", "unregister"]
 
 _LIST, _REDUCE = "_normwise_decays", "__reduce_ex__"
-_OPTIONS = ("mode", "clock", "measure", "every", "compensated", "nonfinite", "check_every", "start")
+OPTIONS = ("mode", "clock", "measure", "every", "compensated", "nonfinite", "check_every", "start")
 
 
 def attached(optimizer: Optimizer) -> list[Any]:
@@ -88,7 +88,7 @@ _Recipe = tuple[type, Any, _Units, dict[str, Any], Any, list[str]]
 
 def _recipe(decay: Any) -> _Recipe:
     units = [(unit.params, unit.dim, unit.mask) for unit in decay.units]
-    options = {name: getattr(decay, name) for name in _OPTIONS}
+    options = {name: getattr(decay, name) for name in OPTIONS}
     return type(decay), decay.rule, units, options, decay.state_dict(), list(decay._notes)
 
 

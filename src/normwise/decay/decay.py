@@ -202,7 +202,7 @@ class Decay:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         self._check_capture()
         self._in_step = True
-        self._targets.note_gradients(anew=True)
+        self._targets.note_gradients()
         starts = self.start is not None and self.start.waiting
         acts_inside = closure is not None and (self._mode.inside_closure or starts)
         if not acts_inside:

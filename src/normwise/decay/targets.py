@@ -68,16 +68,10 @@ class Targets:
         """Return the name of a parameter for an error."""
         return name_of(self.optimizer, param)
 
-    def note_gradients(self, *, anew: bool = False) -> None:
-        """Note which parameters have a gradient, as the step of some optimizers ends with ``grad = None``.
-
-        Args:
-            anew: Whether to forget what was noted, as a step begins.
-        """
-        if anew:
-            self._with_gradient.clear()
+    def note_gradients(self) -> None:
+        """Note which parameters have a gradient now, as the step of some optimizers ends with ``grad = None``."""
         params = (param for unit in self.units for param in unit.params)
-        self._with_gradient.update(id(param) for param in params if param.grad is not None)
+        self._with_gradient = {id(param) for param in params if param.grad is not None}
 
     @property
     def noted_gradients(self) -> bool:

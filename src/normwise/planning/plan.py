@@ -113,6 +113,11 @@ class Plan:
         return {t.name: t.verdict.value for t in self.treatments}
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of the model, in the order of the treatments."""
+        return [self._named[t.name][1] for t in self.treatments]
+
+    @property
     def units(self) -> list[Unit]:
         """The units of all parameters with the verdict "shrink", for :class:`normwise.Decay`."""
         return [
@@ -352,8 +357,12 @@ class Plan:
             TypeError: ``model`` is not a module.
             ValueError: The file is no plan, or does not fit the model; the message names the difference.
         """
-        treatments, symmetries = storage.from_json(storage.read(path), model)
-        return cls(model, treatments, symmetries)
+        return cls.from_json(storage.read(path), model)
+
+    @classmethod
+    def from_json(cls, text: str, model: nn.Module) -> Plan:
+        """Return the plan that :meth:`to_json` wrote, for ``model``; as :meth:`load` does from a file."""
+        return cls(model, *storage.from_json(text, model))
 
     def apply_to(self, model: nn.Module) -> Plan:
         """Return the same plan for another copy of the model; see :meth:`load`."""
