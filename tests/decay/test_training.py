@@ -283,7 +283,7 @@ def test_a_closure_that_leaves_no_gradient() -> None:
     optimizer = SGD([param], lr=0.1)
     nw.Decay(optimizer, nw.L2(0.5), param)
     param.grad = torch.ones_like(param)
-    optimizer.step(lambda: optimizer.zero_grad() or 0.0)  # type: ignore[func-returns-value]
+    optimizer.step(lambda: optimizer.zero_grad() or 0.0)
     assert torch.equal(param, weight(3, 5))
 
 

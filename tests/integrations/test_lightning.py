@@ -1,4 +1,4 @@
-"""The callback in Lightning's Trainer: what it sets up, and that a resumed training equals an uninterrupted one."""
+"""The callback in Lightning's Trainer: what it sets up, and resumed trainings equal to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class Net(L.LightningModule):  # type: ignore[misc, name-defined]
         self, optimizer: str = "SGD", schedule: str | None = "step", weight_decay: float = 0.1, **config: Any
     ) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
-        )
+        self.net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         self.kind, self.schedule, self.weight_decay, self.config = optimizer, schedule, weight_decay, config
 
     def forward(self, x: Tensor) -> Any:
@@ -170,7 +168,7 @@ def test_the_sum_of_rates_is_that_of_the_training(
     assert f"Σlr = {sum(rates.used):.4g} over {len(rates.used)} steps" in line
 
 
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "nothing given": {},
     "scheduled": {"rule": nw.L2(lambda step: 0.5 / (1 + step))},
     "sphere": {"rule": nw.Sphere()},
@@ -223,7 +221,7 @@ class TestATrainingThatBeganWithoutNormwise:
     def test_it_is_refused(self, tmp_path: Path) -> None:
         path = checkpoint(tmp_path, [])
         fit = trainer(tmp_path, nw.lightning.DecayCallback())
-        with pytest.raises(ValueError, match="made without DecayCallback.*adopt=True"):
+        with pytest.raises(ValueError, match=r"made without DecayCallback.*adopt=True"):
             fit.fit(made(), data(), ckpt_path=path)
 
     def test_it_is_adopted_knowingly(self, tmp_path: Path) -> None:
@@ -241,9 +239,7 @@ class TestATrainingThatBeganWithoutNormwise:
 
 
 @pytest.mark.parametrize("extended", ["keep", "anew"])
-def test_a_training_that_is_extended(
-    extended: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_training_that_is_extended(extended: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = nw.lightning.DecayCallback()
     path = checkpoint(tmp_path, [first])
     callback = nw.lightning.DecayCallback(extended=extended)
@@ -262,7 +258,7 @@ def test_a_training_that_is_extended(
 def test_a_checkpoint_of_another_rule_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, [nw.lightning.DecayCallback(rule=nw.L2(0.1))])
     fit = trainer(tmp_path, nw.lightning.DecayCallback(rule=nw.L2(0.2)))
-    with pytest.raises(ValueError, match="made with the rule .*0.1.*give the same rule"):
+    with pytest.raises(ValueError, match=r"made with the rule .*0.1.*give the same"):
         fit.fit(made(), data(), ckpt_path=path)
 
 
@@ -277,7 +273,8 @@ def test_a_second_fit(tmp_path: Path) -> None:
 def test_the_random_state_is_as_without_a_plan(tmp_path: Path) -> None:
     plan = nw.plan(made(), list(data())[:4], progress=False)
     results = []
-    for settings in ({}, {"plan": plan}):
+    choices: list[dict[str, Any]] = [{}, {"plan": plan}]
+    for settings in choices:
         module = made()
         torch.manual_seed(3)
         trainer(tmp_path, nw.lightning.DecayCallback(**settings)).fit(module, data(shuffle=True))
@@ -288,8 +285,7 @@ def test_the_random_state_is_as_without_a_plan(tmp_path: Path) -> None:
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from zip(*next(iter(data(64)))[:2], strict=True)
-        for x, y in data(48).dataset:
-            yield x, y
+        yield from data(48).dataset  # type: ignore[misc]
 
 
 def test_data_without_a_length(tmp_path: Path) -> None:
@@ -299,7 +295,7 @@ def test_data_without_a_length(tmp_path: Path) -> None:
     callback = nw.lightning.DecayCallback()
     trainer(tmp_path, callback, epochs=-1, max_steps=10).fit(made(), loader)
     assert callback.decays[0].steps == 10
-    with pytest.raises(ValueError, match="once per epoch.*total_time="):
+    with pytest.raises(ValueError, match=r"once per epoch.*total_time="):
         trainer(tmp_path, nw.lightning.DecayCallback(), epochs=-1, max_steps=10).fit(
             made(schedule="epoch"), loader
         )
@@ -357,7 +353,7 @@ class WithoutForward(Net):
 
 def test_a_plan_from_the_loss_of_training_step(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    batches = DataLoader([{"x": x, "y": y} for x, y in data()], batch_size=None)  # type: ignore[arg-type]
+    batches: DataLoader[Any] = DataLoader([{"x": x, "y": y} for x, y in data()], batch_size=None)  # type: ignore[arg-type]
     callback = nw.lightning.DecayCallback()
     trainer(tmp_path, callback).fit(WithoutForward(), batches)
     assert callback.plan is not None

@@ -69,7 +69,7 @@ class Targets:
         return name_of(self.optimizer, param)
 
     def note_gradients(self) -> None:
-        """Note which parameters have a gradient now, as the step of some optimizers ends with ``grad = None``."""
+        """Note which parameters have a gradient now; some optimizers end their step with ``grad = None``."""
         params = (param for unit in self.units for param in unit.params)
         self._with_gradient = {id(param) for param in params if param.grad is not None}
 

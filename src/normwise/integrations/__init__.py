@@ -1,1 +1,1 @@
-"""Decay in trainers: Lightning, transformers, Accelerate. Nothing is imported here: each needs its library."""
+"""Decay in trainers: Lightning, transformers and Accelerate. Each module needs its library."""

@@ -1,4 +1,4 @@
-"""Decay with Accelerate: one call after ``accelerator.prepare``. Its wrappers can also be given to ``plan.attach``."""
+"""Decay with Accelerate, in one call. Its wrappers can also be given to ``plan.attach``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def attach(
 
     Makes a plan from the first batches of the loader (on rank 0; the random state stays as it is), takes
     weight_decay off the weights that a rule takes, attaches Adaptive Weight Shrink
-    (:meth:`normwise.Plan.attach`), and registers it for ``accelerator.save_state`` and ``load_state``. Call it
-    after ``accelerator.prepare`` and before ``load_state``.
+    (:meth:`normwise.Plan.attach`), and registers it for ``accelerator.save_state`` and ``load_state``. Call
+    it after ``accelerator.prepare`` and before ``load_state``.
 
     Args:
         accelerator: The Accelerator.

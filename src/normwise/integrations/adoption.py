@@ -142,8 +142,8 @@ class Adoption:
         for treatment, parameter in shrunk:
             if not any(id(parameter) in held for held in self._held):
                 raise ValueError(
-                    f"{treatment.name!r} is trainable and in no optimizer: freeze it (requires_grad_(False)), "
-                    "or give it to the optimizer"
+                    f"{treatment.name!r} is trainable and in no optimizer: freeze it "
+                    "(requires_grad_(False)), or give it to the optimizer"
                 )
         if not shrunk:
             _logger.warning(
@@ -173,7 +173,7 @@ class Adoption:
             if not weights and wish is None:
                 continue
             split = split_groups(t.optimizer, wanted, names)
-            split.extend([s for s in schedulers if _optimizer_of(s) is t.optimizer])
+            split.hide_from([s for s in schedulers if _optimizer_of(s) is t.optimizer])
             self.splits.append(split)
             for line in split.changes:
                 _logger.info("%s of %s", line, type(t.optimizer).__name__)
@@ -232,8 +232,8 @@ class Adoption:
             return [given] * len(self.trained)
         if len(given) != len(self.trained):
             raise ValueError(
-                f"total_time has {len(given)} entries, and there are {len(self.trained)} optimizers: give one "
-                "for each, in the trainer's order"
+                f"total_time has {len(given)} entries, and there are {len(self.trained)} optimizers: give "
+                "one for each, in the trainer's order"
             )
         return list(given)
 
@@ -278,8 +278,8 @@ class Adoption:
             return False
         if self.options.extended == "keep":
             _logger.warning(
-                "λ was made for %d steps, and the training now has %d: λ is kept. extended='anew' makes one for "
-                "the steps to come",
+                "λ was made for %d steps, and the training now has %d: λ is kept. extended='anew' makes one "
+                "for the steps to come",
                 self.total_steps,
                 total_steps,
             )
@@ -313,7 +313,7 @@ def checked_recipe(saved: Any) -> dict[str, Any]:
     keys = {"format", "plan", "total_steps", "decays", "states"}
     if not isinstance(saved, dict) or set(saved) != keys or saved["format"] != _FORMAT:
         raise ValueError(
-            "normwise's part of the checkpoint is damaged or of another version: resume with the version that "
-            "wrote it"
+            "normwise's part of the checkpoint is damaged or of another version: resume with the version "
+            "that wrote it"
         )
     return saved

@@ -70,7 +70,7 @@ def _rule(settings: Mapping[str, Any], given: Rule | None) -> Rule:
     if given is not None:
         if given.settings() != settings:
             raise ValueError(
-                f"the checkpoint was made with the rule {dict(settings)}, and rule={given}: give the same rule"
+                f"the checkpoint was made with the rule {dict(settings)}, and this is {given}: give the same"
             )
         return given
     arguments = dict(settings)

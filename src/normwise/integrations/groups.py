@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from normwise.decay.wrappers import unwrapped_schedule
+from normwise.decay.wrappers import FirstGroups, unwrapped_schedule
 
 __all__ = ["GroupSplit", "split_groups"]
 
@@ -36,20 +36,29 @@ class GroupSplit:
     members: dict[int, list[Tensor]] = field(default_factory=dict)
     decays: dict[int, float] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
+    _passes_on: bool = False
 
-    def extend(self, schedulers: Iterable[Any]) -> None:
-        """Let schedulers that were built before treat a new group as the one that it was a part of."""
+    def hide_from(self, schedulers: Iterable[Any]) -> None:
+        """Show the groups that there were to schedulers that were built for them.
+
+        The new groups follow those that they were a part of, so no scheduler and no state of one changes.
+        """
+        if not self.parents:
+            return
         for scheduler in schedulers:
-            self._extend(unwrapped_schedule(scheduler).scheduler)
+            self._hide_from(unwrapped_schedule(scheduler).scheduler)
+        if not self._passes_on:
+            self.optimizer.register_step_pre_hook(FirstGroups(self.optimizer, self.parents).pass_on)
+            self._passes_on = True
 
-    def _extend(self, scheduler: Any) -> None:
+    def _hide_from(self, scheduler: Any) -> None:
         for inner in getattr(scheduler, "_schedulers", ()):
-            self._extend(inner)
-        for name in _PER_GROUP:
-            values = getattr(scheduler, name, None)
-            if isinstance(values, list) and len(values) >= self.before:
-                kept = values[: self.before]
-                setattr(scheduler, name, kept + [_copied(kept[parent]) for parent in self.parents])
+            self._hide_from(inner)
+        for name in _PER_GROUP:  # of a scheduler that was built for the groups as they are now
+            if isinstance(values := getattr(scheduler, name, None), list):
+                setattr(scheduler, name, values[: self.before])
+        if not isinstance(scheduler.optimizer, FirstGroups):
+            scheduler.optimizer = FirstGroups(scheduler.optimizer, self.parents)
 
     def merge_in_states(self) -> None:
         """Save and load states of the optimizer as if its groups had not been split.

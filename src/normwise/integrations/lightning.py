@@ -33,24 +33,24 @@ class DecayCallback(Callback):  # type: ignore[misc]
 
     When the fit begins, the callback makes a plan from the first batches of the training data (on rank 0; the
     random state stays as it is), takes weight_decay off the weights that a rule takes, and attaches Adaptive
-    Weight Shrink for the Trainer's own schedule and number of steps (:meth:`normwise.Plan.attach`). All that it
-    needs is in the Trainer's checkpoint: ``trainer.fit(..., ckpt_path=...)`` goes on as if there had been no
-    interruption.
+    Weight Shrink for the Trainer's own schedule and number of steps (:meth:`normwise.Plan.attach`). All that
+    it needs is in the Trainer's checkpoint: ``trainer.fit(..., ckpt_path=...)`` goes on as if there had been
+    no interruption.
 
     Args:
         plan: The plan, if you have one; needed where the model is sharded when the fit begins.
         rule: A rule instead, such as ``nw.L2(0.1)``, for the units of the plan; or the class of a rule whose
             coefficient ``plan.attach`` shall choose.
-        weight_decay: The optimizer's weight_decay for what is not scale-invariant: weights get this, gains and
-            biases 0. None leaves them as they are.
+        weight_decay: The optimizer's weight_decay for what is not scale-invariant: weights get this, gains
+            and biases 0. None leaves them as they are.
         total_steps: The number of optimizer steps. None asks the Trainer, which knows it unless the data have
             no length or the optimization is manual.
         total_time: Σ lr over all steps, instead of the schedule; for several optimizers one for each.
         forward: A function (model, batch) → outputs, to make the plan with. None calls the model as
             :func:`normwise.find_invariances` does and, if that fails, takes the loss of ``training_step``.
         adopt: Whether to begin with a checkpoint that was made without this callback.
-        extended: What to do where a resumed training has other steps than λ was made for: "keep" λ, or make it
-            "anew" for the steps to come.
+        extended: What to do where a resumed training has other steps than λ was made for: "keep" λ, or make
+            it "anew" for the steps to come.
         settings: Further arguments of ``plan.attach``; with a ``rule``, of :class:`normwise.Decay`.
 
     Attributes:
@@ -121,8 +121,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
         elif self._recipe is None:
             if not self.options.adopt:
                 raise ValueError(
-                    "the checkpoint was made without DecayCallback, so its weights have been decayed otherwise: "
-                    "give adopt=True to begin with it now, or leave the callback out"
+                    "the checkpoint was made without DecayCallback, so its weights have been decayed "
+                    "otherwise: give adopt=True to begin with it now, or leave the callback out"
                 )
             return  # when the states are restored, as the saved groups are not split
         if self._recipe is not None:
@@ -191,8 +191,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
                 ways.append(("the loss of training_step", _loss_of_training_step))
         if not ways:
             raise ValueError(
-                "the module has no forward, and its optimization is manual: give forward=, a function (model, "
-                "batch) → outputs, or plan=nw.plan(model, batches)"
+                "the module has no forward, and its optimization is manual: give forward=, a function "
+                "(model, batch) → outputs, or plan=nw.plan(model, batches)"
             )
         with _without_logging(module):
             return plan_for(module, batches, ways)
@@ -207,8 +207,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
             return None
         if not module.automatic_optimization:
             raise ValueError(
-                "with manual optimization the Trainer does not know the number of steps: give total_steps=, for "
-                "a constant rate, or total_time=, the sum of the learning rates over all steps"
+                "with manual optimization the Trainer does not know the number of steps: give total_steps=, "
+                "for a constant rate, or total_time=, the sum of the learning rates over all steps"
             )
         try:
             steps = trainer.estimated_stepping_batches
@@ -235,8 +235,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
                 if len(configs) > 1 or not module.automatic_optimization:
                     why = "several schedules" if len(configs) > 1 else "a schedule that training_step steps"
                     raise ValueError(
-                        f"optimizer {k} has {why}, so its learning rates are unknown: give total_time=, their "
-                        "sum over all steps"
+                        f"optimizer {k} has {why}, so its learning rates are unknown: give total_time=, "
+                        "their sum over all steps"
                     )
                 follows = _follows(trainer, configs[0])
             scheduler = configs[0].scheduler if configs else None
@@ -250,8 +250,8 @@ def _follows(trainer: Trainer, config: Any) -> Callable[[int], int]:
     if math.isinf(batches):
         if config.interval == "epoch":
             raise ValueError(
-                "the schedule steps once per epoch, and the data have no length: give total_time=, the sum of "
-                'the learning rates over all steps, or let the schedule step with "interval": "step"'
+                "the schedule steps once per epoch, and the data have no length: give total_time=, the sum "
+                'of the learning rates over all steps, or let the schedule step with "interval": "step"'
             )
         return lambda step: int(step * accumulated % config.frequency == 0)
     per_epoch = math.ceil(batches / accumulated)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +23,7 @@ from normwise.decay.rules import Rule
 from normwise.decay.wrappers import unwrapped
 from normwise.integrations.adoption import Adoption, Options, Trained, checked_recipe, plan_for
 from normwise.integrations.batches import first_batches, on_device
+from normwise.integrations.groups import GroupSplit
 from normwise.integrations.ranks import made_on_rank_0
 from normwise.planning.plan import Plan
 from normwise.sharding import is_sharded
@@ -33,8 +34,8 @@ __all__ = ["DecayCallback"]
 class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Decays what is scale-invariant, with nothing to tune, in a training by transformers' Trainer.
 
-    When the training begins, the callback makes a plan from the first batches of the training data (on rank 0;
-    the random state stays as it is), takes weight_decay off the weights that a rule takes, and attaches
+    When the training begins, the callback makes a plan from the first batches of the training data (on rank
+    0; the random state stays as it is), takes weight_decay off the weights that a rule takes, and attaches
     Adaptive Weight Shrink for the Trainer's own schedule and number of steps
     (:meth:`normwise.Plan.attach`). All that it needs is in the Trainer's checkpoints:
     ``trainer.train(resume_from_checkpoint=...)`` goes on as if there had been no interruption.
@@ -83,7 +84,12 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 "restore_callback_states_from_checkpoint=True builds DecayCallback anew and would lose its "
                 f"{', '.join(lost)}: leave it False; the callback restores itself"
             )
-        given = {"plan": plan, "rule": rule, "weight_decay": weight_decay, "total_steps": total_steps}
+        given: dict[str, Any] = {
+            "plan": plan,
+            "rule": rule,
+            "weight_decay": weight_decay,
+            "total_steps": total_steps,
+        }
         given |= {"total_time": total_time, "forward": forward, "adopt": adopt or None, **settings}
         given |= {"extended": None if extended == "keep" else extended}
         self._given = [name for name, value in given.items() if value is not None]
@@ -91,6 +97,7 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             plan, rule, weight_decay, total_steps, total_time, forward, adopt, extended, settings
         )
         self._adoption: Adoption | None = None
+        self._splits: list[GroupSplit] = []
 
     @property
     def plan(self) -> Plan | None:
@@ -115,8 +122,8 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         optimizer = unwrapped(parts["optimizer"])
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"the Trainer's optimizer is a {type(optimizer).__name__}, which is no torch.optim.Optimizer: "
-                "leave DecayCallback out (DeepSpeed steps its weights by itself)"
+                f"the Trainer's optimizer is a {type(optimizer).__name__}, which is no "
+                "torch.optim.Optimizer: leave DecayCallback out (DeepSpeed steps its weights by itself)"
             )
         if self._adoption is not None:  # a second train()
             self._adoption.remove()
@@ -148,15 +155,21 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         for decay in self.decays:
             if decay.compensated and any(is_sharded(p) for unit in decay.units for p in unit.params):
                 raise ValueError(
-                    "weights in half precision that are sharded cannot be resumed by the Trainer, which saves "
-                    "on one rank: keep weights in float32 (bf16=True computes in bfloat16 all the same)"
+                    "weights in half precision that are sharded cannot be resumed by the Trainer, which "
+                    "saves on one rank: keep weights in float32 (bf16=True computes in bfloat16 all the same)"
                 )
 
     def _begin(self, model: nn.Module, trained: list[Trained], plan: Plan) -> None:
+        schedulers = [t.scheduler for t in trained]
+        for split in self._splits:
+            if split.optimizer is trained[0].optimizer:
+                split.hide_from(schedulers)  # in a second train(), with a scheduler for the split groups
         self._adoption = Adoption(model, trained, plan, self.options)
-        self._adoption.take_weight_decay_off([t.scheduler for t in trained])
+        self._adoption.take_weight_decay_off(schedulers)
         for split in self._adoption.splits:
-            split.merge_in_states()  # the Trainer loads them into groups that are not split yet
+            if split.changes:
+                split.merge_in_states()  # the Trainer loads them into groups that are not split yet
+                self._splits.append(split)
 
     def _planned(self, model: nn.Module, loader: Any) -> Plan:
         if self.options.plan is not None:
@@ -180,6 +193,8 @@ def _unpacked(text: Any) -> dict[str, Any]:
     try:
         buffer = io.BytesIO(base64.b64decode(text, validate=True))
         saved = torch.load(buffer, weights_only=True, map_location="cpu")
-    except (TypeError, binascii.Error, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"normwise's part of trainer_state.json is damaged ({error}): restore the file") from error
+    except (TypeError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"normwise's part of trainer_state.json is damaged ({error}): restore the file"
+        ) from error
     return checked_recipe(saved)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normwise.decay.rules import checked
-from normwise.decay.wrappers import unwrapped, unwrapped_schedule
+from normwise.decay.wrappers import FirstGroups, unwrapped, unwrapped_schedule
 
 __all__ = ["Budget", "budgets_of", "has_begun", "simulated_budgets"]
 
@@ -147,13 +147,15 @@ def simulated_budgets(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that the scheduler steps before the optimizer
         try:
-            moving: Any = copy.deepcopy(
-                scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in}
-            )
+            seen = scheduler.optimizer
+            shown = seen.of(stand_in) if isinstance(seen, FirstGroups) else stand_in
+            moving: Any = copy.deepcopy(scheduler, {id(optimizer): stand_in, id(seen): shown})
             for step in range(total_steps):
                 calls = int(step % interval == 0) if isinstance(interval, int) else interval(step)
                 for _ in range(calls * steps_per_call if step else 0):
                     moving.step()
+                if isinstance(shown, FirstGroups):
+                    shown.pass_on()
                 for entry, group in zip(sums, stand_in.param_groups, strict=True):
                     rate = float(group["lr"])
                     entry[0] += rate
