@@ -1,4 +1,4 @@
-"""Accelerate: its wrappers are taken off, one call sets decay up, and its checkpoints hold all that is needed."""
+"""Accelerate: its wrappers are taken off, one call sets decay up, and its checkpoints hold what is needed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_one_call_sets_up() -> None:
 def test_an_optimizer_that_is_prepared_after_it_was_attached_to() -> None:
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8))
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0)
-    decay = nw.Decay(optimizer, nw.Sphere(), net[0].weight)
+    decay = nw.Decay(optimizer, nw.Sphere(), net.get_parameter("0.weight"))
     net, wrapped = accelerate.Accelerator(cpu=True).prepare(net, optimizer)
     net(torch.randn(4, 6)).sum().backward()
     wrapped.step()
@@ -125,10 +125,11 @@ def test_wrappers_are_taken_off_by_everything_that_takes_an_optimizer() -> None:
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8))
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0)
     net, wrapped = accelerate.Accelerator(cpu=True).prepare(net, optimizer)
-    decay = nw.Decay(wrapped, nw.L2(0.5), net[0].weight)
+    weight = net.get_parameter("0.weight")
+    decay = nw.Decay(wrapped, nw.L2(0.5), weight)
     assert decay.optimizer is optimizer
-    with pytest.raises(ValueError, match="is under .* already"):
-        nw.Decay(optimizer, nw.L2(0.5), net[0].weight)
+    with pytest.raises(ValueError, match=r"is under .* already"):
+        nw.Decay(optimizer, nw.L2(0.5), weight)
     assert "L2 0.5" in str(nw.audit(net, wrapped))
     decay.remove()
     plan = nw.plan(net, [torch.randn(16, 6)], progress=False)

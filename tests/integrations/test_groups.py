@@ -38,10 +38,11 @@ def test_schedulers_that_were_built_before(name: str) -> None:
     rates = []
     for is_split in (False, True):
         some = params()
-        optimizer = SGD(
-            [{"params": some[:3]}, {"params": some[3:], "lr": 0.2, "weight_decay": 0.3}],
-            lr=0.1, momentum=0.9, weight_decay=0.5,
-        )  # fmt: skip
+        groups: list[dict[str, Any]] = [
+            {"params": some[:3]},
+            {"params": some[3:], "lr": 0.2, "weight_decay": 0.3},
+        ]
+        optimizer = SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.5)
         scheduler = SCHEDULES[name](optimizer)
         if is_split:
             chosen = {id(some[1]), id(some[4])}
@@ -65,7 +66,8 @@ def test_schedulers_that_were_built_before(name: str) -> None:
 def test_values_names_and_states_are_kept() -> None:
     some = params()
     named = [(f"p{k}", param) for k, param in enumerate(some)]
-    optimizer = AdamW([{"params": named[:3]}, {"params": named[3:], "weight_decay": 0.0}], weight_decay=0.1)
+    groups: list[dict[str, Any]] = [{"params": named[:3]}, {"params": named[3:], "weight_decay": 0.0}]
+    optimizer = AdamW(groups, weight_decay=0.1)
     for param in some:
         param.grad = torch.ones_like(param)
     optimizer.step()
