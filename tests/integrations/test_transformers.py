@@ -148,8 +148,9 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "optim"), [*((name, "adamw_torch") for name in RULES), ("nothing given", "sgd")]
+)
 def test_resumed_equals_uninterrupted(name: str, optim: str, tmp_path: Path) -> None:
     def callback() -> Any:
         return nw.transformers.DecayCallback(**RULES[name])
@@ -271,16 +272,13 @@ def test_callbacks_that_the_trainer_builds_anew(tmp_path: Path) -> None:
 
 
 def test_the_random_state_is_as_without_a_plan(tmp_path: Path) -> None:
-    plan = nw.plan(
-        Net(), [{k: torch.stack([d[k] for d in data(8)]) for k in ("x", "labels")}], progress=False
-    )
-    results = []
-    choices: list[dict[str, Any]] = [{}, {"plan": plan}]
-    for settings in choices:
-        model = Net()
-        trainer(tmp_path, model, [nw.transformers.DecayCallback(**settings)]).train()
-        results.append(weights(model))
-    assert same(*results)
+    first, model = nw.transformers.DecayCallback(), Net()
+    trainer(tmp_path, model, [first]).train()
+    assert first.plan is not None
+    other = Net()
+    plan = nw.Plan.from_json(first.plan.to_json(), other)
+    trainer(tmp_path, other, [nw.transformers.DecayCallback(plan=plan)]).train()
+    assert same(weights(model), weights(other))
 
 
 class Stream(IterableDataset[Any]):
@@ -315,7 +313,7 @@ def test_an_optimizer_that_chooses_its_rate(tmp_path: Path) -> None:
     optimizer = transformers.optimization.Adafactor(model.parameters())
     scheduler = transformers.optimization.AdafactorSchedule(optimizer)
     fit = trainer(tmp_path, model, [nw.transformers.DecayCallback()], optimizers=(optimizer, scheduler))
-    with pytest.raises(ValueError, match="how the steps of Adafactor depend on the gradient"):
+    with pytest.raises(ValueError, match="the learning rates sum to 0"):
         fit.train()
 
 

@@ -16,6 +16,7 @@ from normwise.decay.rules import Rule, checked
 from normwise.decay.wrappers import unwrapped
 from normwise.integrations.decays import described, rebuilt
 from normwise.integrations.groups import GroupSplit, split_groups
+from normwise.planning.budget import has_begun
 from normwise.planning.plan import Plan, plan
 from normwise.planning.treatment import Cause, Treatment, Verdict
 from normwise.units import Unit
@@ -204,6 +205,8 @@ class Adoption:
             return Decay(t.optimizer, rule, units, **settings)
         if self.options.rule is not None:
             settings["rule"] = self.options.rule
+        if has_begun(t.optimizer):  # its momentum belongs to the present norms
+            settings.setdefault("start", "as is")
         plan = self.plan if len(self.trained) == 1 else self._plan_of(k)
         if time is not None:
             return plan.attach(t.optimizer, time, **settings)

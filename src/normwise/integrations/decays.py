@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch.optim import Optimizer
 from normwise.decay.copying import OPTIONS
 from normwise.decay.decay import Decay
 from normwise.decay.rules import RULES, Rule
+from normwise.decay.start import JointGroup, Start
 from normwise.units import Unit
 
 __all__ = ["described", "rebuilt"]
+
+_MEASURED = ("readings", "bounded")  # of a Start, in the first steps: part of the state of its Decay
 
 
 def described(decay: Decay, model: nn.Module) -> dict[str, Any]:
@@ -30,7 +34,8 @@ def described(decay: Decay, model: nn.Module) -> dict[str, Any]:
             }
             for unit in decay.units
         ],
-        "options": {name: getattr(decay, name) for name in OPTIONS},
+        "options": {name: getattr(decay, name) for name in OPTIONS if name != "start"},
+        "start": None if decay.start is None else _described_start(decay.start, names),
         "notes": list(decay._notes),
     }
 
@@ -61,9 +66,33 @@ def rebuilt(recipe: Mapping[str, Any], optimizer: Optimizer, model: nn.Module, r
         )
         for unit in recipe["units"]
     ]
-    decay = Decay(optimizer, _rule(recipe["rule"], rule), units, **recipe["options"])
+    start = None if recipe["start"] is None else _rebuilt_start(recipe["start"], named)
+    decay = Decay(optimizer, _rule(recipe["rule"], rule), units, **recipe["options"], start=start)
     decay._notes += recipe["notes"]
     return decay
+
+
+def _described_start(start: Start, names: Mapping[int, str]) -> dict[str, Any]:
+    fields = {f.name: getattr(start, f.name) for f in dataclasses.fields(start) if f.name not in _MEASURED}
+    joint = [
+        {"units": dict(group.units), "others": [[names[id(p)], float(e)] for p, e in group.others]}
+        for group in start.joint
+    ]
+    return {**{name: _plain(value) for name, value in fields.items()}, "joint": joint}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else value
+
+
+def _rebuilt_start(saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> Start:
+    joint = [
+        JointGroup(group["units"], [(named[name], exponent) for name, exponent in group["others"]])
+        for group in saved["joint"]
+    ]
+    return Start(**{**saved, "joint": joint, "rigid": frozenset(saved["rigid"])})
 
 
 def _rule(settings: Mapping[str, Any], given: Rule | None) -> Rule:
