@@ -137,7 +137,7 @@ def with_transformers(folder: Path) -> dict[str, Any]:
             num_train_epochs=2, weight_decay=0.1, learning_rate=0.01, report_to=[], save_strategy="no",
             logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
-        data = [{"x": x, "labels": y} for x, y in dataset()]
+        data = [{"x": x, "labels": y} for x, y in dataset()]  # type: ignore[attr-defined]
         trainer = transformers.Trainer(
             model=model, args=args, train_dataset=data, callbacks=[callback, *more]
         )

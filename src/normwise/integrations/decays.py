@@ -74,11 +74,11 @@ def rebuilt(recipe: Mapping[str, Any], optimizer: Optimizer, model: nn.Module, r
 
 def _described_start(start: Start, names: Mapping[int, str]) -> dict[str, Any]:
     fields = {f.name: getattr(start, f.name) for f in dataclasses.fields(start) if f.name not in _MEASURED}
-    joint = [
+    joint: list[dict[str, Any]] = [
         {"units": dict(group.units), "others": [[names[id(p)], float(e)] for p, e in group.others]}
         for group in start.joint
     ]
-    return {**{name: _plain(value) for name, value in fields.items()}, "joint": joint}
+    return {name: joint if name == "joint" else _plain(value) for name, value in fields.items()}
 
 
 def _plain(value: Any) -> Any:
