@@ -443,6 +443,41 @@ def test_bad_arguments() -> None:
         ({"rule": 3}, "rule must be"),
         ({"extended": "no"}, "extended='no'"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"monitor": 0}, "monitor=0"),
     ):
         with pytest.raises((TypeError, ValueError), match=message), contextlib.nullcontext():
             nw.lightning.DecayCallback(**settings)
+
+
+def test_the_monitor_goes_to_the_trainers_loggers(tmp_path: Path) -> None:
+    pytest.importorskip("normwise.monitor.monitor")
+
+    class Rows(L.loggers.logger.DummyLogger):  # type: ignore[misc, name-defined]
+        rows: dict[int, dict[str, float]]
+
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:  # type: ignore[override]
+            if any(name.startswith("normwise/") for name in metrics):
+                self.rows[step] = metrics
+
+    def fit(epochs: int, *more: Any, monitor: int | None = 5, **settings: Any) -> tuple[Any, Any]:
+        logger = Rows()
+        logger.rows = {}
+        callback = nw.lightning.DecayCallback(monitor=monitor)
+        made_by = L.Trainer(
+            default_root_dir=tmp_path, max_epochs=4, accelerator="cpu", logger=logger, callbacks=[callback, *more],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        made_by.fit(made(), data(), **settings)
+        made_by.save_checkpoint(tmp_path / "monitored.ckpt")
+        return callback, logger.rows
+
+    callback, rows = fit(4)
+    assert sorted(rows) == [1, 5, 10, 15, 20]
+    assert callback.monitor.steps == 24
+    fit(4, StopAfter(2))
+    resumed, rest = fit(4, ckpt_path=tmp_path / "monitored.ckpt")
+    assert sorted(rest) == [15, 20]
+    assert rest[20] == rows[20]
+    assert resumed.monitor.steps == 24
+    none, _ = fit(4, monitor=None)
+    assert none.monitor is None

@@ -343,3 +343,16 @@ def test_a_language_model_with_gradient_checkpointing(tmp_path: Path) -> None:
     shrunk = {name for name, verdict in callback.plan.verdicts.items() if verdict == "shrink"}
     assert "model.layers.0.self_attn.q_proj.weight" in shrunk
     assert callback.decays[0].steps == 4
+
+
+def test_the_monitor(tmp_path: Path) -> None:
+    pytest.importorskip("normwise.monitor.monitor")
+    callback = nw.transformers.DecayCallback(monitor=5)
+    trainer(tmp_path, Net(), [callback, StopAt(7)]).train()
+    assert callback.monitor.steps == 7
+    again = nw.transformers.DecayCallback(monitor=5)
+    trainer(tmp_path, Net(), [again]).train(resume_from_checkpoint=True)
+    assert again.monitor.steps == 18
+    without = nw.transformers.DecayCallback(monitor=None)
+    trainer(tmp_path / "other", Net(), [without]).train()
+    assert without.monitor is None

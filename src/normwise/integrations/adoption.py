@@ -16,6 +16,7 @@ from normwise.decay.rules import Rule, checked
 from normwise.decay.wrappers import unwrapped
 from normwise.integrations.decays import described, rebuilt
 from normwise.integrations.groups import GroupSplit, split_groups
+from normwise.integrations.monitoring import monitor_of
 from normwise.planning.budget import has_begun
 from normwise.planning.plan import Plan, plan
 from normwise.planning.treatment import Cause, Treatment, Verdict
@@ -54,6 +55,7 @@ class Options:
     forward: Callable[..., Any] | None = None
     adopt: bool = False
     extended: str = "keep"
+    monitor: int | None = 50
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,6 +67,9 @@ class Options:
             raise TypeError(
                 f"rule must be a Rule such as AdaptiveWeightShrink(0.01), or a class, not {self.rule!r}"
             )
+        every = self.monitor
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"monitor={every!r} is not allowed: give a number of steps, or None")
         if self.weight_decay is not None:
             checked("weight_decay", self.weight_decay)
         if self.extended not in _EXTENDED:
@@ -118,6 +123,7 @@ class Adoption:
         decays: For each optimizer its Decay, or None if it has no scale-invariant weights.
         splits: How the groups of the optimizers were split.
         total_steps: The number of steps that λ was made for; None if it was not made of steps.
+        monitor: The monitor, or None.
 
     Raises:
         ValueError: A scale-invariant weight is trainable and in no optimizer.
@@ -131,6 +137,7 @@ class Adoption:
         self.decays: list[Decay | None] = []
         self.splits: list[GroupSplit] = []
         self.total_steps: int | None = None
+        self.monitor: Any = None
         shrunk = [
             (treatment, parameter)
             for treatment, parameter in zip(self.plan.treatments, self.plan.parameters, strict=True)
@@ -197,6 +204,20 @@ class Adoption:
         if self.total_steps is not None:
             self.total_steps = total_steps
 
+    def watch(self, trackers: Sequence[Any], state: Any = None) -> None:
+        """Add the monitor, whose rows and findings go to these trackers, and load its state."""
+        every = self.options.monitor
+        optimizers = [t.optimizer for t, decay in zip(self.trained, self.decays, strict=True) if decay]
+        if every is None or not optimizers:
+            return
+        settings: dict[str, Any] = {"plan": self.plan, "total_steps": self.total_steps}
+        first = self.trained[0]
+        if len(self.trained) == 1 and first.follows == 1 and self.total_steps is not None:
+            settings["scheduler"] = first.scheduler
+        self.monitor = monitor_of(optimizers, every, trackers, **settings)
+        if self.monitor is not None and state is not None:
+            self.monitor.load_state_dict(state)
+
     def _attached(self, k: int, time: float | None, total_steps: int | None) -> Decay:
         t, settings = self.trained[k], dict(self.options.settings)
         rule = self.options.given_rule
@@ -250,6 +271,7 @@ class Adoption:
             "total_steps": self.total_steps,
             "decays": [decay and described(decay, self.model) for decay in self.decays],
             "states": [decay and decay.state_dict() for decay in self.decays],
+            "monitor": self.monitor and self.monitor.state_dict(),
         }
 
     def attach_again(self, recipe: Mapping[str, Any]) -> None:
@@ -289,11 +311,17 @@ class Adoption:
         return True
 
     def remove(self) -> None:
-        """Detach the Decays."""
+        """Detach the Decays and the monitor."""
+        self.close()
         for decay in self.decays:
             if decay is not None:
                 decay.remove()
         self.decays = []
+
+    def close(self) -> None:
+        """Detach the monitor and close its trackers; it still has its findings and its state."""
+        if self.monitor is not None:
+            self.monitor.remove()
 
 
 def _after(follows: int | Callable[[int], int], done: int) -> Callable[[int], int]:
@@ -313,7 +341,7 @@ def checked_recipe(saved: Any) -> dict[str, Any]:
     Raises:
         ValueError: It is something else.
     """
-    keys = {"format", "plan", "total_steps", "decays", "states"}
+    keys = {"format", "plan", "total_steps", "decays", "states", "monitor"}
     if not isinstance(saved, dict) or set(saved) != keys or saved["format"] != _FORMAT:
         raise ValueError(
             "normwise's part of the checkpoint is damaged or of another version: resume with the version "

@@ -23,6 +23,7 @@ from normwise.decay.rules import Rule
 from normwise.decay.wrappers import unwrapped
 from normwise.integrations.adoption import Adoption, Options, Trained, checked_recipe, plan_for
 from normwise.integrations.batches import first_batches
+from normwise.integrations.monitoring import LoggerTracker
 from normwise.planning.plan import Plan
 
 __all__ = ["DecayCallback"]
@@ -51,6 +52,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
         adopt: Whether to begin with a checkpoint that was made without this callback.
         extended: What to do where a resumed training has other steps than λ was made for: "keep" λ, or make
             it "anew" for the steps to come.
+        monitor: Observe every so many steps, and give what is seen to the trainer's loggers and what is wrong
+            to the log; None for no monitor.
         settings: Further arguments of ``plan.attach``; with a ``rule``, of :class:`normwise.Decay`.
 
     Attributes:
@@ -74,10 +77,11 @@ class DecayCallback(Callback):  # type: ignore[misc]
         forward: Callable[..., Any] | None = None,
         adopt: bool = False,
         extended: str = "keep",
+        monitor: int | None = 50,
         **settings: Any,
     ) -> None:
         self.options = Options(
-            plan, rule, weight_decay, total_steps, total_time, forward, adopt, extended, settings
+            plan, rule, weight_decay, total_steps, total_time, forward, adopt, extended, monitor, settings
         )
         self._adoption: Adoption | None = None
         self._recipe: dict[str, Any] | None = None
@@ -92,6 +96,11 @@ class DecayCallback(Callback):  # type: ignore[misc]
     def decays(self) -> list[Any]:
         """The Decays, from the beginning of the fit on."""
         return [] if self._adoption is None else [d for d in self._adoption.decays if d is not None]
+
+    @property
+    def monitor(self) -> Any:
+        """The monitor, from the beginning of the fit on; or None."""
+        return None if self._adoption is None else self._adoption.monitor
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -134,6 +143,12 @@ class DecayCallback(Callback):  # type: ignore[misc]
         self._prepare(trainer, pl_module, self._planned(trainer, pl_module))
         assert self._adoption is not None
         self._adoption.attach(steps)
+        self._watch(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the monitor's trackers."""
+        if self._adoption is not None:
+            self._adoption.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the states of the Decays; begin where a training is adopted or extended."""
@@ -143,15 +158,20 @@ class DecayCallback(Callback):  # type: ignore[misc]
         if self._adoption is None:
             self._prepare(trainer, pl_module, self._planned(trainer, pl_module))
             self._attach_to_the_rest(trainer, pl_module)
+            self._watch(trainer)
             return
         assert self._recipe is not None
         self._adoption.load(self._recipe)
-        if self._adoption.total_steps is None:
-            return
-        extended = self._adoption.is_extended(self._total_steps(trainer, pl_module))
-        if extended and self.options.extended == "anew":
-            self._adoption.remove()
-            self._attach_to_the_rest(trainer, pl_module)
+        if self._adoption.total_steps is not None:
+            extended = self._adoption.is_extended(self._total_steps(trainer, pl_module))
+            if extended and self.options.extended == "anew":
+                self._adoption.remove()
+                self._attach_to_the_rest(trainer, pl_module)
+        self._watch(trainer, self._recipe["monitor"])
+
+    def _watch(self, trainer: Trainer, state: Any = None) -> None:
+        assert self._adoption is not None
+        self._adoption.watch([LoggerTracker([logger.log_metrics for logger in trainer.loggers])], state)
 
     def _prepare(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
         self._adoption = Adoption(module, self._trained(trainer, module), plan, self.options)

@@ -6,6 +6,7 @@ import base64
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from normwise.decay.wrappers import unwrapped
 from normwise.integrations.adoption import Adoption, Options, Trained, checked_recipe, plan_for
 from normwise.integrations.batches import first_batches, on_device
 from normwise.integrations.groups import GroupSplit
+from normwise.integrations.monitoring import LoggerTracker
 from normwise.integrations.ranks import made_on_rank_0
 from normwise.planning.plan import Plan
 from normwise.sharding import is_sharded
@@ -53,6 +55,8 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         extended: What to do where a resumed training has other steps than λ was made for: "keep" λ, or make
             it "anew" for the steps to come.
         lost: Only for the Trainer itself: what it would lose by building this callback anew.
+        monitor: Observe every so many steps, and give what is seen to the trainer's loggers and what is wrong
+            to the log; None for no monitor.
         settings: Further arguments of ``plan.attach``; with a ``rule``, of :class:`normwise.Decay`.
 
     Attributes:
@@ -76,6 +80,7 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         forward: Callable[..., Any] | None = None,
         adopt: bool = False,
         extended: str = "keep",
+        monitor: int | None = 50,
         lost: list[str] | None = None,
         **settings: Any,
     ) -> None:
@@ -92,9 +97,10 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         }
         given |= {"total_time": total_time, "forward": forward, "adopt": adopt or None, **settings}
         given |= {"extended": None if extended == "keep" else extended}
+        given |= {"monitor": None if monitor == 50 else str(monitor)}
         self._given = [name for name, value in given.items() if value is not None]
         self.options = Options(
-            plan, rule, weight_decay, total_steps, total_time, forward, adopt, extended, settings
+            plan, rule, weight_decay, total_steps, total_time, forward, adopt, extended, monitor, settings
         )
         self._adoption: Adoption | None = None
         self._splits: list[GroupSplit] = []
@@ -108,6 +114,11 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def decays(self) -> list[Any]:
         """The Decay, from the beginning of the training on."""
         return [] if self._adoption is None else [d for d in self._adoption.decays if d is not None]
+
+    @property
+    def monitor(self) -> Any:
+        """The monitor, from the beginning of the training on; or None."""
+        return None if self._adoption is None else self._adoption.monitor
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer puts into its checkpoint."""
@@ -152,12 +163,20 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._begin(model, trained, self._planned(model, parts["train_dataloader"]))
             assert self._adoption is not None
             self._adoption.attach_to_the_rest(self.options.total_steps or state.max_steps, state.global_step)
+        self._adoption.watch(_trackers(args), None if packed is None else recipe["monitor"])
         for decay in self.decays:
             if decay.compensated and any(is_sharded(p) for unit in decay.units for p in unit.params):
                 raise ValueError(
                     "weights in half precision that are sharded cannot be resumed by the Trainer, which "
                     "saves on one rank: keep weights in float32 (bf16=True computes in bfloat16 all the same)"
                 )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Close the monitor's trackers."""
+        if self._adoption is not None:
+            self._adoption.close()
 
     def _begin(self, model: nn.Module, trained: list[Trained], plan: Plan) -> None:
         schedulers = [t.scheduler for t in trained]
@@ -180,6 +199,29 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return plan_for(model, batches, [("the model's outputs", self.options.forward)]).to_json()
 
         return Plan.from_json(made_on_rank_0(make), model)
+
+
+def _trackers(args: TrainingArguments) -> list[Any]:
+    """Return trackers for the loggers that the Trainer reports to, of those that take numbers from others."""
+    log: list[Callable[[dict[str, float], int], Any]] = []
+    if "wandb" in args.report_to:
+        import wandb
+
+        run = wandb.run
+        if run is not None:
+            log.append(lambda values, step: run.log({**values, "normwise/step": step}))
+    if "tensorboard" in args.report_to:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(getattr(args, "logging_dir", None) or Path(args.output_dir) / "runs")
+        writer = SummaryWriter(folder / "normwise")
+
+        def write(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        log.append(write)
+    return [LoggerTracker(log)]
 
 
 def _packed(recipe: dict[str, Any]) -> str:

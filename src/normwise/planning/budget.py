@@ -133,6 +133,7 @@ def simulated_budgets(
         TypeError: ``scheduler`` is no scheduler.
         ValueError: The schedule belongs to another optimizer, depends on a metric, or ends before.
     """
+    optimizer = unwrapped(optimizer)
     scheduler, steps_per_call = unwrapped_schedule(scheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
