@@ -455,7 +455,7 @@ def test_the_monitor_goes_to_the_trainers_loggers(tmp_path: Path) -> None:
     class Rows(L.loggers.logger.DummyLogger):  # type: ignore[misc, name-defined]
         rows: dict[int, dict[str, float]]
 
-        def log_metrics(self, metrics: Any, step: Any = None) -> None:  # type: ignore[override]
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:
             if any(name.startswith("normwise/") for name in metrics):
                 self.rows[step] = metrics
 
@@ -464,8 +464,8 @@ def test_the_monitor_goes_to_the_trainers_loggers(tmp_path: Path) -> None:
         logger.rows = {}
         callback = nw.lightning.DecayCallback(monitor=monitor)
         made_by = L.Trainer(
-            default_root_dir=tmp_path, max_epochs=4, accelerator="cpu", logger=logger, callbacks=[callback, *more],
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, max_epochs=4, accelerator="cpu", logger=logger,
+            callbacks=[callback, *more], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         made_by.fit(made(), data(), **settings)
         made_by.save_checkpoint(tmp_path / "monitored.ckpt")

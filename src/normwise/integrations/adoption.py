@@ -140,7 +140,7 @@ class Adoption:
         self.monitor: Any = None
         shrunk = [
             (treatment, parameter)
-            for treatment, parameter in zip(self.plan.treatments, self.plan.parameters, strict=True)
+            for treatment, parameter in zip(self.plan.treatments, self.plan.parameters.values(), strict=True)
             if treatment.verdict == Verdict.SHRINK
         ]
         self._held = [
@@ -166,7 +166,7 @@ class Adoption:
             schedulers: All that step the learning rates of the optimizers.
         """
         wish = self.options.weight_decay
-        treatments = dict(zip(map(id, self.plan.parameters), self.plan.treatments, strict=True))
+        treatments = dict(zip(map(id, self.plan.parameters.values()), self.plan.treatments, strict=True))
 
         def wanted(param: Tensor, present: float) -> float:
             treatment = treatments.get(id(param))
@@ -247,7 +247,7 @@ class Adoption:
                 return treatment
             return replace(treatment, verdict=Verdict.NONE, cause=Cause.OVERRIDDEN, overridden=treatment)
 
-        pairs = zip(self.plan.treatments, self.plan.parameters, strict=True)
+        pairs = zip(self.plan.treatments, self.plan.parameters.values(), strict=True)
         return Plan(self.model, [kept(*pair) for pair in pairs], self.plan.symmetries)
 
     def _times(self) -> list[float | None]:

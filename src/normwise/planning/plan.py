@@ -113,11 +113,6 @@ class Plan:
         return {t.name: t.verdict.value for t in self.treatments}
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """The parameters of the model, in the order of the treatments."""
-        return [self._named[t.name][1] for t in self.treatments]
-
-    @property
     def units(self) -> list[Unit]:
         """The units of all parameters with the verdict "shrink", for :class:`normwise.Decay`."""
         return [
