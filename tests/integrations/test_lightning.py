@@ -465,7 +465,8 @@ def test_the_monitor_goes_to_the_trainers_loggers(tmp_path: Path) -> None:
         callback = nw.lightning.DecayCallback(monitor=monitor)
         made_by = L.Trainer(
             default_root_dir=tmp_path, max_epochs=4, accelerator="cpu", logger=logger,
-            callbacks=[callback, *more], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[callback, *more], enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
         )  # fmt: skip
         made_by.fit(made(), data(), **settings)
         made_by.save_checkpoint(tmp_path / "monitored.ckpt")

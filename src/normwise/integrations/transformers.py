@@ -104,6 +104,7 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
         self._adoption: Adoption | None = None
         self._splits: list[GroupSplit] = []
+        self._was_asked = False
 
     @property
     def plan(self) -> Plan | None:
@@ -122,6 +123,7 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer puts into its checkpoint."""
+        self._was_asked = True
         attributes = {} if self._adoption is None else {"recipe": _packed(self._adoption.recipe())}
         return {"args": {"lost": self._given} if self._given else {}, "attributes": attributes}
 
@@ -139,6 +141,7 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self._adoption is not None:  # a second train()
             self._adoption.remove()
             self._adoption = None
+        self._was_asked = False
         saved = state.stateful_callbacks.get(name) if state.global_step else None
         if isinstance(saved, list):
             raise ValueError(f"the Trainer has several {name}s: give one")
@@ -170,6 +173,17 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                     "weights in half precision that are sharded cannot be resumed by the Trainer, which "
                     "saves on one rank: keep weights in float32 (bf16=True computes in bfloat16 all the same)"
                 )
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Write what a Trainer before 4.46 does not ask for when it saves."""
+        asked, self._was_asked = self._was_asked, False
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "trainer_state.json"
+        if self._adoption is not None and not asked and state.is_world_process_zero and path.exists():
+            state.stateful_callbacks[type(self).__name__] = self.state()
+            state.save_to_json(str(path))
+            self._was_asked = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
