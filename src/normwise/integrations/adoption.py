@@ -191,9 +191,18 @@ class Adoption:
         times = self._times()
         if self.options.given_rule is None and None in times:
             self.total_steps = total_steps
-        self.decays = [
-            self._attached(k, time, total_steps) if self._weights[k] else None for k, time in enumerate(times)
-        ]
+        follows = {t.follows for t in self.trained}
+        if self.options.given_rule is not None or len(set(times)) > 1 or len(follows) > 1:
+            self.decays = [
+                self._attached(k, time, total_steps) if self._weights[k] else None
+                for k, time in enumerate(times)
+            ]
+        elif any(self._weights):
+            made = self._attached_together(times[0], total_steps)
+            by_optimizer = {id(decay.optimizer): decay for decay in made}
+            self.decays = [by_optimizer.get(id(t.optimizer)) for t in self.trained]
+        else:
+            self.decays = [None] * len(self.trained)
 
     def attach_to_the_rest(self, total_steps: int | None, done: int) -> None:
         """Attach to a training of which so many steps are done, for the steps to come."""
@@ -218,20 +227,38 @@ class Adoption:
         if self.monitor is not None and state is not None:
             self.monitor.load_state_dict(state)
 
-    def _attached(self, k: int, time: float | None, total_steps: int | None) -> Decay:
-        t, settings = self.trained[k], dict(self.options.settings)
-        rule = self.options.given_rule
-        if rule is not None:
-            units = [Unit(parameter, x.dim, x.mask) for x, parameter in self._weights[k]]
-            return Decay(t.optimizer, rule, units, **settings)
+    def _settings(self) -> dict[str, Any]:
+        settings = dict(self.options.settings)
         if self.options.rule is not None:
             settings["rule"] = self.options.rule
-        if has_begun(t.optimizer):  # its momentum belongs to the present norms
+        if any(has_begun(t.optimizer) for t in self.trained):  # momentum belongs to the present norms
             settings.setdefault("start", "as is")
-        plan = self.plan if len(self.trained) == 1 else self._plan_of(k)
+        return settings
+
+    def _attached_together(self, time: float | None, total_steps: int | None) -> list[Decay]:
+        """Attach to all optimizers at once, so that groups across them start in equilibrium together."""
+        optimizers = [t.optimizer for t in self.trained]
         if time is not None:
-            return plan.attach(t.optimizer, time, **settings)
-        return plan.attach(
+            return self.plan.attach(optimizers, time, **self._settings())
+        schedulers = [t.scheduler for t in self.trained]
+        return self.plan.attach(
+            optimizers,
+            scheduler=schedulers if any(s is not None for s in schedulers) else None,
+            total_steps=total_steps,
+            scheduler_interval=self.trained[0].follows,
+            **self._settings(),
+        )
+
+    def _attached(self, k: int, time: float | None, total_steps: int | None) -> Decay:
+        """Attach to one optimizer, leaving the norms of its weights as they are if there are others."""
+        t, rule = self.trained[k], self.options.given_rule
+        if rule is not None:
+            units = [Unit(parameter, x.dim, x.mask) for x, parameter in self._weights[k]]
+            return Decay(t.optimizer, rule, units, **self.options.settings)
+        settings = {**self._settings(), "start": "as is"}
+        if time is not None:
+            return self._plan_of(k).attach(t.optimizer, time, **settings)
+        return self._plan_of(k).attach(
             t.optimizer,
             scheduler=t.scheduler,
             total_steps=total_steps,

@@ -74,9 +74,13 @@ def rebuilt(recipe: Mapping[str, Any], optimizer: Optimizer, model: nn.Module, r
 
 def _described_start(start: Start, names: Mapping[int, str]) -> dict[str, Any]:
     fields = {f.name: getattr(start, f.name) for f in dataclasses.fields(start) if f.name not in _MEASURED}
+    # Groups across optimizers are placed in the first step. Before it, those weights stay as they are.
+    across = {k for group in start.joint if group.elsewhere for k in group.units}
+    fields["norms"] = [None if k in across else norm for k, norm in enumerate(start.norms)]
     joint: list[dict[str, Any]] = [
         {"units": dict(group.units), "others": [[names[id(p)], float(e)] for p, e in group.others]}
         for group in start.joint
+        if not group.elsewhere
     ]
     return {name: joint if name == "joint" else _plain(value) for name, value in fields.items()}
 
