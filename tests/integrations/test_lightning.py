@@ -450,7 +450,6 @@ def test_bad_arguments() -> None:
 
 
 def test_the_monitor_goes_to_the_trainers_loggers(tmp_path: Path) -> None:
-    pytest.importorskip("normwise.monitor.monitor")
 
     class Rows(L.loggers.logger.DummyLogger):  # type: ignore[misc, name-defined]
         rows: dict[int, dict[str, float]]

@@ -346,7 +346,6 @@ def test_a_language_model_with_gradient_checkpointing(tmp_path: Path) -> None:
 
 
 def test_the_monitor(tmp_path: Path) -> None:
-    pytest.importorskip("normwise.monitor.monitor")
     callback = nw.transformers.DecayCallback(monitor=5)
     trainer(tmp_path, Net(), [callback, StopAt(7)]).train()
     assert callback.monitor.steps == 7

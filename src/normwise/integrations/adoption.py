@@ -16,7 +16,7 @@ from normwise.decay.rules import Rule, checked
 from normwise.decay.wrappers import unwrapped
 from normwise.integrations.decays import described, rebuilt
 from normwise.integrations.groups import GroupSplit, split_groups
-from normwise.integrations.monitoring import monitor_of
+from normwise.monitor.monitor import Monitor
 from normwise.planning.budget import has_begun
 from normwise.planning.plan import Plan, plan
 from normwise.planning.treatment import Cause, Treatment, Verdict
@@ -137,7 +137,7 @@ class Adoption:
         self.decays: list[Decay | None] = []
         self.splits: list[GroupSplit] = []
         self.total_steps: int | None = None
-        self.monitor: Any = None
+        self.monitor: Monitor | None = None
         shrunk = [
             (treatment, parameter)
             for treatment, parameter in zip(self.plan.treatments, self.plan.parameters.values(), strict=True)
@@ -223,8 +223,8 @@ class Adoption:
         first = self.trained[0]
         if len(self.trained) == 1 and first.follows == 1 and self.total_steps is not None:
             settings["scheduler"] = first.scheduler
-        self.monitor = monitor_of(optimizers, every, trackers, **settings)
-        if self.monitor is not None and state is not None:
+        self.monitor = Monitor(optimizers, every=every, trackers=list(trackers), **settings)
+        if state is not None:
             self.monitor.load_state_dict(state)
 
     def _settings(self) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["LoggerTracker", "monitor_of"]
+__all__ = ["LoggerTracker"]
 
 _logger = logging.getLogger("normwise")
 
@@ -31,18 +29,3 @@ class LoggerTracker:
     def finding(self, finding: Any) -> None:
         """Say a finding."""
         _logger.warning("%s", finding)
-
-
-def monitor_of(optimizers: Sequence[Any], every: int, trackers: Sequence[Any], **settings: Any) -> Any:
-    """Return a monitor of these optimizers; None where this version of normwise has none.
-
-    Args:
-        optimizers: Those that hold the weights of a plan.
-        every: Observe every so many steps.
-        trackers: Where rows and findings go.
-        settings: Further arguments of the monitor.
-    """
-    if importlib.util.find_spec("normwise.monitor.monitor") is None:
-        return None
-    kind = importlib.import_module("normwise.monitor.monitor").Monitor
-    return kind(list(optimizers), every=every, trackers=list(trackers), **settings)
