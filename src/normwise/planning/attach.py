@@ -424,10 +424,12 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 def _watch(decay: Decay, total_steps: int) -> None:
     """Log once when the optimizer steps beyond the steps that the coefficient was made for."""
+    said = False
 
     def check(*_: object) -> None:
-        if decay.steps > total_steps:
-            handle.remove()
+        nonlocal said
+        if not said and decay.steps > total_steps:
+            said = True  # the hook stays, as removing it here would disturb torch's loop over hooks
             _logger.warning(
                 "step %d: the attached decay was made for %d steps and goes on with the same λ: give attach "
                 "the total_steps of the whole training",
@@ -435,4 +437,4 @@ def _watch(decay: Decay, total_steps: int) -> None:
                 total_steps,
             )
 
-    handle = decay.optimizer.register_step_post_hook(check)
+    decay.optimizer.register_step_post_hook(check)
