@@ -18,7 +18,6 @@ from normwise.invariance.inputs_outputs import (
     take_batches,
 )
 from normwise.invariance.joint import find_joint
-from normwise.invariance.parts import Part, propose_parts
 from normwise.invariance.probe import (
     JITTER,
     NonFiniteOutputsError,
@@ -175,20 +174,18 @@ class _Search:
 
     def run(self, joint: bool) -> Invariances:
         """Return the result."""
-        passes, divided, draft = self._draft(joint)
+        passes, draft = self._draft()
         self._decide_silent(draft)
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._record(draft)
         if joint:
-            find_joint(
-                self._probe, passes, divided, self._result, self._thresholds, self._check, self._bar.update
-            )
+            find_joint(self._probe, passes, self._result, self._thresholds, self._check, self._bar.update)
         self._result.stats.trials = self._check.passes
         return self._result
 
-    def _draft(self, joint: bool) -> tuple[EpsPasses, list[list[Part]], DraftVerdicts]:
-        """Return the backward passes, the parameters that may divide into parts, and draft verdicts."""
+    def _draft(self) -> tuple[EpsPasses, DraftVerdicts]:
+        """Return the backward passes and draft verdicts."""
         outside: dict[int, str] = {}
         passes = EpsPasses()
         for seed in range(1, POINTS):
@@ -205,6 +202,7 @@ class _Search:
             passes.nudged = list(scale_gradients(self._probe, 1, NUDGED_COTANGENTS, everything))
             self._probe.nudge = 0.0
         if passes.signal_dies(self._thresholds):
+            passes.balanced_from = len(passes.shrunk)
             self._add_passes_in(ProbeMode(balanced=True), BALANCED_SEEDS, passes, outside)
         self._result.stats.passes = len(passes.shrunk) + len(passes.real) + len(passes.nudged)
         shapes = [p.shape for p in self._probe.parameters]
@@ -212,16 +210,7 @@ class _Search:
             raise ValueError(
                 "the outputs depend on no parameter: return what the model computes, or give forward="
             )
-        draft = draft_verdicts(shapes, passes, outside, self._thresholds)
-        divided: list[list[Part]] = []
-        if joint:
-            candidates = [k for k, e in enumerate(draft.evidence) if e.verdict == "not invariant"]
-            names = self._probe.names
-            divided = propose_parts(passes.shrunk, names, shapes, candidates, self._thresholds)
-        indices = {parts[0].index for parts in divided}
-        for row in passes.shrunk + passes.real:
-            row.units = {place: sums for place, sums in row.units.items() if place[0] in indices}
-        return passes, divided, draft
+        return passes, draft_verdicts(shapes, passes, outside, self._thresholds)
 
     def _add_passes_in(
         self, mode: ProbeMode, seeds: range, passes: EpsPasses, outside: dict[int, str]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normwise.invariance.parts import Part, merge_parts
+from normwise.invariance.parts import Part, UnitRecord, merge_parts, propose_parts
 from normwise.invariance.probe import Probe, ProbeMode
 from normwise.invariance.rescale_check import RescaleCheck
 from normwise.invariance.result import Invariances
@@ -28,8 +28,9 @@ from normwise.invariance.verdicts import EpsPasses, Thresholds
 __all__ = ["find_joint"]
 
 _WITHOUT_GROWTH = 8  # backward passes without a higher rank, after which the rank is final
-_COTANGENTS = 8  # backward passes that share a forward pass
+_COTANGENTS, _FEW_COTANGENTS = 8, 2  # backward passes that share a forward pass
 _FIRST_SEED = 16  # the verdicts use lower seeds
+_RECORDED_AT_LEAST = 1 << 24  # the number of sums over units that are recorded in any case
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,22 @@ class _Column:
         units = row.units.get((self.index, self.part.dim))
         return 0.0 if units is None else float(self._of_part(units.scale_squares).sum())
 
-    def has_own_scale(self, rows: Sequence[ScaleGradients], thresholds: Thresholds) -> bool:
+    def has_own_scale(self, record: UnitRecord, thresholds: Thresholds) -> bool:
         """Return whether a part has an effect and is not invariant alone."""
         assert self.part is not None
-        units = [sums for row in rows if (sums := row.units.get((self.index, self.part.dim))) is not None]
-        total = sum(float(sums.scale_squares.sum()) for sums in units)
-        of_part = sum(float(self._of_part(sums.scale_squares).sum()) for sums in units)
-        has_effect = of_part > thresholds.silent**2 * total
-        return has_effect and sum(self.sum_of(row) ** 2 for row in rows) > thresholds.invariant**2 * of_part
+        divisors = np.linalg.norm(np.stack(record.wholes), axis=1).clip(np.finfo(float).tiny)
+        squares = record.squares((self.index, self.part.dim), divisors)
+        of_part = float(self._of_part(squares).sum())
+        if of_part <= thresholds.silent**2 * float(squares.sum()):
+            return False
+        size = np.mean((record.sums_of(self.part) / divisors) ** 2)
+        return bool(size > thresholds.invariant**2 * of_part)
+
+    def values(self, record: UnitRecord) -> Array:
+        """Return Σwg in each recorded pass."""
+        if self.part is not None:
+            return record.sums_of(self.part)
+        return np.array([sums[self.index] for sums in record.wholes])
 
     def tensor(self, probe: Probe) -> Tensor:
         """Return the stand-in, or the view of its part."""
@@ -80,7 +89,6 @@ class _Column:
 def find_joint(
     probe: Probe,
     passes: EpsPasses,
-    divided: list[list[Part]],
     result: Invariances,
     thresholds: Thresholds,
     check: RescaleCheck,
@@ -90,8 +98,7 @@ def find_joint(
 
     Args:
         probe: The probe.
-        passes: The backward passes of the verdicts, with the sums over units of parameters in ``divided``.
-        divided: Parameters that may divide into parts.
+        passes: The backward passes of the verdicts, with the sums over units.
         result: Contains the verdicts; receives the symmetries.
         thresholds: The thresholds.
         check: Confirms by rescaling.
@@ -102,15 +109,32 @@ def find_joint(
     ]
     if not members:
         return
-    rows = passes.shrunk
-    columns = _columns(members, divided, rows, thresholds)
+    shapes = [p.shape for p in probe.parameters]
+    record = UnitRecord(_recorded_places(members, shapes))
+    for row in passes.shrunk[passes.balanced_from or 0 :]:  # where the signal dies, sums are rounding errors
+        record.add(row, squares=True)
+    for row in passes.shrunk:
+        row.units = {}
+    for row in passes.real:
+        row.units = {place: sums for place, sums in row.units.items() if place in record}
     # Without the gradients of all other weights, a convolution saves half of its backward pass.
     others = [p for k, p in enumerate(probe.parameters) if k not in set(members)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        balanced = any(mode.balanced for mode in check.modes.values())
-        matrix = _matrix_of_full_rank(probe, rows, columns, members, thresholds, report, balanced=balanced)
+        balanced = passes.balanced_from is not None
+        columns = [_Column(k) for k in members]
+        divided: list[list[Part]] = []
+        while True:
+            matrix = _matrix_of_full_rank(
+                probe, record, columns, members, thresholds, report, balanced=balanced
+            )
+            whole = [k for k in members if k not in {parts[0].index for parts in divided}]
+            found = propose_parts(record, matrix, probe.names, shapes, whole, thresholds)
+            divided += found
+            if not found:
+                break
+            columns = _columns(members, divided, record, thresholds)
     finally:
         probe.mode = ProbeMode()
         for parameter in others:
@@ -119,6 +143,11 @@ def find_joint(
     is_part = np.array([column.part is not None for column in columns])
     null = null_space(matrix, thresholds.null)
     basis = integer_basis(matrix, null, thresholds.null, is_part)
+    if len(basis) < null.shape[1]:
+        # In deep networks, singular values of what is no symmetry may be small, but are no rounding errors.
+        strict = null_space(matrix, thresholds.rounding)
+        if strict.shape[1] < null.shape[1]:
+            null, basis = strict, integer_basis(matrix, strict, thresholds.rounding, is_part)
     result.unnamed_joint = null.shape[1] - len(basis)
     if result.unnamed_joint:
         warnings.warn(
@@ -148,24 +177,36 @@ def _residual(exponents: Integers, columns: Sequence[_Column], rows: Sequence[Sc
     return float(np.linalg.norm(sums @ exponents)) / size**0.5 if size else float("nan")
 
 
+def _recorded_places(members: Sequence[int], shapes: Sequence[torch.Size]) -> list[tuple[int, int]]:
+    """Return (parameter, dimension) of the units to record: without huge dimensions, to save memory."""
+    places = [(k, d) for k in members for d in range(min(2, len(shapes[k])))]
+    budget = max(_RECORDED_AT_LEAST, sum(shape.numel() for shape in shapes) // 2)
+    passes = len(members) + 2 * _WITHOUT_GROWTH
+    kept = []
+    for k, d in sorted(places, key=lambda place: shapes[place[0]][place[1]]):
+        budget -= passes * shapes[k][d]
+        if budget >= 0:
+            kept.append((k, d))
+    return sorted(kept)
+
+
 def _columns(
-    members: Sequence[int],
-    divided: list[list[Part]],
-    rows: Sequence[ScaleGradients],
-    thresholds: Thresholds,
+    members: Sequence[int], divided: list[list[Part]], record: UnitRecord, thresholds: Thresholds
 ) -> list[_Column]:
     """Return a column for each parameter or part, except for parts without effect or invariant alone."""
     parts_of = {parts[0].index: parts for parts in divided}
     columns = []
     for k in members:
-        parts = [c for part in parts_of.get(k, ()) if (c := _Column(k, part)).has_own_scale(rows, thresholds)]
+        parts = [
+            c for part in parts_of.get(k, ()) if (c := _Column(k, part)).has_own_scale(record, thresholds)
+        ]
         columns += parts if len(parts) > 1 else [_Column(k)]
     return columns
 
 
 def _matrix_of_full_rank(
     probe: Probe,
-    rows: Sequence[ScaleGradients],
+    record: UnitRecord,
     columns: Sequence[_Column],
     members: Sequence[int],
     thresholds: Thresholds,
@@ -173,23 +214,28 @@ def _matrix_of_full_rank(
     *,
     balanced: bool,
 ) -> Array:
-    """Return Σwg, passes × columns, with passes added until the last eight did not increase the rank."""
-    matrix = np.array([[column.sum_of(row) for column in columns] for row in rows])
-    per_unit = {column.index for column in columns if column.part is not None}
-    seed = _FIRST_SEED
+    """Return Σwg, passes × columns, with passes added until eight at new points did not increase the rank."""
+    per_unit = {k for k, _ in record.places}
+    cotangents, without_growth, rank = _COTANGENTS, 0, -1
     while True:
-        earlier = matrix[:-_WITHOUT_GROWTH]
-        rank = numerical_rank(matrix, thresholds.null)
-        if len(earlier) and numerical_rank(earlier, thresholds.null) == rank:
+        matrix = np.stack([column.values(record) for column in columns], axis=1)
+        before, rank = rank, numerical_rank(matrix, thresholds.null)
+        if rank > before:
+            without_growth = 0
+            # Where outputs say little, a new point tells more than another cotangent.
+            cotangents = _COTANGENTS if rank - before > cotangents // 2 else _FEW_COTANGENTS
+        else:
+            without_growth += cotangents
+            cotangents = _FEW_COTANGENTS
+        if without_growth >= _WITHOUT_GROWTH:
             return matrix
+        seed = _FIRST_SEED + len(matrix)
         # with and without random draws in turn
-        probe.mode = ProbeMode(keep_branches=not probe.fixes_draws or seed % 2 == 0, balanced=balanced)
-        new_rows = scale_gradients(probe, seed, _COTANGENTS, per_unit, moved=members)
-        matrix = np.concatenate(
-            [matrix, np.array([[column.sum_of(row) for column in columns] for row in new_rows])]
-        )
-        report("joint symmetries", len(matrix), len(columns) + _WITHOUT_GROWTH)
-        seed += 1
+        draws = probe.fixes_draws and seed // cotangents % 2
+        probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
+        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members):
+            record.add(row, squares=False)
+        report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)
 
 
 def _divided_parts(

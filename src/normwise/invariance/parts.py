@@ -1,16 +1,19 @@
 """Parts of packed parameters (q, k and v in one projection): how to name them, and how to detect them.
 
-A symmetry is a sum of scale gradients that vanishes in every backward pass. The cumulative sums C of the
-units of one parameter (plus those of its bias) reveal two kinds of symmetries between parts of a tensor:
+A symmetry is a sum of scale gradients Σwg that vanishes in every backward pass. So a range of units has a
+scale of its own if its Σwg, as a vector with one entry per pass, is a combination of the Σwg of whole
+parameters: that of the columns that read one of two branches is the sum of what writes this branch. If there
+are more passes than the rank of the whole parameters, some combinations of passes remain to which no whole
+parameter contributes. There, the cumulative sums C of the units of a parameter (plus those of its bias) show
+its parts:
 
-- Two ranges against each other, as queries against keys: 2·C(b) = C(c) in the order q k v,
-  C(b) + C(c) = C(end) in the order q v k, and 2·C(c) = C(b) + C(end) in the order v q k. If heads are
-  interleaved (q₁k₁v₁ q₂k₂v₂ …), the equation holds in every period.
-- A range against another parameter, as values against the output projection, or the linear half of a gated
-  unit against the layer that reads it: C(b) − C(a) = ±e.
+- C(b) = 0: the units before b, and those after it, balance whole parameters.
+- C(a) = C(b): the units from a to b do.
+- C(b) = ±C'(c): the units before b balance units of another parameter.
 
-These equations are between vectors with one entry per backward pass, so eight passes exclude coincidences.
-These divisions are proposals: the null space of all passes, and rescaling, decide.
+If heads are interleaved (q₁k₁v₁ q₂k₂v₂ …), this holds for the sums over all periods. The remaining
+combinations, at least eight, exclude coincidences. These divisions are proposals: the null space of all
+passes, and rescaling, decide.
 """
 
 from __future__ import annotations
@@ -18,20 +21,23 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from normwise.invariance.scale_gradients import Array, ScaleGradients
+from normwise.invariance.symmetries import unexplained_combinations
 from normwise.invariance.verdicts import Thresholds
 
-__all__ = ["Part", "expand_parts", "merge_parts", "parameter_of", "propose_parts"]
+__all__ = ["Part", "UnitRecord", "expand_parts", "merge_parts", "parameter_of", "propose_parts"]
 
 _KEY = re.compile(r"(?P<name>.+?)(\.unflatten\(\d+, \(-1, \d+\)\))?\[(:, )*\d+:\d+\]")
 _RESOLVED = 100.0  # a sum must be this many tolerances large for its equality to be evidence
-_NEIGHBOURS = 4  # how many values on a sorted line are compared, on each side
+_NEIGHBOURS = 3  # how many values on a sorted line are compared
+_MOST_PLACES = 1 << 22  # beyond so many places, only ranges are compared between parameters, not periods
+Place = tuple[int, int]
 Places = NDArray[np.int64]
 
 
@@ -127,8 +133,60 @@ def merge_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]])
     return {whole.get(key, key): e for key, e in symmetry.items()}
 
 
+class UnitRecord:
+    """Σwg of all units, in the backward passes of a search.
+
+    Args:
+        places: (parameter, dimension) of the units to record.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = list(places)
+        self._scale: dict[Place, list[Array]] = {place: [] for place in places}
+        self._squares: dict[Place, dict[int, Array]] = {place: {} for place in places}
+        self.with_squares: list[int] = []
+        self.wholes: list[Array] = []
+
+    def add(self, row: ScaleGradients, *, squares: bool) -> None:
+        """Add a backward pass, with Σ(wg)² if ``squares``: the size of rounding errors follows from a few."""
+        if squares:
+            self.with_squares.append(len(self.wholes))
+        for place, scales in self._scale.items():
+            units = row.units.get(place)
+            scales.append(
+                np.zeros(0) if units is None else units.scale.copy()
+            )  # None: no gradient reached it
+            if squares and units is not None:
+                self._squares[place][len(self.wholes)] = units.scale_squares.copy()
+        self.wholes.append(row.sums)
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._scale
+
+    def scale(self, place: Place) -> Array:
+        """Return Σwg, units × passes."""
+        scales = self._scale[place]
+        size = max(len(scale) for scale in scales)
+        missing = np.zeros(size)
+        return np.stack([scale if len(scale) else missing for scale in scales], axis=1)
+
+    def squares(self, place: Place, divisors: Array) -> Array:
+        """Return Σ(wg)² of each unit, averaged over passes that were divided by ``divisors``."""
+        total = np.zeros(1)
+        for row, squares in self._squares[place].items():
+            total = total + squares / divisors[row] ** 2
+        return np.asarray(total / max(len(self.with_squares), 1))
+
+    def sums_of(self, part: Part) -> Array:
+        """Return Σwg of a part in each pass."""
+        units = self.scale((part.index, part.dim))
+        folded = units.reshape(-1, part.period, units.shape[1])
+        return np.asarray(folded[:, part.start : part.stop].sum((0, 1)))
+
+
 def propose_parts(
-    gradients: Sequence[ScaleGradients],
+    record: UnitRecord,
+    columns: Array,
     names: Sequence[str],
     shapes: Sequence[Sequence[int]],
     candidates: Sequence[int],
@@ -137,197 +195,271 @@ def propose_parts(
     """Return the parameters that may divide into parts, each as its parts in order.
 
     Args:
-        gradients: The backward passes of the verdicts, with the sums over units.
+        record: Σwg of all units, in more passes than the rank of ``columns``.
+        columns: Σwg of whole parameters and known parts, passes × columns.
         names: The name of each parameter.
         shapes: The shape of each parameter.
-        candidates: The parameters that have an effect and are not invariant, not even partly.
+        candidates: The parameters that may divide.
         thresholds: The thresholds.
     """
-    gradients = [row for row in gradients if row.reached[candidates].all()]
-    if not candidates or len(gradients) < 4:  # random draws left out too much for a comparison
-        return []
-    balances = _Balances(gradients, names, candidates)
+    projection = _Projection(record, columns, thresholds)
     divided: list[list[Part]] = []
     done: set[int] = set()
+    undivided: list[_Sequence] = []
     for k in sorted(candidates, key=lambda k: len(shapes[k]) < 2):  # a bias divides with its weight
         if k in done or not shapes[k]:
             continue
-        for dim, biases in _units_to_divide(k, names, shapes, [j for j in candidates if j not in done]):
-            sums = _CumulativeSums(gradients, [(k, dim), *((j, 0) for j in biases)], thresholds)
-            ends, period = _division(sums, balances.without([k, *biases]))
+        others = [j for j in candidates if j not in done]
+        for members in _units_to_divide(k, names, shapes, others, record):
+            sequence = _Sequence(members, projection)
+            ends, period = sequence.division()
             if len(ends) > 2:
-                size = sums.size
-                for j, d in [(k, dim), *((j, 0) for j in biases)]:
-                    divided.append([Part(j, d, a, b, period, size) for a, b in itertools.pairwise(ends)])
-                    done.add(j)
+                divided += sequence.parts(ends, period)
+                done |= sequence.parameters
+                undivided = [s for s in undivided if not s.parameters & done]
                 break
-    return divided
+            undivided.append(sequence)
+    return divided + _by_equal_sums(undivided, projection)
 
 
 def _units_to_divide(
-    k: int, names: Sequence[str], shapes: Sequence[Sequence[int]], candidates: Sequence[int]
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield (dimension, biases that divide with it): with the biases of the module first, then without."""
+    k: int,
+    names: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    candidates: Sequence[int],
+    record: UnitRecord,
+) -> Iterator[tuple[Place, ...]]:
+    """Yield what divides together: units of ``k`` with the vectors of the module first, then without."""
     module = names[k].rpartition(".")[0]
-    dims = range(min(2, len(shapes[k])))
-    biases = {
+    dims = [d for d in range(min(2, len(shapes[k]))) if (k, d) in record and shapes[k][d] > 1]
+    vectors = {
         dim: [
-            j
+            (j, 0)
             for j in candidates
-            if j != k and names[j].rpartition(".")[0] == module and tuple(shapes[j]) == (shapes[k][dim],)
+            if j != k
+            and names[j].rpartition(".")[0] == module
+            and tuple(shapes[j]) == (shapes[k][dim],)
+            and (j, 0) in record
         ]
         for dim in dims
-        if len(shapes[k]) > 1
     }
     for dim in dims:
-        yield dim, biases.get(dim, [])
-    for dim, of_dim in biases.items():
-        if of_dim:
-            yield dim, []
+        yield ((k, dim), *vectors[dim])
+    for dim in dims:
+        if vectors[dim]:
+            yield ((k, dim),)
 
 
-def _division(sums: _CumulativeSums, balances: tuple[Array, Array]) -> tuple[list[int], int]:
-    """Return the ends of the parts within a period, and the period."""
-    size = sums.size
-    ends, period = {0, size}, size
-    pair = sums.equal_neighbours()
-    if pair is not None:
-        period = sums.period(*pair)
-        ends = {0, *pair, period}
-    else:
-        for shorter in (p for p in range(3, size + 1) if size % p == 0):
-            pair = sums.equal_apart(shorter)
-            if pair is not None:
-                ends, period = {0, *pair, shorter}, shorter
-                break
-    if period == size:
-        ends |= set(sums.balanced_ends(sorted(ends), *balances))
-    return sorted(ends), period
+class _Projection:
+    """The combinations of passes to which no column contributes, and the passes that they combine."""
+
+    def __init__(self, record: UnitRecord, columns: Array, thresholds: Thresholds) -> None:
+        self.record, self.thresholds = record, thresholds
+        self.combinations, self.divisors = unexplained_combinations(columns, thresholds.null)
+        self.direction = np.random.default_rng(0).normal(size=self.combinations.shape[1])
 
 
-class _Balances:
-    """The sums that may balance a range of units: those of a parameter, or of a weight with its bias."""
+@dataclass
+class _Sequence:
+    """The units of one dimension of a parameter, plus those of its bias, in order.
 
-    def __init__(
-        self, gradients: Sequence[ScaleGradients], names: Sequence[str], candidates: Sequence[int]
-    ) -> None:
-        sums, squares = np.stack([r.sums for r in gradients]), np.stack([r.squares for r in gradients])
-        modules: dict[str, list[int]] = {}
-        for k in candidates:
-            modules.setdefault(names[k].rpartition(".")[0], []).append(k)
-        self._members = [[k] for k in candidates] + [pair for pair in modules.values() if len(pair) == 2]
-        self._sums = np.stack([sums[:, members].sum(1) for members in self._members])
-        self._squares = np.array([squares[:, members].sum() for members in self._members])
+    Attributes:
+        members: (parameter, dimension) of the tensors.
+        projection: The combinations of passes to compare.
+    """
 
-    def without(self, indices: Sequence[int]) -> tuple[Array, Array]:
-        """Return Σwg (balances × passes) and Σ(wg)² of those that do not contain these parameters."""
-        kept = [not set(members) & set(indices) for members in self._members]
-        return self._sums[kept], self._squares[kept]
+    members: tuple[Place, ...]
+    projection: _Projection
+    _units: Array = field(init=False)
+    _combined: Array = field(init=False)
+    _squares: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        record = self.projection.record
+        total = sum(record.scale(place) for place in self.members)
+        assert isinstance(total, np.ndarray)
+        self._units = total / self.projection.divisors
+        self._combined = self._units @ self.projection.combinations
+        squares = sum(record.squares(place, self.projection.divisors) for place in self.members)
+        self._squares = np.broadcast_to(squares, (self.size,))
+
+    @property
+    def size(self) -> int:
+        return len(self._units)
+
+    @property
+    def parameters(self) -> set[int]:
+        return {k for k, _ in self.members}
+
+    def parts(self, ends: Sequence[int], period: int) -> list[list[Part]]:
+        """Return the parts of each tensor."""
+        return [
+            [Part(k, dim, a, b, period, self.size) for a, b in itertools.pairwise(ends)]
+            for k, dim in self.members
+        ]
+
+    def periods(self) -> list[int]:
+        """Return the lengths that periods may have, from the whole down."""
+        return [p for p in range(self.size, 2, -1) if self.size % p == 0]
+
+    def cumulative(self, period: int) -> tuple[Array, Array]:
+        """Return C of the combined passes, summed over all periods, and the tolerance of an equality."""
+        combined = self._combined.reshape(-1, period, self._combined.shape[1]).sum(0)
+        squares = np.concatenate([[0.0], np.cumsum(self._squares.reshape(-1, period).sum(0))])
+        smaller = np.minimum(squares, squares[-1] - squares)
+        # the rounding error of the whole, too, however small the range
+        allowed = self.projection.thresholds.invariant * np.sqrt(smaller) + 1e-10 * np.sqrt(squares[-1])
+        sums = np.concatenate([np.zeros((1, combined.shape[1])), np.cumsum(combined, axis=0)])
+        return sums, allowed * combined.shape[1] ** 0.5
+
+    def division(self) -> tuple[list[int], int]:
+        """Return the ends of the parts within a period, and the period, where C is zero; else one part."""
+        for period in self.periods():
+            sums, allowed = self.cumulative(period)
+            hits = np.flatnonzero(np.linalg.norm(sums, axis=1) <= allowed)
+            ends = self.distinct([int(b) for b in hits if 0 < b < period], period)
+            if len(ends) > 2:
+                return ends, period
+        return [0, self.size], self.size
+
+    def distinct(self, places: Sequence[int], period: int) -> list[int]:
+        """Return 0, those of ``places`` between which Σwg is nonzero, and the period."""
+        ends = [0]
+        for b in places:
+            if self.is_nonzero(ends[-1], b, period) and self.is_nonzero(b, period, period):
+                ends.append(b)
+        return [*ends, period]
+
+    def is_nonzero(self, low: int, high: int, period: int) -> bool:
+        """Return whether Σwg over these units is nonzero, and no rounding error of larger sums."""
+        units = self._units.reshape(-1, period, self._units.shape[1])[:, low:high].sum((0, 1))
+        squares = float(self._squares.reshape(-1, period)[:, low:high].sum())
+        size = float(np.mean(units**2)) ** 0.5
+        thresholds = self.projection.thresholds
+        whole = float(self._squares.sum()) ** 0.5
+        return bool(size > max(thresholds.nonzero * squares**0.5, thresholds.silent * whole))
+
+    def whole(self) -> tuple[Array, float]:
+        """Return Σwg of all units in each pass, and the tolerance of an equality."""
+        squares = float(self._squares.sum()) * self._units.shape[1]
+        return self._units.sum(0), self.projection.thresholds.invariant * squares**0.5
 
 
-class _CumulativeSums:
-    """Cumulative sums over the units of one dimension of a weight, plus those of its bias."""
+@dataclass(frozen=True)
+class _Cut:
+    """Places at which sequences divide.
 
-    def __init__(
-        self,
-        gradients: Sequence[ScaleGradients],
-        members: Sequence[tuple[int, int]],
-        thresholds: Thresholds,
-    ) -> None:
-        scale = sum(np.stack([row.units[m].scale for row in gradients]) for m in members)
-        squares = sum(np.stack([row.units[m].scale_squares for row in gradients]).sum(0) for m in members)
-        assert isinstance(scale, np.ndarray)
-        assert isinstance(squares, np.ndarray)
-        self.size = int(scale.shape[1])
-        self._sums: Array = np.concatenate([np.zeros((1, len(gradients))), np.cumsum(scale.T, axis=0)])
-        self._squares: Array = np.concatenate([[0.0], np.cumsum(squares)])
-        self._thresholds = thresholds
-        self._direction = np.random.default_rng(0).normal(size=len(gradients))
-        self._line = self._sums @ self._direction
-        self._order = np.argsort(self._line, kind="stable")
+    Attributes:
+        covered: The number of units of the range that balances another.
+        places: (sequence, period, places within a period).
+    """
 
-    def equal_neighbours(self) -> tuple[int, int] | None:
-        """Return the first (b, c) such that the units before b balance those from b to c."""
-        whole = np.arange(2, self.size + 1)
-        hits: list[tuple[int, int]] = []
-        for b in self._nearest(self._line[whole] / 2):
-            gap = np.linalg.norm(2 * self._sums[b] - self._sums[whole], axis=1)
-            tolerance = self._thresholds.invariant * np.sqrt(self._squares[whole])
-            good = (b > 0) & (b < whole) & (gap <= tolerance)
-            for end, middle in zip(whole[good].tolist(), b[good].tolist(), strict=True):
-                if self._is_nonzero(0, middle) and self._is_nonzero(middle, end):
-                    hits.append((end, middle))
-        return (min(hits)[1], min(hits)[0]) if hits else None
+    covered: int
+    places: tuple[tuple[int, int, tuple[int, ...]], ...]
 
-    def equal_apart(self, period: int) -> tuple[int, int] | None:
-        """Return (b, c) such that the last range of every period, from c, balances another range.
 
-        That is [0, b), as in queries, values, keys, or [b, c), as in values, queries, keys.
-        """
-        inner = np.arange(1, period)
-        starts = np.arange(0, self.size, period)
-        for middle in (False, True):
-            # C(b) = C(p) − C(c), or C(c) − C(b) = C(p) − C(c)
-            targets = (
-                (self._line[inner] + self._line[period]) / 2
-                if middle
-                else (self._line[period] - self._line[inner])
-            )
-            for nearest in self._nearest(targets):
-                for first, second in zip(inner.tolist(), nearest.tolist(), strict=True):
-                    b, c = first, second
-                    if not 0 < b < c < period:
-                        continue
-                    low = self._sums[starts + (b if middle else 0)]
-                    high = self._sums[starts + (c if middle else b)]
-                    gap = high - low - (self._sums[starts + period] - self._sums[starts + c])
-                    squares = self._squares[starts + period] - self._squares[starts]
-                    tolerance = self._thresholds.invariant * np.sqrt(squares)
-                    if (np.linalg.norm(gap, axis=1) <= tolerance).all() and all(
-                        self._is_nonzero(x, y) for x, y in ((0, b), (b, c), (c, period))
-                    ):
-                        return b, c
-        return None
+def _by_equal_sums(sequences: Sequence[_Sequence], projection: _Projection) -> list[list[Part]]:
+    """Return parts that balance parts: C(b) = ±C'(c) in two parameters, or C(a) = C(b) in one."""
+    divided: list[list[Part]] = []
+    done: set[int] = set()
+    for cut in sorted(_equalities(sequences, projection), key=lambda cut: -cut.covered):
+        found = [(sequences[i], sequences[i].distinct(at, period), period) for i, period, at in cut.places]
+        if any(s.parameters & done or len(ends) < 3 for s, ends, _ in found):
+            continue
+        for sequence, ends, period in found:
+            divided += sequence.parts(ends, period)
+            done |= sequence.parameters
+    return divided
 
-    def period(self, b: int, c: int) -> int:
-        """Return the smallest period in which the units before b balance those from b to c."""
-        for period in range(c, self.size):
-            if self.size % period:
+
+def _equalities(sequences: Sequence[_Sequence], projection: _Projection) -> Iterator[_Cut]:
+    """Yield the largest ranges of units that balance each other, for each pair of sequences."""
+    line, allowed, which, periods, places = _table(sequences, projection)
+    order = np.argsort(np.abs(line), kind="stable")
+    groups: dict[tuple[int, int, int, int, int], list[tuple[int, int]]] = {}
+    tied = _ties(sequences)
+    for offset in range(1, _NEIGHBOURS + 1):
+        a, b = order[:-offset], order[offset:]
+        near = np.abs(np.abs(line[a]) - np.abs(line[b])) <= 4 * np.maximum(allowed[a], allowed[b])
+        for one, two in zip(a[near].tolist(), b[near].tolist(), strict=True):
+            i, j = int(one), int(two)
+            if (which[i], periods[i], places[i]) > (which[j], periods[j], places[j]):
+                i, j = j, i
+            sign = 1 if line[i] * line[j] > 0 else -1
+            first, second = int(which[i]), int(which[j])
+            if first == second:
+                if periods[i] != periods[j] or sign < 0:
+                    continue
+            elif (sequences[first].members[0][0], sequences[second].members[0][0]) in tied:
                 continue
-            first = np.arange(0, self.size, period)
-            gap = np.linalg.norm(
-                2 * self._sums[first + b] - self._sums[first] - self._sums[first + c], axis=1
-            )
-            squares = self._squares[first + c] - self._squares[first]
-            if (gap <= self._thresholds.invariant * np.sqrt(squares)).all():
-                return period
-        return self.size
+            key = first, int(periods[i]), second, int(periods[j]), sign
+            groups.setdefault(key, []).append((int(places[i]), int(places[j])))
+    for (first, period, second, other, sign), pairs in groups.items():
+        sums, within = sequences[first].cumulative(period)
+        others, too = sequences[second].cumulative(other)
+        equal = [(b, c) for b, c in pairs if _agree(sums[b], sign * others[c], within[b], too[c])]
+        if not equal:
+            continue
+        repeats = sequences[first].size // period
+        if first == second:
+            start, stop = max(equal, key=lambda bc: bc[1] - bc[0])
+            yield _Cut((stop - start) * repeats, ((first, period, (start, stop)),))
+            continue
+        low, high = min(equal), max(equal)  # units that balance one by one give a place for each of them
+        from_start = low[0] <= period - high[0]
+        place, partner = high if from_start else low
+        covered = (place if from_start else period - place) * repeats
+        yield _Cut(covered, ((first, period, (place,)), (second, other, (partner,))))
 
-    def balanced_ends(self, anchors: Sequence[int], sums: Array, squares: Array) -> Iterator[int]:
-        """Yield places b such that one of ``sums`` balances the units between b and an anchor."""
-        for a in anchors:
-            for sign in (1, -1):
-                targets = self._sums[a] + sign * sums
-                for b in self._nearest(targets @ self._direction):
-                    gap = np.linalg.norm(self._sums[b] - targets, axis=1)
-                    of_range = np.abs(self._squares[b] - self._squares[a])
-                    tolerance = self._thresholds.invariant * np.sqrt(of_range + squares)
-                    # a balance of much larger terms equals any small sum to within its rounding error
-                    seen = np.linalg.norm(self._sums[b] - self._sums[a], axis=1) > _RESOLVED * tolerance
-                    for place in np.unique(b[(gap <= tolerance) & seen]).tolist():
-                        low, high = min(a, place), max(a, place)
-                        rest = self._squares[-1] - (self._squares[high] - self._squares[low])
-                        rest_matters = rest > self._thresholds.nonzero**2 * self._squares[-1]
-                        if place not in anchors and rest_matters and self._is_nonzero(low, high):
-                            yield place
 
-    def _is_nonzero(self, low: int, high: int) -> bool:
-        """Return whether the sum over these units is nonzero."""
-        size = np.linalg.norm(self._sums[high] - self._sums[low])
-        return bool(size > self._thresholds.nonzero * np.sqrt(self._squares[high] - self._squares[low]))
+def _agree(a: Array, b: Array, within: float, too: float) -> bool:
+    """Return whether two vectors are equal, within the larger tolerance if they are comparable."""
+    return bool(np.linalg.norm(a - b) <= min(max(within, too), 10 * min(within, too)))
 
-    def _nearest(self, values: Array) -> Iterator[Places]:
-        """Yield places whose cumulative sum, on the line, is nearest to each value."""
-        at = np.searchsorted(self._line[self._order], values)
-        for offset in range(-_NEIGHBOURS, _NEIGHBOURS):
-            yield self._order[np.clip(at + offset, 0, self.size)]
+
+def _table(
+    sequences: Sequence[_Sequence], projection: _Projection
+) -> tuple[Array, Array, Places, Places, Places]:
+    """Return all nonzero C on a line: value, tolerance, sequence, period, place."""
+    lines: list[Array] = []
+    tolerances: list[Array] = []
+    entries: list[Places] = []
+    count = 0
+    for i, sequence in enumerate(sequences):
+        for period in sequence.periods() if count < _MOST_PLACES else [sequence.size]:
+            sums, allowed = sequence.cumulative(period)
+            places = np.arange(1, period)
+            seen = np.linalg.norm(sums[places], axis=1) > _RESOLVED * allowed[places]
+            places = places[seen]
+            count += len(places)
+            lines.append(sums[places] @ projection.direction)
+            tolerances.append(allowed[places])
+            entries.append(np.stack([np.full(len(places), i), np.full(len(places), period), places]))
+    if not lines:
+        return np.zeros(0), np.zeros(0), *np.zeros((3, 0), dtype=np.int64)
+    which, periods, at = np.concatenate(entries, axis=1)
+    return np.concatenate(lines), np.concatenate(tolerances), which, periods, at
+
+
+def _ties(sequences: Sequence[_Sequence]) -> set[tuple[int, int]]:
+    """Return pairs of parameters that balance each other as wholes, with or without their biases.
+
+    Their units may balance one by one, but these are no parts.
+    """
+    wholes = [sequence.whole() for sequence in sequences]
+    tied = {(k, k) for sequence in sequences for k in sequence.parameters}
+    tied |= {(s.members[0][0], k) for s in sequences for k in s.parameters}
+    tied |= {(k, s.members[0][0]) for s in sequences for k in s.parameters}
+    lengths = np.array([float(np.linalg.norm(whole)) for whole, _ in wholes])
+    order = np.argsort(lengths, kind="stable").tolist()
+    for place, i in enumerate(order):
+        for j in order[place + 1 :]:
+            allowed = wholes[i][1] + wholes[j][1]
+            if lengths[j] - lengths[i] > allowed:
+                break
+            first, second = wholes[i][0], wholes[j][0]
+            gap = min(np.linalg.norm(first - second), np.linalg.norm(first + second))
+            if gap <= allowed:
+                a, b = sequences[i].members[0][0], sequences[j].members[0][0]
+                tied |= {(a, b), (b, a)}
+    return tied

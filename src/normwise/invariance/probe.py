@@ -292,14 +292,14 @@ def _layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, bool]:
 
 
 def _balance(values: Tensor, *, is_bias: bool) -> None:
-    """Make biases positive, and scale weights to a gain near one, with a mean that keeps ReLUs alive."""
+    """Make biases positive, and scale weights to a gain of one, with a mean that keeps ReLUs alive."""
     if is_bias:
         values.abs_()
         return
     fan_in = values[0].numel()
     size = float(torch.linalg.vector_norm(values)) / values.numel() ** 0.5
     if size > 0:
-        values.mul_(1.1 / fan_in**0.5 / size).add_(1.1 / fan_in)
+        values.mul_(0.5 / fan_in**0.5 / size).add_(1.0 / fan_in)
 
 
 def _chunks(tensor: Tensor) -> Sequence[Tensor]:

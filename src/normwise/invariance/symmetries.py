@@ -9,26 +9,41 @@ from numpy.typing import NDArray
 
 from normwise.invariance.scale_gradients import Array
 
-__all__ = ["Integers", "integer_basis", "jointly_invariant_groups", "null_space", "numerical_rank"]
+__all__ = [
+    "Integers",
+    "integer_basis",
+    "jointly_invariant_groups",
+    "null_space",
+    "numerical_rank",
+    "unexplained_combinations",
+]
 
 Integers = NDArray[np.int64]
 
 _TRIALS = 24  # random choices of pivots
 _DENOMINATORS = (1, 2, 3, 4, 6)
 _ROUNDING = 1e-3  # how far an exponent may be from an integer
+_LARGEST = 64  # larger exponents than this are a coincidence
 _ZERO = 1e-9
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
     """Return ``matrix`` with unit rows and columns of equal RMS, and the divisors of the columns."""
-    columns = np.ones(matrix.shape[1])
+    scaled, _, columns = _scaled_both(matrix)
+    return scaled, columns
+
+
+def _scaled_both(matrix: Array) -> tuple[Array, Array, Array]:
+    """Return ``matrix`` with unit rows and columns of equal RMS, and the divisors of rows and columns."""
+    columns, divisors = np.ones(matrix.shape[1]), np.ones(len(matrix))
     for _ in range(3):
         rows = np.linalg.norm(matrix, axis=1, keepdims=True)
-        matrix = matrix / np.where(rows > 0, rows, 1.0)
+        rows = np.where(rows > 0, rows, 1.0)
+        matrix, divisors = matrix / rows, divisors * rows[:, 0]
         size = np.sqrt(np.mean(matrix**2, axis=0))
         size = np.where(size > 0, size, 1.0)
         matrix, columns = matrix / size, columns * size
-    return matrix, columns
+    return matrix, divisors, columns
 
 
 def numerical_rank(matrix: Array, threshold: float) -> int:
@@ -56,6 +71,27 @@ def null_space(matrix: Array, threshold: float) -> Array:
     _, _, vectors = np.linalg.svd(scaled, full_matrices=True)
     rank = numerical_rank(matrix, threshold)
     return np.asarray(vectors[rank:].T / columns[:, None])
+
+
+def unexplained_combinations(matrix: Array, threshold: float) -> tuple[Array, Array]:
+    """Return orthonormal combinations of passes to which no column contributes, and divisors of the passes.
+
+    Args:
+        matrix: Scale gradients, passes × columns, with more passes than its rank.
+        threshold: See :func:`numerical_rank`.
+
+    Returns:
+        The combinations, passes × number, of passes that were divided by the divisors first.
+
+    Example:
+        >>> rows = np.random.default_rng(0).normal(size=(5, 2))
+        >>> combinations, divisors = unexplained_combinations(rows, 1e-6)
+        >>> combinations.shape, bool(np.abs(combinations.T @ (rows / divisors[:, None])).max() < 1e-12)
+        ((5, 3), True)
+    """
+    scaled, divisors, _ = _scaled_both(matrix)
+    vectors, _, _ = np.linalg.svd(scaled, full_matrices=True)
+    return np.asarray(vectors[:, numerical_rank(matrix, threshold) :]), divisors
 
 
 def integer_basis(
@@ -121,7 +157,8 @@ def _integers(vector: Array) -> Integers | None:
         rounded = np.rint(multiple)
         if np.abs(multiple - rounded).max() <= _ROUNDING * denominator and rounded.any():
             integers = rounded.astype(np.int64)
-            return np.asarray(integers // np.gcd.reduce(integers))
+            integers //= np.gcd.reduce(integers)
+            return integers if np.abs(integers).max() <= _LARGEST else None
     return None
 
 

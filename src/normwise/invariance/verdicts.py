@@ -37,6 +37,7 @@ class Thresholds:
         replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
             this.
         null: Singular values of unit-RMS columns up to this threshold count as zero.
+        rounding: The same, where some between the two belong to no symmetry.
     """
 
     eps_factor: float
@@ -47,6 +48,7 @@ class Thresholds:
     real_constants: float
     replaced: float
     null: float
+    rounding: float
 
     @staticmethod
     def of(dtype: torch.dtype, tolerance: float | None = None) -> Thresholds:
@@ -71,6 +73,7 @@ _DOUBLE = Thresholds(
     real_constants=0.05,
     replaced=1e-7,
     null=1e-6,
+    rounding=1e-10,
 )
 _SINGLE = Thresholds(
     eps_factor=1e-6,
@@ -81,6 +84,7 @@ _SINGLE = Thresholds(
     real_constants=0.05,
     replaced=1e-3,
     null=1e-4,
+    rounding=1e-5,
 )
 
 
@@ -94,12 +98,14 @@ class EpsPasses:
         paired: Those of ``shrunk`` that differ from ``real`` in eps only.
         nudged: The first passes of ``shrunk`` again, with all values nudged by a small fraction. Gradients
             that are rounding errors change completely; others hardly change, however small they are.
+        balanced_from: The number of the first pass of ``shrunk`` with balanced weights, if there is any.
     """
 
     shrunk: list[ScaleGradients] = field(default_factory=list)
     real: list[ScaleGradients] = field(default_factory=list)
     paired: list[ScaleGradients] = field(default_factory=list)
     nudged: list[ScaleGradients] = field(default_factory=list)
+    balanced_from: int | None = None
 
     def visible(self, thresholds: Thresholds) -> NDArray[np.bool_]:
         """Return whether each parameter has a gradient above rounding errors."""
