@@ -273,15 +273,18 @@ class _Sequence:
     _units: Array = field(init=False)
     _combined: Array = field(init=False)
     _squares: Array = field(init=False)
+    _first: Array = field(init=False)
+    _first_squares: Array = field(init=False)
 
     def __post_init__(self) -> None:
         record = self.projection.record
-        total = sum(record.scale(place) for place in self.members)
-        assert isinstance(total, np.ndarray)
-        self._units = total / self.projection.divisors
+        scales = [record.scale(place) / self.projection.divisors for place in self.members]
+        squares = [record.squares(place, self.projection.divisors) for place in self.members]
+        self._first, self._units = scales[0], np.sum(scales, axis=0)
+        self._first_squares, self._squares = (
+            np.broadcast_to(values, (self.size,)) for values in (squares[0], np.sum(squares, axis=0))
+        )
         self._combined = self._units @ self.projection.combinations
-        squares = sum(record.squares(place, self.projection.divisors) for place in self.members)
-        self._squares = np.broadcast_to(squares, (self.size,))
 
     @property
     def size(self) -> int:
@@ -331,13 +334,15 @@ class _Sequence:
         return [*ends, period]
 
     def is_nonzero(self, low: int, high: int, period: int) -> bool:
-        """Return whether Σwg over these units is nonzero, and no rounding error of larger sums."""
-        units = self._units.reshape(-1, period, self._units.shape[1])[:, low:high].sum((0, 1))
-        squares = float(self._squares.reshape(-1, period)[:, low:high].sum())
-        size = float(np.mean(units**2)) ** 0.5
+        """Return whether Σwg over these units, with and without the biases, is no rounding error."""
         thresholds = self.projection.thresholds
-        whole = float(self._squares.sum()) ** 0.5
-        return bool(size > max(thresholds.nonzero * squares**0.5, thresholds.silent * whole))
+        for units, squares in ((self._units, self._squares), (self._first, self._first_squares)):
+            size = float(np.mean(units.reshape(-1, period, units.shape[1])[:, low:high].sum((0, 1)) ** 2))
+            of_range = float(squares.reshape(-1, period)[:, low:high].sum())
+            least = max(thresholds.nonzero**2 * of_range, thresholds.silent**2 * float(squares.sum()))
+            if size <= least:
+                return False
+        return True
 
     def whole(self) -> tuple[Array, float]:
         """Return Σwg of all units in each pass, and the tolerance of an equality."""
@@ -364,7 +369,9 @@ def _by_equal_sums(sequences: Sequence[_Sequence], projection: _Projection) -> l
     done: set[int] = set()
     for cut in sorted(_equalities(sequences, projection), key=lambda cut: -cut.covered):
         found = [(sequences[i], sequences[i].distinct(at, period), period) for i, period, at in cut.places]
-        if any(s.parameters & done or len(ends) < 3 for s, ends, _ in found):
+        if any(s.parameters & done for s, _, _ in found):
+            continue
+        if any(len(ends) < len(at) + 2 for (_, ends, _), (_, _, at) in zip(found, cut.places, strict=True)):
             continue
         for sequence, ends, period in found:
             divided += sequence.parts(ends, period)
