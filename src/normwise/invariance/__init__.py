@@ -4,15 +4,17 @@ The public names stand here; the modules of this package are private.
 """
 
 from normwise.invariance.find import find_invariances
-from normwise.invariance.parts import expand_parts, merge_parts, parameter_of
+from normwise.invariance.parts import dimension_of, expand_parts, merge_parts, parameter_of, widened_part
 from normwise.invariance.result import Evidence, Invariances, SearchStats
 
 __all__ = [
     "Evidence",
     "Invariances",
     "SearchStats",
+    "dimension_of",
     "expand_parts",
     "find_invariances",
     "merge_parts",
     "parameter_of",
+    "widened_part",
 ]

@@ -31,9 +31,21 @@ from normwise.invariance.scale_gradients import Array, ScaleGradients
 from normwise.invariance.symmetries import unexplained_combinations
 from normwise.invariance.verdicts import Thresholds
 
-__all__ = ["Part", "UnitRecord", "expand_parts", "merge_parts", "parameter_of", "propose_parts"]
+__all__ = [
+    "Part",
+    "UnitRecord",
+    "dimension_of",
+    "expand_parts",
+    "merge_parts",
+    "parameter_of",
+    "propose_parts",
+    "widened_part",
+]
 
-_KEY = re.compile(r"(?P<name>.+?)(\.unflatten\(\d+, \(-1, \d+\)\))?\[(:, )*\d+:\d+\]")
+_KEY = re.compile(
+    r"(?P<name>.+?)(\.unflatten\(\d+, \(-1, (?P<period>\d+)\)\))?"
+    r"\[(?P<before>(:, )*)(?P<start>\d+):(?P<stop>\d+)\]"
+)
 _RESOLVED = 100.0  # a sum must be this many tolerances large for its equality to be evidence
 _NEIGHBOURS = 3  # how many values on a sorted line are compared
 _MOST_PLACES = 1 << 22  # beyond so many places, only ranges are compared between parameters, not periods
@@ -95,6 +107,49 @@ def parameter_of(key: str) -> str:
     """
     match = _KEY.fullmatch(key)
     return match["name"] if match else key
+
+
+def dimension_of(key: str) -> int | None:
+    """Return the dimension that a part divides, or None for a whole parameter.
+
+    Example:
+        >>> dimension_of("c_attn.weight[:, 0:8]"), dimension_of("c_attn.weight")
+        (1, None)
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    return match["before"].count(":") - (match["period"] is not None)
+
+
+def widened_part(key: str, shape: Sequence[int], wide: Sequence[int]) -> str:
+    """Return the key of the part with the same share of a wider parameter, in as many periods.
+
+    Args:
+        key: The key of a part.
+        shape: The shape of the parameter that it belongs to.
+        wide: The shape of the wider parameter.
+
+    Raises:
+        ValueError: The part would not start or end between two units.
+
+    Example:
+        >>> widened_part("qkv.weight[8:16]", (24, 8), (2304, 768))
+        'qkv.weight[768:1536]'
+        >>> widened_part("qkv.bias.unflatten(0, (-1, 24))[:, 8:16]", (96,), (768,))
+        'qkv.bias.unflatten(0, (-1, 192))[:, 64:128]'
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return key
+    folded, dim = match["period"] is not None, dimension_of(key)
+    assert dim is not None
+    places = [int(match["start"]), int(match["stop"]), int(match["period"] or shape[dim])]
+    if any(place * wide[dim] % shape[dim] for place in places):
+        raise ValueError(f"the part {key!r} of {shape[dim]} units is no whole number of {wide[dim]} units")
+    start, stop, period = (place * wide[dim] // shape[dim] for place in places)
+    size = wide[dim]
+    return Part(0, dim, start, stop, period if folded else size, size).key(match["name"])
 
 
 def expand_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from normwise.planning.shares import link, share_out
 from normwise.planning.stepping import Stepping
 from normwise.planning.tables import by_pattern, label, starred, table
 from normwise.planning.treatment import Symmetry, Treatment, Verdict
+from normwise.planning.widening import widen
 from normwise.units import Unit
 
 __all__ = ["Plan", "plan"]
@@ -359,8 +360,31 @@ class Plan:
         """Return the plan that :meth:`to_json` wrote, for ``model``; as :meth:`load` does from a file."""
         return cls(model, *storage.from_json(text, model))
 
-    def apply_to(self, model: nn.Module) -> Plan:
-        """Return the same plan for another copy of the model; see :meth:`load`."""
+    def apply_to(self, model: nn.Module, widened: bool = False) -> Plan:
+        """Return the same plan for another copy of the model, whose names, shapes and ties must be equal.
+
+        Args:
+            model: The copy; it may be wrapped or sharded, as in :meth:`load`.
+            widened: Whether the model may be wider than the one that was planned. Symmetries do not depend on
+                widths, so a large model can be planned by a narrow copy: the same configuration with fewer
+                heads, channels, experts in a stack and words, all layers, and the same ratios between parts
+                of packed parameters. Units keep their dimension, and parts their share of it.
+
+        Raises:
+            TypeError: ``model`` is not a module.
+            ValueError: The plan does not fit or carry over; the message names the first difference.
+
+        Example:
+            >>> import torch
+            >>> def net(width):
+            ...     return torch.nn.Sequential(
+            ...         torch.nn.Linear(3, width, bias=False), torch.nn.BatchNorm1d(width)
+            ...     )
+            >>> plan(net(4), [torch.randn(8, 3)]).apply_to(net(512), widened=True).units
+            [Unit((512, 3), dim=0)]
+        """
+        if widened:
+            return Plan(model, *widen(self.treatments, self.symmetries, model))
         return Plan(model, self.treatments, self.symmetries)
 
     def __str__(self) -> str:
