@@ -216,9 +216,12 @@ def _matrix_of_full_rank(
 ) -> Array:
     """Return Σwg, passes × columns, with passes added until eight at new points did not increase the rank."""
     per_unit = {k for k, _ in record.places}
+    matrix = np.stack([column.values(record) for column in columns], axis=1)
+    earlier = matrix[:-_WITHOUT_GROWTH]
+    if len(earlier) and numerical_rank(earlier, thresholds.null) == numerical_rank(matrix, thresholds.null):
+        return matrix
     cotangents, without_growth, rank = _COTANGENTS, 0, -1
     while True:
-        matrix = np.stack([column.values(record) for column in columns], axis=1)
         before, rank = rank, numerical_rank(matrix, thresholds.null)
         if rank > before:
             without_growth = 0
@@ -235,6 +238,7 @@ def _matrix_of_full_rank(
         probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
         for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members):
             record.add(row, squares=False)
+        matrix = np.stack([column.values(record) for column in columns], axis=1)
         report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)
 
 
