@@ -41,6 +41,8 @@ POINTS, COTANGENTS = 2, 4  # verdicts: generic points with shrunk eps, and backw
 DRAWN_SEEDS = range(2, 8)  # points with the model's random draws, if it has any that the probe fixes
 BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal dies at the others
 NUDGE, NUDGED_COTANGENTS = 1e-4, 2
+SCALES_WITH_VALUES = 100.0  # an effect grows with the change of values at least so much more than rounding
+OWN_SEED = 12  # the model's own values
 _CHECK_SEEDS = (0, 1)
 
 
@@ -241,8 +243,12 @@ class _Search:
 
     def _decide_silent(self, draft: DraftVerdicts) -> None:
         """Replace the values of parameters without a visible gradient, and decide by the outputs."""
+        if draft.silent:
+            self._check.modes[OWN_SEED] = ProbeMode(as_is=True)
         by_size = self._changes_by_replacement(draft.silent)
         by_sign = self._changes_by_replacement([k for k in draft.silent if k not in by_size], signs=True)
+        self._check.modes.pop(OWN_SEED, None)
+        traces = self._traces([k for k in draft.silent if k not in by_size and k not in by_sign])
         # A dead parameter wakes up near zero; if a norm removes its size, only its sign matters.
         by_any_size = self._changes_by_replacement(list(by_sign), decades=6.0)
         changed = self._changes_by_replacement(draft.canceling, signs=True)
@@ -259,11 +265,33 @@ class _Search:
                 change, values = (by_size[k], "values") if k in by_size else (by_sign[k], "signs")
                 reason = f"{why}, but other {values} change the outputs by {change:.0e}"
                 draft.evidence[k] = Evidence("undetermined", reason=reason)
+            elif k in traces:
+                reason = f"its effect is tiny: other values change the outputs by {traces[k]:.0e}"
+                draft.evidence[k] = Evidence("undetermined", reason=reason)
             else:
                 draft.evidence[k] = Evidence("no effect")
 
+    def _traces(self, indices: list[int]) -> dict[int, float]:
+        """Return {parameter: change of the outputs} for effects that are tiny, but no rounding errors.
+
+        The change of an effect grows with the change of the values; that of rounding errors hardly does.
+        """
+        tolerance = self._thresholds.traces
+        changes = self._changes_by_replacement(indices, tolerance=tolerance)
+        nudged: dict[int, float] = {}
+        for k in changes:
+            nudged |= self._changes_by_replacement([k], decades=NUDGE, tolerance=0.0)
+        return {
+            k: change for k, change in changes.items() if change > SCALES_WITH_VALUES * nudged.get(k, 0.0)
+        }
+
     def _changes_by_replacement(
-        self, indices: list[int], *, signs: bool = False, decades: float = 1.0
+        self,
+        indices: list[int],
+        *,
+        signs: bool = False,
+        decades: float = 1.0,
+        tolerance: float | None = None,
     ) -> dict[int, float]:
         """Return {parameter: change of the outputs} for those whose replacement changes the outputs."""
 
@@ -271,7 +299,8 @@ class _Search:
             replace_values(self._probe.parameters[item.index], generator, signs=signs, decades=decades)
 
         items = [_Rescaling(k, None) for k in indices]
-        failures = self._check.failures(items, replace, _touched, self._thresholds.replaced)
+        allowed = self._thresholds.replaced if tolerance is None else tolerance
+        failures = self._check.failures(items, replace, _touched, allowed)
         return {indices[position]: change for position, change in failures.items()}
 
     def _only_signs_matter(self, k: int) -> Evidence:

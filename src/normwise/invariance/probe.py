@@ -55,11 +55,13 @@ class ProbeMode(NamedTuple):
         balanced: Whether weights are as large as their fan-in asks for, so that no signal dies, however deep
             the network and however small its weights.
         real_constants: Whether constants from 1e-4 to 0.01 that are added, or clamp, keep their values.
+        as_is: Whether values are the model's own.
     """
 
     keep_branches: bool = True
     balanced: bool = False
     real_constants: bool = False
+    as_is: bool = False
 
 
 class NonFiniteOutputsError(ValueError):
@@ -156,7 +158,7 @@ class Probe:
         if original.is_complex():
             out, original = torch.view_as_real(out), torch.view_as_real(original.resolve_conj())
         with torch.no_grad():
-            generic_values(out, original, generator, self.jitter)
+            generic_values(out, original, generator, 0.0 if self.mode.as_is else self.jitter)
             if self.mode.balanced and index in self._layers:
                 _balance(out, is_bias=self._layers[index])
             if self.nudge:

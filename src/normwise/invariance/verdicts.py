@@ -36,6 +36,7 @@ class Thresholds:
             factor of two changes the outputs by more than this at the constant's real value.
         replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
             this.
+        traces: Smaller changes than ``replaced`` but above this may be an effect; smaller nudges tell.
         null: Singular values of unit-RMS columns up to this threshold count as zero.
         rounding: The same, where some between the two belong to no symmetry.
     """
@@ -47,6 +48,7 @@ class Thresholds:
     unchanged: float
     real_constants: float
     replaced: float
+    traces: float
     null: float
     rounding: float
 
@@ -72,6 +74,7 @@ _DOUBLE = Thresholds(
     unchanged=1e-4,
     real_constants=0.05,
     replaced=1e-7,
+    traces=1e-9,
     null=1e-6,
     rounding=1e-10,
 )
@@ -83,6 +86,7 @@ _SINGLE = Thresholds(
     unchanged=5e-3,
     real_constants=0.05,
     replaced=1e-3,
+    traces=1e-5,
     null=1e-4,
     rounding=1e-5,
 )
