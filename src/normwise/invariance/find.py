@@ -201,7 +201,7 @@ class _Search:
         if passes.faint(self._thresholds):
             self._probe.nudge = NUDGE
             everything = set(range(len(self._probe.parameters)))
-            passes.nudged = list(scale_gradients(self._probe, 1, NUDGED_COTANGENTS, everything))
+            passes.nudged = list(scale_gradients(self._probe, 1, NUDGED_COTANGENTS, everything, shifts=True))
             self._probe.nudge = 0.0
         if passes.signal_dies(self._thresholds):
             passes.balanced_from = len(passes.shrunk)
@@ -232,8 +232,10 @@ class _Search:
         real_eps = outside is None
         rows = passes.real if real_eps else passes.shrunk
         everything = set(range(len(self._probe.parameters)))
+        # Shifts need as many sums again: at one point, and where random draws may leave parameters out.
+        shifts = not real_eps and (seed == POINTS - 1 or self._probe.mode != ProbeMode())
         for row in scale_gradients(
-            self._probe, seed, COTANGENTS, everything, real_eps=real_eps, outside=outside
+            self._probe, seed, COTANGENTS, everything, real_eps=real_eps, outside=outside, shifts=shifts
         ):
             rows.append(row)
             done = len(passes.shrunk) + len(passes.real)

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -117,6 +118,8 @@ class Probe:
         self._fixes_several = self._fixes_single = False
         self.shrinks_constants = False
         self.nudge = 0.0
+        self._spreads: dict[int, _Spread] = {}
+        self._noise = _Noise()
 
     def __enter__(self) -> Probe:
         devices = {p.device for p in self.parameters}
@@ -153,15 +156,20 @@ class Probe:
     def reset(self, index: int) -> None:
         """Move parameter ``index`` back to the current generic point."""
         original = self.originals[index].detach()
-        generator = torch.Generator(original.device).manual_seed(1_000_003 * (self.seed + 1) + index)
+        seed = 1_000_003 * (self.seed + 1) + index
         out = self.parameters[index].detach()
         if original.is_complex():
             out, original = torch.view_as_real(out), torch.view_as_real(original.resolve_conj())
         with torch.no_grad():
-            generic_values(out, original, generator, 0.0 if self.mode.as_is else self.jitter)
+            if index not in self._spreads and original.numel():
+                self._spreads[index] = _Spread.of(original)
+            jitter = 0.0 if self.mode.as_is else self.jitter
+            spread = self._spreads.get(index)
+            generic_values(out, original, seed, jitter, spread=spread, noise=self._noise)
             if self.mode.balanced and index in self._layers:
                 _balance(out, is_bias=self._layers[index])
             if self.nudge:
+                generator = torch.Generator(out.device).manual_seed(seed + 1)
                 for chunk in _chunks(out):
                     noise = torch.rand(chunk.shape, generator=generator, device=chunk.device)
                     chunk.mul_(1.0 + self.nudge * noise.to(chunk.dtype))
@@ -245,7 +253,58 @@ class Probe:
         return converted(tensor.detach().clone(), self.dtype)
 
 
-def generic_values(out: Tensor, original: Tensor, generator: torch.Generator, jitter: float = JITTER) -> None:
+@dataclass(frozen=True)
+class _Spread:
+    """How far the values of a tensor move, as far as that depends on the tensor only.
+
+    Attributes:
+        rms: The root mean square of its values.
+        constant: Whether all values are one constant below 0.05, as zero biases and layer scales are.
+        has_zeros: Whether some values are zero, which get random signs.
+    """
+
+    rms: float
+    constant: bool
+    has_zeros: bool
+
+    @staticmethod
+    def of(original: Tensor) -> _Spread:
+        """Return the spread of the values of ``original``."""
+        low, high = original.aminmax()
+        wide = torch.float64 if original.device.type != "mps" else None
+        norms = [float(torch.linalg.vector_norm(chunk, dtype=wide)) for chunk in _chunks(original)]
+        rms = math.sqrt(sum(n * n for n in norms) / original.numel())
+        constant = bool(low == high) and abs(float(low)) < SMALL_CONSTANT
+        return _Spread(rms, constant, any(bool((chunk == 0).any()) for chunk in _chunks(original)))
+
+
+class _Noise:
+    """Uniform numbers from a pool that is drawn once: drawing is slower than all arithmetic with them."""
+
+    SIZE = (1 << 21) - 9  # prime, so that no two rows of a tensor get the same numbers
+
+    def __init__(self) -> None:
+        self._pools: dict[torch.device, Tensor] = {}
+
+    def take(self, count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        """Return ``count`` numbers from 0 to 1 in float32, from a random place on."""
+        if device not in self._pools:
+            drawn = torch.Generator(device).manual_seed(20_011)
+            pool = torch.rand(self.SIZE, generator=drawn, device=device, dtype=torch.float32)
+            self._pools[device] = torch.cat([pool, pool[: 16 * CHUNK]])
+        start = int(torch.randint(self.SIZE, (), generator=generator))
+        return self._pools[device][start : start + count]
+
+
+def generic_values(
+    out: Tensor,
+    original: Tensor,
+    seed: int,
+    jitter: float = JITTER,
+    *,
+    spread: _Spread | None = None,
+    noise: _Noise | None = None,
+) -> None:
     """Write random values near ``original``, with the same signs, into ``out``.
 
     Each value moves away from zero by up to ``jitter`` × (its size + the tensor's RMS); zeros get random
@@ -255,29 +314,31 @@ def generic_values(out: Tensor, original: Tensor, generator: torch.Generator, ji
     Args:
         out: The destination, contiguous, of any floating-point type.
         original: The model's values, of the same shape.
-        generator: A generator on the device of ``original``.
+        seed: The number of the random values.
         jitter: The fraction; 0 leaves all values unchanged.
+        spread: What was measured of ``original`` before.
+        noise: The random numbers.
     """
     if not original.numel():
         return
-    low, high = original.aminmax()
-    size = abs(float(low))
-    if bool(low == high) and size < SMALL_CONSTANT and jitter > 0:
+    spread, noise = spread or _Spread.of(original), noise or _Noise()
+    base, width = 0.0, jitter * spread.rms
+    if spread.constant and jitter > 0:
         fan_in = original[0].numel() if original.ndim > 1 else 1
-        base, spread = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
-    else:
-        wide = torch.float64 if original.device.type != "mps" else None
-        norms = [float(torch.linalg.vector_norm(chunk, dtype=wide)) for chunk in _chunks(original)]
-        norm = math.sqrt(sum(n * n for n in norms))
-        base, spread = 0.0, jitter * norm / original.numel() ** 0.5
+        base, width = 0.25 / fan_in**0.5, 0.5 / fan_in**0.5
+    generator = torch.Generator().manual_seed(seed)
     for target, source in zip(_chunks(out), _chunks(original), strict=True):
         values = source.to(out.dtype)
-        noise = torch.rand(values.shape, generator=generator, device=original.device, dtype=torch.float32).to(
-            out.dtype
-        )
-        signs = torch.where(values == 0, torch.sign(_remixed(noise) - 0.5), torch.sign(values))
-        moved = values if base else values.add(values.abs() * noise * signs, alpha=jitter)
-        target.copy_(moved.add(signs * (base + spread * noise)))
+        numbers = noise.take(values.numel(), values.device, generator).to(out.dtype)
+        signs = torch.sign(values)
+        if spread.has_zeros:
+            signs = torch.where(values == 0, torch.sign(_remixed(numbers) - 0.5), signs)
+        moved = torch.mul(numbers, width).add_(base).mul_(signs).add_(values)
+        if base:
+            moved.sub_(values)
+        else:
+            moved.addcmul_(values, numbers, value=jitter)
+        target.copy_(moved)
 
 
 def _layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, bool]:

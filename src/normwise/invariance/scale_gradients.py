@@ -34,14 +34,14 @@ class UnitSums:
     Attributes:
         scale: Σ wg of each unit.
         scale_squares: Σ (wg)² of each unit.
-        shift: Σ g of each unit.
-        shift_squares: Σ g² of each unit.
+        shift: Σ g of each unit, if it was requested.
+        shift_squares: Σ g² of each unit, if it was requested.
     """
 
     scale: Array
     scale_squares: Array
-    shift: Array
-    shift_squares: Array
+    shift: Array | None = None
+    shift_squares: Array | None = None
 
 
 @dataclass
@@ -70,6 +70,7 @@ def scale_gradients(
     real_eps: bool = False,
     outside: dict[int, str] | None = None,
     moved: Sequence[int] | None = None,
+    shifts: bool = False,
 ) -> Iterator[ScaleGradients]:
     """Yield the scale gradients of ``cotangents`` backward passes, which share one forward pass.
 
@@ -81,12 +82,13 @@ def scale_gradients(
         real_eps: Whether norm layers use the model's eps instead of the shrunk one.
         outside: Receives {parameter: reason} for parameters that are used outside of their module.
         moved: The parameters that move to the point, while the others stay. Default: all.
+        shifts: Whether Σg and Σg² of units are summed too.
 
     Raises:
         NonFiniteOutputsError: If outputs or gradients are NaN.
     """
     probe.move_to(seed, moved)
-    reducer = _GradientReducer(probe, per_unit or set())
+    reducer = _GradientReducer(probe, per_unit or set(), 4 if shifts else 2)
     generators: dict[torch.device, torch.Generator] = {}
     try:
         outputs = probe.outputs(real_eps=real_eps)
@@ -127,7 +129,8 @@ class _GradientReducer:
     them would keep the allocator from returning the memory of the gradients.
     """
 
-    def __init__(self, probe: Probe, per_unit: set[int]) -> None:
+    def __init__(self, probe: Probe, per_unit: set[int], kinds: int) -> None:
+        self._kinds = kinds
         self._parameters, self._narrow = probe.parameters, probe.narrow
         self._places: dict[int, list[slice]] = {}
         self._units = 0
@@ -147,7 +150,7 @@ class _GradientReducer:
         """Return the sums, still zero, that the next backward pass fills."""
         n = len(self._parameters)
         self._result = ScaleGradients(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool))
-        self._unit_sums = np.zeros((4, self._units))
+        self._unit_sums = np.zeros((self._kinds, self._units))
         return self._result
 
     def close(self) -> None:
@@ -197,6 +200,8 @@ class _GradientReducer:
         units = rows if isinstance(rows, slice) else rows.cpu().numpy()
         self._result.sums[index] += self._add_units(0, index, products, units, wide)
         self._result.squares[index] += self._add_units(1, index, products.square_(), units, wide)
+        if self._kinds < 4:
+            return
         self._add_units(2, index, gradient, units, wide)
         self._add_units(3, index, torch.mul(gradient, gradient, out=products), units, wide)
 

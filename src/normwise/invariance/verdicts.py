@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normwise.invariance.result import Evidence
-from normwise.invariance.scale_gradients import Array, ScaleGradients
+from normwise.invariance.scale_gradients import Array, ScaleGradients, UnitSums
 
 __all__ = ["DraftVerdicts", "EpsPasses", "Thresholds", "draft_verdicts"]
 
@@ -139,12 +140,15 @@ class EpsPasses:
     def _is_reproducible(self, k: int) -> bool:
         """Return whether any sums of the gradient are nearly the same when all values are nudged."""
         again = self.shrunk[: len(self.nudged)]
-        pairs = [([row.sums[k] for row in again], [row.sums[k] for row in self.nudged])]
+        pairs: list[tuple[Any, Any]] = [
+            ([row.sums[k] for row in again], [row.sums[k] for row in self.nudged])
+        ]
         for d in (0, 1):
             if (k, d) in again[0].units and (k, d) in self.nudged[0].units:
                 units, nudged = ([row.units[k, d] for row in rows] for rows in (again, self.nudged))
                 pairs.append(([u.scale for u in units], [u.scale for u in nudged]))
-                pairs.append(([u.shift for u in units], [u.shift for u in nudged]))
+                if all(u.shift is not None for u in [*units, *nudged]):
+                    pairs.append((_shift_sums(units)[0], _shift_sums(nudged)[0]))
         return any(
             np.linalg.norm(before) > 0
             and np.linalg.norm(np.subtract(after, before)) <= _REPRODUCIBLE * np.linalg.norm(before)
@@ -210,8 +214,9 @@ def _cancels(k: int, shape: torch.Size, rows: list[ScaleGradients], thresholds: 
         pairs = [(np.array([[row.sums[k]] for row in rows]), np.array([[row.squares[k]] for row in rows]))]
     else:
         units = [[row.units[k, d] for row in rows] for d in range(min(2, len(shape)))]
+        shifted = [[u for u in us if u.shift is not None] for us in units]
         pairs = [(np.stack([u.scale for u in us]), np.stack([u.scale_squares for u in us])) for us in units]
-        pairs += [(np.stack([u.shift for u in us]), np.stack([u.shift_squares for u in us])) for us in units]
+        pairs += [_shift_sums(us) for us in shifted if us]
     return all(np.nan_to_num(residual(*pair)).max() <= thresholds.invariant for pair in pairs)
 
 
@@ -357,6 +362,13 @@ def _is_partly_invariant(
     return True
 
 
+def _shift_sums(units: list[UnitSums]) -> Pair:
+    """Return Σg and Σg² of passes that have them, passes × units."""
+    shifts = [u.shift for u in units if u.shift is not None]
+    squares = [u.shift_squares for u in units if u.shift_squares is not None]
+    return np.stack(shifts), np.stack(squares)
+
+
 def _shift(
     k: int, shape: torch.Size, rows: list[ScaleGradients], thresholds: Thresholds
 ) -> tuple[int | None, float]:
@@ -364,7 +376,10 @@ def _shift(
     choices: list[tuple[int | None, Array]] = []
     for d in range(min(2, len(shape))):
         units = [row.units[k, d] for row in rows if row.reached[k]]
-        sums, squares = np.stack([u.shift for u in units]), np.stack([u.shift_squares for u in units])
+        units = [u for u in units if u.shift is not None]
+        if not units:
+            return None, float("nan")
+        sums, squares = _shift_sums(units)
         of_unit = squares.sum(0)
         seen = of_unit > thresholds.silent**2 * of_unit.max()
         choices.insert(d, (d, residual(sums, squares)[seen]))
@@ -408,12 +423,13 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
         >>> invariant_blocks(a, a**2, 1e-6, 1e-9)
         [(0, 2), (2, 4)]
     """
+    visible = np.flatnonzero(squares.sum(0) > silent**2 * squares.sum(0).max(initial=0.0))
+    if not len(visible):
+        return []
+    sums, squares = sums[:, visible], squares[:, visible]
     count = sums.shape[1]
     cumulative = np.concatenate([np.zeros((len(sums), 1)), np.cumsum(sums, axis=1)], axis=1)
     cumulative_squares = np.concatenate([[0.0], np.cumsum(squares.sum(0))])
-    if cumulative_squares[-1] <= 0:
-        return []
-    visible = squares.sum(0) > silent**2 * squares.sum(0).max()
     direction = np.random.default_rng(0).normal(size=len(sums)) / np.sqrt(len(sums))
     line = direction @ cumulative
     order = np.argsort(line, kind="stable")
@@ -421,12 +437,12 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
     clusters = np.split(order, np.flatnonzero(np.diff(line[order]) > near) + 1)
     ranges: list[tuple[int, int]] = []
     for cluster in clusters:
+        if len(cluster) < 2:
+            continue
         places = np.sort(cluster)
         for i, a in enumerate(places[:-1]):
             for b in places[i + 1 : i + 5]:
                 of_range = cumulative_squares[b] - cumulative_squares[a]
-                if of_range <= 0 or not visible[a:b].any():
-                    continue
                 if np.sum((cumulative[:, b] - cumulative[:, a]) ** 2) <= threshold**2 * of_range:
                     ranges.append((int(a), int(b)))
                     break
@@ -436,4 +452,4 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
         if not taken[a:b].any():
             taken[a:b] = True
             disjoint.append((a, b))
-    return sorted(disjoint)
+    return [(int(visible[a]), int(visible[b - 1]) + 1) for a, b in sorted(disjoint)]
