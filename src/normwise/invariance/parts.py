@@ -47,6 +47,7 @@ _KEY = re.compile(
     r"\[(?P<before>(:, )*)(?P<start>\d+):(?P<stop>\d+)\]"
 )
 _RESOLVED = 100.0  # a sum must be this many tolerances large for its equality to be evidence
+_SILENT = 1e-18  # ranges with less than this share of Σ(wg)² are no parts
 _NEIGHBOURS = 3  # how many values on a sorted line are compared
 _MOST_PLACES = 1 << 22  # beyond so many places, only ranges are compared between parameters, not periods
 Place = tuple[int, int]
@@ -311,7 +312,7 @@ class _Projection:
     def __init__(self, record: UnitRecord, columns: Array, thresholds: Thresholds) -> None:
         self.record, self.thresholds = record, thresholds
         self.combinations, self.divisors = unexplained_combinations(columns, thresholds.null)
-        self.direction = np.random.default_rng(0).normal(size=self.combinations.shape[1])
+        self.directions = np.random.default_rng(0).normal(size=(self.combinations.shape[1], 3))
 
 
 @dataclass
@@ -369,6 +370,11 @@ class _Sequence:
         allowed = self.projection.thresholds.invariant * np.sqrt(smaller) + 1e-10 * np.sqrt(squares[-1])
         sums = np.concatenate([np.zeros((1, combined.shape[1])), np.cumsum(combined, axis=0)])
         return sums, allowed * combined.shape[1] ** 0.5
+
+    def shares(self, period: int) -> Array:
+        """Return the cumulative Σ(wg)², from 0 to 1."""
+        squares = np.concatenate([[0.0], np.cumsum(self._squares.reshape(-1, period).sum(0))])
+        return np.asarray(squares / max(float(squares[-1]), np.finfo(float).tiny))
 
     def division(self) -> tuple[list[int], int]:
         """Return the ends of the parts within a period, and the period, where C is zero; else one part."""
@@ -436,26 +442,15 @@ def _by_equal_sums(sequences: Sequence[_Sequence], projection: _Projection) -> l
 
 def _equalities(sequences: Sequence[_Sequence], projection: _Projection) -> Iterator[_Cut]:
     """Yield the largest ranges of units that balance each other, for each pair of sequences."""
-    line, allowed, which, periods, places = _table(sequences, projection)
-    order = np.argsort(np.abs(line), kind="stable")
-    groups: dict[tuple[int, int, int, int, int], list[tuple[int, int]]] = {}
+    table = _table(sequences, projection)
+    order = np.argsort(np.abs(table.lines[:, 0]), kind="stable")
     tied = _ties(sequences)
+    groups: dict[tuple[int, int, int, int, int], list[tuple[int, int]]] = {}
     for offset in range(1, _NEIGHBOURS + 1):
-        a, b = order[:-offset], order[offset:]
-        near = np.abs(np.abs(line[a]) - np.abs(line[b])) <= 4 * np.maximum(allowed[a], allowed[b])
-        for one, two in zip(a[near].tolist(), b[near].tolist(), strict=True):
-            i, j = int(one), int(two)
-            if (which[i], periods[i], places[i]) > (which[j], periods[j], places[j]):
-                i, j = j, i
-            sign = 1 if line[i] * line[j] > 0 else -1
-            first, second = int(which[i]), int(which[j])
-            if first == second:
-                if periods[i] != periods[j] or sign < 0:
-                    continue
-            elif (sequences[first].members[0][0], sequences[second].members[0][0]) in tied:
-                continue
-            key = first, int(periods[i]), second, int(periods[j]), sign
-            groups.setdefault(key, []).append((int(places[i]), int(places[j])))
+        for i, j, sign in table.equal(order[:-offset], order[offset:], tied):
+            key = table.which[i], table.periods[i], table.which[j], table.periods[j], sign
+            pair = int(table.places[i]), int(table.places[j])
+            groups.setdefault(tuple(map(int, key)), []).append(pair)  # type: ignore[arg-type]
     for (first, period, second, other, sign), pairs in groups.items():
         sums, within = sequences[first].cumulative(period)
         others, too = sequences[second].cumulative(other)
@@ -479,13 +474,47 @@ def _agree(a: Array, b: Array, within: float, too: float) -> bool:
     return bool(np.linalg.norm(a - b) <= min(max(within, too), 10 * min(within, too)))
 
 
-def _table(
-    sequences: Sequence[_Sequence], projection: _Projection
-) -> tuple[Array, Array, Places, Places, Places]:
-    """Return all nonzero C on a line: value, tolerance, sequence, period, place."""
-    lines: list[Array] = []
-    tolerances: list[Array] = []
-    entries: list[Places] = []
+@dataclass(frozen=True)
+class _Table:
+    """All nonzero C of all sequences and periods.
+
+    Attributes:
+        lines: C in three random directions.
+        allowed: The tolerance of each.
+        squares: The cumulative Σ(wg)², relative to the sequence.
+        which: The sequence of each.
+        periods: Its period.
+        places: Its place within the period.
+    """
+
+    lines: Array
+    allowed: Array
+    squares: Array
+    which: Places
+    periods: Places
+    places: Places
+
+    def equal(self, a: Places, b: Places, tied: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+        """Yield the entries of ``a`` and ``b`` that are equal up to the sign, in order, and the sign."""
+        lines, within = self.lines, 4 * np.maximum(self.allowed[a], self.allowed[b])
+        sign = np.sign(lines[a, 0] * lines[b, 0])
+        gap = np.abs(lines[a] - sign[:, None] * lines[b]).max(axis=1)
+        near = np.flatnonzero(gap <= within)
+        a, b, sign = a[near], b[near], sign[near]
+        same = self.which[a] == self.which[b]
+        one_sequence = (self.periods[a] == self.periods[b]) & (sign > 0)
+        one_sequence &= np.abs(self.squares[a] - self.squares[b]) > _SILENT
+        kept = np.where(same, one_sequence, ~tied[self.which[a], self.which[b]])
+        for i, j, s in zip(a[kept].tolist(), b[kept].tolist(), sign[kept].tolist(), strict=True):
+            ordered = (self.which[i], self.places[i]) <= (self.which[j], self.places[j])
+            yield (i, j, int(s)) if ordered else (j, i, int(s))
+
+
+def _table(sequences: Sequence[_Sequence], projection: _Projection) -> _Table:
+    """Return the table of all nonzero C."""
+    lines: list[Array] = [np.zeros((0, 3))]
+    tolerances: list[Array] = [np.zeros((2, 0))]
+    entries: list[Places] = [np.zeros((3, 0), dtype=np.int64)]
     count = 0
     for i, sequence in enumerate(sequences):
         for period in sequence.periods() if count < _MOST_PLACES else [sequence.size]:
@@ -494,24 +523,24 @@ def _table(
             seen = np.linalg.norm(sums[places], axis=1) > _RESOLVED * allowed[places]
             places = places[seen]
             count += len(places)
-            lines.append(sums[places] @ projection.direction)
-            tolerances.append(allowed[places])
+            lines.append(sums[places] @ projection.directions)
+            tolerances.append(np.stack([allowed[places], sequence.shares(period)[places]]))
             entries.append(np.stack([np.full(len(places), i), np.full(len(places), period), places]))
-    if not lines:
-        return np.zeros(0), np.zeros(0), *np.zeros((3, 0), dtype=np.int64)
-    which, periods, at = np.concatenate(entries, axis=1)
-    return np.concatenate(lines), np.concatenate(tolerances), which, periods, at
+    return _Table(
+        np.concatenate(lines), *np.concatenate(tolerances, axis=1), *np.concatenate(entries, axis=1)
+    )
 
 
-def _ties(sequences: Sequence[_Sequence]) -> set[tuple[int, int]]:
-    """Return pairs of parameters that balance each other as wholes, with or without their biases.
+def _ties(sequences: Sequence[_Sequence]) -> NDArray[np.bool_]:
+    """Return whether two sequences share a parameter, or their parameters balance each other as wholes.
 
-    Their units may balance one by one, but these are no parts.
+    Whether with or without biases: then their units may balance one by one, but these are no parts.
     """
+    firsts = np.array([sequence.members[0][0] for sequence in sequences])
+    tied = np.zeros((len(sequences), len(sequences)), dtype=bool)
+    for i, sequence in enumerate(sequences):
+        tied[i] = np.isin(firsts, list(sequence.parameters))
     wholes = [sequence.whole() for sequence in sequences]
-    tied = {(k, k) for sequence in sequences for k in sequence.parameters}
-    tied |= {(s.members[0][0], k) for s in sequences for k in s.parameters}
-    tied |= {(k, s.members[0][0]) for s in sequences for k in s.parameters}
     lengths = np.array([float(np.linalg.norm(whole)) for whole, _ in wholes])
     order = np.argsort(lengths, kind="stable").tolist()
     for place, i in enumerate(order):
@@ -520,8 +549,6 @@ def _ties(sequences: Sequence[_Sequence]) -> set[tuple[int, int]]:
             if lengths[j] - lengths[i] > allowed:
                 break
             first, second = wholes[i][0], wholes[j][0]
-            gap = min(np.linalg.norm(first - second), np.linalg.norm(first + second))
-            if gap <= allowed:
-                a, b = sequences[i].members[0][0], sequences[j].members[0][0]
-                tied |= {(a, b), (b, a)}
-    return tied
+            if min(np.linalg.norm(first - second), np.linalg.norm(first + second)) <= allowed:
+                tied |= np.outer(firsts == firsts[i], firsts == firsts[j])
+    return tied | tied.T
