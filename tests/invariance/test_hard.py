@@ -180,7 +180,9 @@ def test_gradients_of_two_uses_that_cancel_have_no_effect(scalar: bool, dtype: t
     assert inv.joint == [{"hidden.weight": 1, "hidden.bias": 1, "last.weight": -1}]
 
 
-@pytest.mark.parametrize(("width", "depth"), [(4, 10), (4, 30), (16, 10), (16, 30), (64, 10)])
+@pytest.mark.parametrize(
+    ("width", "depth"), [(4, 10), (4, 30), (4, 60), (16, 10), (16, 30), (16, 50), (64, 10)]
+)
 def test_deep_networks_as_torch_initialises_them(width: int, depth: int) -> None:
     """The signal of the first layers is far below that of the last, or all units of a layer are dead."""
     torch.manual_seed(0)
@@ -191,3 +193,42 @@ def test_deep_networks_as_torch_initialises_them(width: int, depth: int) -> None
     pairs = [{f"{2 * i}.weight": 1, f"{2 * i}.bias": 1, f"{2 * i + 2}.weight": -1} for i in range(depth)]
     assert_same_space(inv.joint, pairs, inv.names)
     assert_every_parameter_has_one_verdict(inv)
+
+
+def test_an_effect_between_rounding_errors_and_a_clear_one() -> None:
+    """No gradient arrives, as from a straight path: only other values tell, and they change little."""
+
+    class Tiny(nn.Module):
+        def __init__(self, size: float) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
+            self.size = size
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.a(x)) + self.size * torch.tanh(self.b(x)).detach()
+
+    torch.manual_seed(0)
+    inv = nw.find_invariances(Tiny(1e-8), [torch.randn(16, 6)])
+    assert inv.undetermined.keys() == {"b.weight", "b.bias"}
+    assert "its effect is tiny: other values change the outputs by" in inv.undetermined["b.weight"]
+    inv = nw.find_invariances(Tiny(0.0), [torch.randn(16, 6)])
+    assert inv.no_effect == {"b.weight", "b.bias"}
+
+
+class Threshold(nn.Module):
+    """A branch that is alive at the model's own values, and dead wherever the search moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate, self.w = nn.Linear(6, 5), nn.Parameter(torch.ones(1)), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.a(x) + F.relu(1.02 - self.gate) * self.w(x)
+        return out
+
+
+def test_no_effect_is_judged_at_the_models_own_values_too() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(Threshold(), [torch.randn(16, 6)])
+    assert inv.no_effect == set()
+    assert {"w.weight", "w.bias"} <= inv.undetermined.keys()

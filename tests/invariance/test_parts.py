@@ -288,6 +288,96 @@ def test_square_weights_with_a_bias_and_vectors_of_gates() -> None:
     assert_same_space(inv.joint, expected, inv.names, inv.parts)
 
 
+class ReadsSums(nn.Module):
+    """A layer reads a residual stream beside another branch, as the shortcut of a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.r1, self.r2 = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 5)
+        self.b, self.c = nn.Linear(6, 7), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.a(x)
+        stream = F.relu(stream + self.r2(F.relu(self.r1(stream))))
+        out: Tensor = self.c(torch.cat([stream, F.relu(self.b(x))], -1))
+        return out
+
+
+def test_columns_that_read_a_sum_beside_another_branch() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(ReadsSums(), [torch.randn(16, 6)])
+    stream = {"a.weight": 1, "a.bias": 1, "r2.weight": 1, "r2.bias": 1, "c.weight[:, 0:5]": -1}
+    expected = [
+        {**stream, "r1.weight": -1},
+        {"r1.weight": 1, "r1.bias": 1, "r2.weight": -1},
+        {"b.weight": 1, "b.bias": 1, "c.weight[:, 5:12]": -1},
+    ]
+    assert_same_space(inv.joint, expected, inv.names, inv.parts)
+
+
+class Halves(nn.Module):
+    """Half of the units have a ReLU, the others a GELU; no whole parameter balances either half."""
+
+    def __init__(self, relu: slice, gelu: slice) -> None:
+        super().__init__()
+        self.a, self.b, self.relu, self.gelu = nn.Linear(6, 12), nn.Linear(12, 3), relu, gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        out: Tensor = self.b(torch.cat([F.relu(x[:, self.relu]), F.gelu(x[:, self.gelu])], 1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("relu", "gelu", "rows"), [((0, 5), (5, 12), "[0:5]"), ((7, 12), (0, 7), "[7:12]")], ids=["first", "last"]
+)
+def test_parts_of_two_projections_against_each_other(
+    relu: tuple[int, int], gelu: tuple[int, int], rows: str
+) -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(Halves(slice(*relu), slice(*gelu)), [torch.randn(16, 6)])
+    assert inv.joint == [{f"a.weight{rows}": 1, f"a.bias{rows}": 1, "b.weight[:, 0:5]": -1}]
+
+
+class Latent(nn.Module):
+    """Multi-head latent attention: rotated and other parts of q, k and v come from four projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.down = nn.Linear(D, HEADS * 2 * SIZE, bias=False), nn.Linear(D, D + SIZE, bias=False)
+        self.norm, self.up = nn.RMSNorm(D), nn.Linear(D, HEADS * 2 * SIZE, bias=False)
+        self.o = nn.Linear(HEADS * SIZE, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, turned_q = self.q(x).unflatten(-1, (HEADS, 2 * SIZE)).split(SIZE, -1)
+        latent, turned_k = self.down(x).split([D, SIZE], -1)
+        k, v = self.up(self.norm(latent)).unflatten(-1, (HEADS, 2 * SIZE)).split(SIZE, -1)
+        place = torch.arange(x.shape[1], dtype=x.dtype).cos()[:, None, None] + 2  # stands for a rotation
+        turned_k = (turned_k[:, :, None] * place).expand(-1, -1, HEADS, -1)
+        q, k = torch.cat([q, turned_q * place], -1), torch.cat([k, turned_k], -1)
+        out: Tensor = self.o(attend(q, k, v))
+        return out
+
+
+def test_latent_attention() -> None:
+    torch.manual_seed(0)
+    net = Net(Latent())
+    inv = nw.find_invariances(net, tokens())
+    first, second = (f".unflatten(0, (-1, 8))[:, {a}:{a + 4}]" for a in (0, 4))
+    assert inv.partial.keys() == {"block.down.weight"}  # before the norm, the latent rows
+    expected = [
+        {"emb.weight": 1, "block.o.weight": 1, "block.o.bias": 1},
+        {"n1.weight": 1, "n1.bias": 1, "block.q.weight": -1, "block.down.weight": -1},
+        {"n2.weight": 1, "n2.bias": 1, "head.weight": -1},
+        {"block.norm.weight": 1, "block.up.weight": -1},
+        {f"block.q.weight{first}": 1, f"block.up.weight{first}": -1},
+        {f"block.q.weight{second}": 1, "block.down.weight": -1},
+        {f"block.up.weight{second}": 1, "block.o.weight": -1},
+    ]
+    assert_same_space(inv.joint, expected, inv.names, inv.parts)
+    changed_by_each(net, inv.joint)
+
+
 def test_single_precision_and_layers_that_do_not_divide(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     block, expected = LAYOUTS["rows"]

@@ -7,6 +7,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import normwise as nw
 from normwise.invariance.probe import Probe
+from normwise.invariance.scale_gradients import scale_gradients
 from normwise.invariance.stand_ins import CHUNK
 
 
@@ -77,6 +79,43 @@ def test_outputs_and_gradients_are_those_of_a_float64_copy() -> None:
     for index, (name, p) in enumerate(reference.named_parameters()):
         assert p.grad is not None
         torch.testing.assert_close(arrived[index], p.grad, rtol=1e-10, atol=1e-10, msg=name)
+
+
+class Conv1D(nn.Module):
+    """The transposed layer of transformers."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+
+
+def test_sums_from_activations_are_those_of_gradients() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(96, 1100), nn.Linear(1100, 96, bias=False)
+    again = nn.Linear(96, 1100, bias=False)
+    again.weight = first.weight  # read twice
+    net = nn.Sequential(first, nn.Tanh(), last, again, nn.ReLU(inplace=True), Conv1D(1100, 96))
+    probe = Probe(net, [torch.randn(2, 3, 96)], lambda model, batch: model(batch), torch.float64)
+    everything = set(range(len(probe.parameters)))
+    sent: list[int] = []
+    with probe:
+        by_gradients, by_activations = (
+            list(scale_gradients(probe, 0, 2, everything, squares=squares)) for squares in (True, False)
+        )
+        probe.narrow.on_sums = lambda index, rows, columns: sent.append(index)
+        outputs = probe.outputs()
+        probe.backward(outputs, [torch.ones_like(t) for t in outputs], real_eps=False, keep=False)
+    assert sorted(sent) == [0, 2, 3]  # not where an activation overwrites the layer's output
+    for a, b in zip(by_gradients, by_activations, strict=True):
+        np.testing.assert_allclose(a.sums, b.sums, rtol=1e-9, atol=1e-12)
+        assert a.units.keys() == b.units.keys()
+        for place, units in a.units.items():
+            np.testing.assert_allclose(units.scale, b.units[place].scale, rtol=1e-8, atol=1e-11)
 
 
 def test_one_object_while_it_lives_and_settings_on_parameters() -> None:

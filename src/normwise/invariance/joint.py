@@ -236,7 +236,7 @@ def _matrix_of_full_rank(
         # with and without random draws in turn
         draws = probe.fixes_draws and seed // cotangents % 2
         probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
-        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members):
+        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members, squares=False):
             record.add(row, squares=False)
         matrix = np.stack([column.values(record) for column in columns], axis=1)
         report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)

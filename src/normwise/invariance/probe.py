@@ -281,7 +281,7 @@ class _Spread:
 class _Noise:
     """Uniform numbers from a pool that is drawn once: drawing is slower than all arithmetic with them."""
 
-    SIZE = (1 << 21) - 9  # prime, so that no two rows of a tensor get the same numbers
+    SIZE = (1 << 19) - 1  # prime, so that no two rows of a tensor get the same numbers
 
     def __init__(self) -> None:
         self._pools: dict[torch.device, Tensor] = {}
@@ -291,7 +291,8 @@ class _Noise:
         if device not in self._pools:
             drawn = torch.Generator(device).manual_seed(20_011)
             pool = torch.rand(self.SIZE, generator=drawn, device=device, dtype=torch.float32)
-            self._pools[device] = torch.cat([pool, pool[: 16 * CHUNK]])
+            most = _values_at_once(device)
+            self._pools[device] = pool.repeat(1 + -(-most // self.SIZE))[: self.SIZE + most]
         start = int(torch.randint(self.SIZE, (), generator=generator))
         return self._pools[device][start : start + count]
 
@@ -367,8 +368,12 @@ def _balance(values: Tensor, *, is_bias: bool) -> None:
 
 def _chunks(tensor: Tensor) -> Sequence[Tensor]:
     """Return the values of ``tensor`` in chunks: views if it is contiguous, else copies."""
-    chunks: Sequence[Tensor] = tensor.reshape(-1).split(CHUNK if tensor.device.type == "cpu" else 16 * CHUNK)
+    chunks: Sequence[Tensor] = tensor.reshape(-1).split(_values_at_once(tensor.device))
     return chunks
+
+
+def _values_at_once(device: torch.device) -> int:
+    return CHUNK if device.type == "cpu" else 16 * CHUNK
 
 
 def _remixed(noise: Tensor) -> Tensor:

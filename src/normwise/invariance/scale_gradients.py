@@ -71,6 +71,7 @@ def scale_gradients(
     outside: dict[int, str] | None = None,
     moved: Sequence[int] | None = None,
     shifts: bool = False,
+    squares: bool = True,
 ) -> Iterator[ScaleGradients]:
     """Yield the scale gradients of ``cotangents`` backward passes, which share one forward pass.
 
@@ -83,12 +84,13 @@ def scale_gradients(
         outside: Receives {parameter: reason} for parameters that are used outside of their module.
         moved: The parameters that move to the point, while the others stay. Default: all.
         shifts: Whether Σg and Σg² of units are summed too.
+        squares: Whether Σ(wg)² are summed, without which most linear layers need no gradient of their weight.
 
     Raises:
         NonFiniteOutputsError: If outputs or gradients are NaN.
     """
     probe.move_to(seed, moved)
-    reducer = _GradientReducer(probe, per_unit or set(), 4 if shifts else 2)
+    reducer = _GradientReducer(probe, per_unit or set(), 4 if shifts else 2 if squares else 1)
     generators: dict[torch.device, torch.Generator] = {}
     try:
         outputs = probe.outputs(real_eps=real_eps)
@@ -140,6 +142,7 @@ class _GradientReducer:
                 self._places[k].append(slice(self._units, self._units + count))
                 self._units += count
         self._narrow.on_gradient = self._reduce
+        self._narrow.on_sums = self._take_sums if kinds == 1 else None
         self._handles = [
             p.register_post_accumulate_grad_hook(lambda p, k=k: self._take(k, p))
             for k, p in enumerate(probe.parameters)
@@ -154,7 +157,7 @@ class _GradientReducer:
         return self._result
 
     def close(self) -> None:
-        self._narrow.on_gradient = None
+        self._narrow.on_gradient = self._narrow.on_sums = None
         for handle in self._handles:
             handle.remove()
         for parameter in self._parameters:
@@ -164,6 +167,20 @@ class _GradientReducer:
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None:
             self._reduce(index, gradient, slice(None))
+
+    def _sums_at(self, place: slice) -> UnitSums:
+        if self._kinds == 1:
+            return UnitSums(self._unit_sums[0, place], np.zeros(0))
+        return UnitSums(*self._unit_sums[:, place])
+
+    def _take_sums(self, index: int, rows: Tensor, columns: Tensor) -> None:
+        """Add Σwg of each row and column."""
+        self._result.reached[index] = True
+        of_rows = _to_numpy(rows)
+        self._result.sums[index] += float(of_rows.sum())
+        for d, place in enumerate(self._places.get(index, ())):
+            self._result.units[index, d] = self._sums_at(place)
+            self._unit_sums[0, place] += _to_numpy(columns) if d else of_rows
 
     def _reduce(self, index: int, gradient: Tensor, rows: slice | Tensor) -> None:
         """Add the sums of a gradient (of some rows), a few rows at a time, so that no product is large."""
@@ -175,7 +192,7 @@ class _GradientReducer:
                 gradient, weight = gradient.reshape(1), weight.view(1)
             self._result.reached[index] = True
             for d, place in enumerate(self._places.get(index, ())):
-                self._result.units[index, d] = UnitSums(*self._unit_sums[:, place])
+                self._result.units[index, d] = self._sums_at(place)
             step = _rows_at_once(gradient)
             for start in range(0, len(gradient), step):
                 chunk = gradient[start : start + step]
@@ -195,10 +212,14 @@ class _GradientReducer:
             products = gradient * weight
         if not self._places.get(index):
             self._result.sums[index] += float(products.sum(dtype=wide))
+            if self._kinds == 1:
+                return
             self._result.squares[index] += float(products.square_().sum(dtype=wide))
             return
         units = rows if isinstance(rows, slice) else rows.cpu().numpy()
         self._result.sums[index] += self._add_units(0, index, products, units, wide)
+        if self._kinds == 1:
+            return
         self._result.squares[index] += self._add_units(1, index, products.square_(), units, wide)
         if self._kinds < 4:
             return

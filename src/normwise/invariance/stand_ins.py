@@ -241,11 +241,15 @@ class NarrowStorage:
     Attributes:
         on_gradient: Called in a backward pass with (parameter, gradient, rows of dimension 0 to which the
             gradient belongs); None to ignore gradients.
+        on_sums: Called instead with (parameter, Σwg of each row, Σwg of each column) where these follow from
+            activations, without a gradient of the weight; None if gradients are needed. It must not change
+            between a forward pass and its backward passes.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.on_gradient: Callable[[int, Tensor, Rows], None] | None = None
+        self.on_sums: Callable[[int, Tensor, Tensor], None] | None = None
         self._stored: dict[int, tuple[int, Tensor]] = {}
         self._by_index: dict[int, Tensor] = {}
         self._latest: dict[tuple[int, bool], weakref.ref[Tensor]] = {}
@@ -354,13 +358,15 @@ def _forward_by_rows(
     index = narrow.index_of(stored)
     if index is None or stored.ndim != 2 or stored.numel() <= CHUNK // 4:
         return None
-    if type(module) is nn.Linear:
+    is_conv1d = type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # of transformers: transposed
+    if type(module) is nn.Linear or is_conv1d:
 
         def linear(x: Tensor) -> Tensor:
-            if x.dtype != narrow.dtype:
-                return F.linear(x, module.weight, module.bias)
-            out: Tensor = _Linear.apply(x, stored, index, narrow)
-            return out if module.bias is None else out + module.bias
+            weight, bias = parameters["weight"] if x.dtype != narrow.dtype else None, parameters["bias"]
+            if weight is not None:
+                return F.linear(x, weight.T if is_conv1d else weight, bias)
+            out: Tensor = _Product.apply(x, stored, index, narrow, is_conv1d)
+            return out if bias is None else out + bias
 
         return linear
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
@@ -397,39 +403,68 @@ class _Read(torch.autograd.Function):
         return None, None, None
 
 
-class _Linear(torch.autograd.Function):
-    """x · weightᵀ, a few rows of the weight at a time."""
+class _Product(torch.autograd.Function):
+    """x · weightᵀ (transposed: x · weight), a few rows of the weight at a time.
+
+    With y = x·Wᵀ, δ the gradient of y and g that of W, Σⱼ Wᵢⱼgᵢⱼ = Σₜ δₜᵢyₜᵢ and Σᵢ Wᵢⱼgᵢⱼ = Σₜ xₜⱼ(δW)ₜⱼ:
+    sums over rows and columns need no gradient of the weight.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Tensor, index: int, narrow: NarrowStorage) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, stored: Tensor, index: int, narrow: NarrowStorage, transposed: bool
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
-        ctx.stored, ctx.index, ctx.narrow = stored.detach(), index, narrow
+        ctx.stored, ctx.index, ctx.narrow, ctx.transposed = stored.detach(), index, narrow, transposed
         with torch._C.DisableTorchFunction():
-            flat = x.reshape(-1, stored.shape[1])
-            out = flat.new_empty(len(flat), len(stored))
+            flat = x.reshape(-1, stored.shape[0 if transposed else 1])
+            size = stored.shape[1 if transposed else 0]
+            # No view is returned, so that the model may change the output in place.
+            out = flat.new_zeros(*x.shape[:-1], size)
+            of_rows = out.view(-1, size)
             for rows in _row_slices(stored):
-                torch.mm(flat, stored[rows].to(narrow.dtype).T, out=out[:, rows])
-            return out.view(*x.shape[:-1], len(stored))
+                weight = stored[rows].to(narrow.dtype)
+                if transposed:
+                    of_rows.addmm_(flat[:, rows], weight)
+                else:
+                    torch.mm(flat, weight.T, out=of_rows[:, rows])
+            ctx.out = None if narrow.on_sums is None else out.detach()
+            ctx.version = out._version
+            return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         if gradient is None:
-            return None, None, None, None
+            return None, None, None, None, None
         (x,) = ctx.saved_tensors
         of_input, of_weight, *_ = ctx.needs_input_grad
         with torch._C.DisableTorchFunction():
-            flat = x.reshape(-1, ctx.stored.shape[1])
+            flat = x.reshape(-1, ctx.stored.shape[0 if ctx.transposed else 1])
             gradient = gradient.reshape(len(flat), -1)
-            input_gradient = torch.zeros_like(flat) if of_input else None
+            # an output that the model changed in place is not what the layer computed
+            by_sums = of_weight and ctx.out is not None and ctx.out._version == ctx.version
+            input_gradient = torch.zeros_like(flat) if of_input or by_sums else None
             for rows in _row_slices(ctx.stored):
-                chunk = gradient[:, rows]
                 if input_gradient is not None:
-                    input_gradient.addmm_(chunk, ctx.stored[rows].to(input_gradient.dtype))
-                if of_weight:
-                    ctx.narrow.send(ctx.index, chunk.T @ flat, rows)
-            return None if input_gradient is None else input_gradient.view(x.shape), None, None, None
+                    weight = ctx.stored[rows].to(input_gradient.dtype)
+                    if ctx.transposed:
+                        torch.mm(gradient, weight.T, out=input_gradient[:, rows])
+                    else:
+                        input_gradient.addmm_(gradient[:, rows], weight)
+                if of_weight and not by_sums:
+                    of_rows = flat[:, rows].T @ gradient if ctx.transposed else gradient[:, rows].T @ flat
+                    ctx.narrow.send(ctx.index, of_rows, rows)
+            if by_sums and input_gradient is not None:
+                of_outputs = (gradient * ctx.out.reshape(gradient.shape)).sum(0)
+                of_inputs = (flat * input_gradient).sum(0)
+                sums = (of_inputs, of_outputs) if ctx.transposed else (of_outputs, of_inputs)
+                if ctx.narrow.on_sums is not None:
+                    ctx.narrow.on_sums(ctx.index, *sums)
+            if not of_input or input_gradient is None:
+                return None, None, None, None, None
+            return input_gradient.view(x.shape), None, None, None, None
 
 
 class _Embedding(torch.autograd.Function):
