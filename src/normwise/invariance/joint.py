@@ -130,7 +130,9 @@ def find_joint(
                 probe, record, columns, members, thresholds, report, balanced=balanced
             )
             whole = [k for k in members if k not in {parts[0].index for parts in divided}]
-            found = propose_parts(record, matrix, probe.names, shapes, whole, thresholds)
+            found = propose_parts(
+                record, matrix, probe.names, shapes, whole, thresholds, resolved_only=balanced
+            )
             divided += found
             if not found:
                 break

@@ -247,6 +247,8 @@ def propose_parts(
     shapes: Sequence[Sequence[int]],
     candidates: Sequence[int],
     thresholds: Thresholds,
+    *,
+    resolved_only: bool = False,
 ) -> list[list[Part]]:
     """Return the parameters that may divide into parts, each as its parts in order.
 
@@ -257,6 +259,8 @@ def propose_parts(
         shapes: The shape of each parameter.
         candidates: The parameters that may divide.
         thresholds: The thresholds.
+        resolved_only: Whether only parameters divide of which single units do not vanish in the combinations,
+            as they all nearly do in the first layers of deep networks, whose outputs say little about them.
     """
     projection = _Projection(record, columns, thresholds)
     divided: list[list[Part]] = []
@@ -268,6 +272,8 @@ def propose_parts(
         others = [j for j in candidates if j not in done]
         for members in _units_to_divide(k, names, shapes, others, record):
             sequence = _Sequence(members, projection)
+            if resolved_only and not sequence.is_resolved():
+                continue
             ends, period = sequence.division()
             if len(ends) > 2:
                 divided += sequence.parts(ends, period)
@@ -349,6 +355,12 @@ class _Sequence:
     @property
     def parameters(self) -> set[int]:
         return {k for k, _ in self.members}
+
+    def is_resolved(self) -> bool:
+        """Return whether Σwg of single units is far from zero in the combinations."""
+        size = np.linalg.norm(self._combined) / self._combined.shape[1] ** 0.5
+        allowed = self.projection.thresholds.invariant * float(self._squares.sum()) ** 0.5
+        return bool(size > _RESOLVED * allowed)
 
     def parts(self, ends: Sequence[int], period: int) -> list[list[Part]]:
         """Return the parts of each tensor."""

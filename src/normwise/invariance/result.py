@@ -138,6 +138,11 @@ class Invariances:
     stats: SearchStats = field(default_factory=SearchStats)
 
     @property
+    def dtype(self) -> str:
+        """The floating-point type of the probe, such as "float64"."""
+        return self.stats.dtype
+
+    @property
     def names(self) -> list[str]:
         """The name of every parameter, in the order of the model."""
         return list(self.evidence)
