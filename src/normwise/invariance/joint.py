@@ -220,11 +220,13 @@ def _matrix_of_full_rank(
     per_unit = {k for k, _ in record.places}
     matrix = np.stack([column.values(record) for column in columns], axis=1)
     earlier = matrix[:-_WITHOUT_GROWTH]
-    if len(earlier) and numerical_rank(earlier, thresholds.null) == numerical_rank(matrix, thresholds.null):
+    # Where the signal nearly dies, small singular values grow out of the rounding errors last.
+    zero = thresholds.rounding if balanced else thresholds.null
+    if len(earlier) and numerical_rank(earlier, zero) == numerical_rank(matrix, zero):
         return matrix
     cotangents, without_growth, rank = _COTANGENTS, 0, -1
     while True:
-        before, rank = rank, numerical_rank(matrix, thresholds.null)
+        before, rank = rank, numerical_rank(matrix, zero)
         if rank > before:
             without_growth = 0
             # Where outputs say little, a new point tells more than another cotangent.

@@ -47,6 +47,7 @@ _KEY = re.compile(
     r"\[(?P<before>(:, )*)(?P<start>\d+):(?P<stop>\d+)\]"
 )
 _RESOLVED = 100.0  # a sum must be this many tolerances large for its equality to be evidence
+_CLEARLY_RESOLVED = 3000.0  # the same where signals nearly die
 _SILENT = 1e-18  # ranges with less than this share of Σ(wg)² are no parts
 _NEIGHBOURS = 3  # how many values on a sorted line are compared
 _MOST_PLACES = 1 << 22  # beyond so many places, only ranges are compared between parameters, not periods
@@ -360,7 +361,7 @@ class _Sequence:
         """Return whether Σwg of single units is far from zero in the combinations."""
         size = np.linalg.norm(self._combined) / self._combined.shape[1] ** 0.5
         allowed = self.projection.thresholds.invariant * float(self._squares.sum()) ** 0.5
-        return bool(size > _RESOLVED * allowed)
+        return bool(size > _CLEARLY_RESOLVED * allowed)
 
     def parts(self, ends: Sequence[int], period: int) -> list[list[Part]]:
         """Return the parts of each tensor."""
