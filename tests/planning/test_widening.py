@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,7 +52,8 @@ def test_a_plan_of_a_narrow_copy_is_that_of_the_model(norm: bool) -> None:
     torch.manual_seed(0)
     narrow, wide = Block(4, 4, 2, norm=norm), Block(6, 8, 4, norm=norm)
     carried, own = found(narrow).apply_to(wide, widened=True), found(wide)
-    assert carried.treatments == own.treatments
+    measured = [replace(t, smallest_rms=0.0) for t in own.treatments]  # depends on the values
+    assert [replace(t, smallest_rms=0.0) for t in carried.treatments] == measured
     assert carried.symmetries == own.symmetries
     assert [u.describe() for u in carried.units] == [u.describe() for u in own.units]
     assert all(a.params[0] is b.params[0] for a, b in zip(carried.units, own.units, strict=True))
