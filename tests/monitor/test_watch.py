@@ -32,9 +32,12 @@ def test_no_line_is_longer_than_the_terminal(tmp_path: Path, layers: int, width:
     assert len(shown) < 45  # 300 layers are grouped by pattern
 
 
-def test_the_terminal_shows_findings_first_and_marks_their_layers(tmp_path: Path) -> None:
-    made_up.write(tmp_path)
-    shown = list(lines(Log.open(tmp_path), 80))
+def test_the_terminal_shows_findings_first_and_marks_their_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path would break the title over two lines
+    made_up.write(Path("log"))
+    shown = list(lines(Log.open(Path("log")), 80))
     text = "\n".join(content for content, _ in shown)
     assert text.index("effective rate vanished") < text.index("turn/step")
     assert "→ plan.attach(optimizer)" in text
@@ -151,7 +154,9 @@ def test_live_in_a_terminal_until_the_job_ends(tmp_path: Path) -> None:
 
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
-    process = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=slave, stderr=slave, env=environment)
+    process = subprocess.Popen(  # in the folder, as a long path would break the title over two lines
+        [*COMMAND, "."], stdout=slave, stderr=slave, env=environment, cwd=tmp_path
+    )
     os.close(slave)
     seen, deadline = b"", time.monotonic() + 40
     sent = False
@@ -164,8 +169,12 @@ def test_live_in_a_terminal_until_the_job_ends(tmp_path: Path) -> None:
         if b"step 40" in seen and not sent:
             sent = True
             threading.Timer(0.1, end).start()
-    process.wait(timeout=20)
-    os.close(master)
+    try:
+        process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
     assert process.returncode == 0
     assert b"effective rate vanished" in seen
     assert b"step 50" in seen
