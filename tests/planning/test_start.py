@@ -503,3 +503,15 @@ def test_an_optimizer_for_each_parameter(monkeypatch: pytest.MonkeyPatch) -> Non
     (x, y), *_ = batches(1)
     (net(x) - y).square().mean().backward()
     assert all(float(w.detach().norm(dim=1).max()) < 1 for w in weights_of(net))
+
+
+def test_a_group_beside_an_optimizer_whose_steps_grow_stays_and_it_is_said() -> None:
+    model = Joint(1e3)
+    plan = nw.plan(model, [torch.randn(16, 6, dtype=DOUBLE)], progress=False)
+    rest = [p for p in model.parameters() if p is not model.left.weight]
+    said: list[str] = []
+    optimizers: list[Optimizer] = [SGD([model.left.weight], lr=0.1), AdamW(rest, lr=0.01, weight_decay=0)]
+    decays = plan.attach(optimizers, total_steps=10, announce=said.append)
+    assert said[-1].startswith("started as they are: left.weight, right.weight, whose group has weights in")
+    assert all(said[-1] in decay.explain() for decay in decays)
+    assert not any(decay.start.waiting for decay in decays if decay.start is not None)

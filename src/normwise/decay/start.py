@@ -29,7 +29,7 @@ from normwise.units import Unit, global_norms, local_units, local_values
 __all__ = ["JointGroup", "Start"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, as it holds tensors
 class JointGroup:
     """Parameters that have one free scale: w_k → α^e_k·w_k for all of them changes no output.
 
@@ -204,12 +204,12 @@ class Start:
             {id: (parameter, factor)} for the members that are no Units.
         """
         others: dict[int, tuple[Tensor, float]] = {}
-        groups = [group for group in self.joint if all(which in factors for which in group.units)]
-        for group in self.joint:
-            if group not in groups:
-                for which in group.units:
-                    if factors.pop(which, None) is not None:
-                        self.readings[which].pop()
+        groups = list(self.joint)
+        while partial := [g for g in groups if not all(which in factors for which in g.units)]:
+            groups = [group for group in groups if group not in partial]
+            for which in {which for group in partial for which in group.units}:
+                if factors.pop(which, None) is not None:  # waits with the others
+                    self.readings[which].pop()
         for group in (group for group in groups if group.elsewhere):
             first = not group.solved
             if first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from normwise.planning.stepping import Stepping, stepping_of, textbook_stepping
 from normwise.theory.equilibrium import equilibrium_norm
 from normwise.units import Unit
 
-__all__ = ["STARTS", "Settings", "Weight", "attach", "attach_weights"]
+__all__ = ["STARTS", "Settings", "Weight", "attach", "attach_weights", "few", "say"]
 
 _logger = logging.getLogger("normwise")
 STARTS = ("equilibrium", "as is")
@@ -106,7 +106,7 @@ def attach(
         total_steps: The number of steps to come.
         scheduler_interval: The number of optimizer steps per ``scheduler.step()``.
         kind: "sgd" or "adam", for an optimizer that cannot be measured.
-        strength: S: over a training at the initial rate, decay passes S times the time that it needs.
+        strength: S. The rate of decay at the start is S/Σlr.
         start: "equilibrium" or "as is".
         rule: The class ``AdaptiveWeightShrink`` or ``L2``.
         announce: Called with each line that is logged.
@@ -142,7 +142,6 @@ class _Chosen:
 
     budget: Budget
     stepping: Stepping
-    notes: list[str] = field(default_factory=list)
 
 
 def attach_weights(
@@ -190,10 +189,7 @@ def attach_weights(
     if half:
         lines.append("weights in half precision: decay below their precision is kept (compensated=True)")
     for line in lines:
-        _logger.info(line)
-        if settings.announce is not None:
-            settings.announce(line)
-    decay._notes += lines
+        say(line, [decay], settings.announce)
     if settings.total_steps is not None:
         _watch(decay, settings.total_steps)
     return decay
@@ -259,7 +255,7 @@ def _from_equilibrium(
     lines.append("weights change in norm, not in direction, at the first step; outputs stay as they are")
     still = [w.name for w, norm in zip(weights, norms, strict=True) if norm is None]
     if still:
-        lines.append(f"started as they are: {_few(still)}, which cannot be scaled alone")
+        lines.append(f"started as they are: {few(still)}, which cannot be scaled alone")
     return {"rule": settings.rule(rate), "measure": "relative", "start": start}, lines  # type: ignore[call-arg]
 
 
@@ -357,7 +353,7 @@ def _with_a_budget(
         raise ValueError(
             "the learning rates sum to 0 for all units: give a scheduler, a positive lr, or total_time="
         )
-    named = _few([w.name for w in left])
+    named = few([w.name for w in left])
     return kept, [f"left out, as the learning rate is 0: {named}"] if left else []
 
 
@@ -417,7 +413,17 @@ def _numel(weight: Weight) -> int:
     return sum(param.numel() for param in weight.unit.params)
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
+def say(line: str, decays: Sequence[Decay], announce: Callable[[str], None] | None) -> None:
+    """Log a line, announce it, and keep it for ``explain()`` of these Decays."""
+    _logger.info(line)
+    if announce is not None:
+        announce(line)
+    for decay in decays:
+        decay._notes.append(line)
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

@@ -16,7 +16,7 @@ from normwise.decay.rules import AdaptiveWeightShrink, Rule, checked
 from normwise.decay.wrappers import unwrapped
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
-from normwise.planning.attach import Settings, attach_weights
+from normwise.planning.attach import Settings, attach_weights, few, say
 from normwise.planning.decisions import check_overrides, decide
 from normwise.planning.shares import link, share_out
 from normwise.planning.stepping import Stepping
@@ -217,8 +217,9 @@ class Plan:
     ) -> Decay | list[Decay]:
         r"""Decay the units by Adaptive Weight Shrink, with nothing to tune, from the norms that suit it.
 
-        The rule has the rate S/T at the start, with the strength S and the time T = Σ lr: it forgets what the
-        first third of the training did, and no learning rate or initial scale changes that. The norm of a
+        The rule has the rate S/T at the start, with the strength S and the time T = Σ lr. With S = 3, decay
+        forgets what is older than about a third of the training, at any learning rate and initial scale. The
+        norm of a
         scale-invariant weight is free, so at the first steps each unit is scaled to the norm n₀ at which
         this rate takes away what the optimizer's steps add (docs/theory.md, "Starting in equilibrium"):
 
@@ -309,7 +310,14 @@ class Plan:
                     announce,
                 )
                 decays.append(attach_weights(weights, groups, one, settings, measured))
-        link(spanning, self._named, decays)
+        unmoved = link(spanning, self._named, decays)
+        if unmoved:
+            say(
+                f"started as they are: {few(unmoved)}, whose group has weights in several optimizers, one of "
+                "which has steps that grow with the gradient",
+                decays,
+                announce,
+            )
         return decays if several else decays[0]
 
     def explain(self, *, grouped: bool = False, width: int = 100) -> str:
