@@ -515,3 +515,20 @@ def test_a_group_beside_an_optimizer_whose_steps_grow_stays_and_it_is_said() -> 
     assert said[-1].startswith("started as they are: left.weight, right.weight, whose group has weights in")
     assert all(said[-1] in decay.explain() for decay in decays)
     assert not any(decay.start.waiting for decay in decays if decay.start is not None)
+
+
+def test_momentum_is_rescaled_with_a_later_placement() -> None:
+    """A model that is rescaled between two steps, with its momentum, goes on as if it had not been."""
+    results = []
+    for scale in (1.0, 8.0):
+        net = network()
+        optimizer, _ = attached(net, "SGD with momentum")
+        train(net, optimizer, 1)
+        with torch.no_grad():
+            for w in weights_of(net):
+                w.mul_(scale)
+                optimizer.state[w]["momentum_buffer"].div_(scale)
+        train(net, optimizer, 1, skip=1)
+        results.append([w.detach().clone() for w in weights_of(net)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
