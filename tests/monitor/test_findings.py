@@ -321,6 +321,26 @@ def test_dead_units_are_counted() -> None:
     assert monitor.findings[0].layers == ("0",)
 
 
+def test_a_finding_is_stated_again_with_fresh_evidence() -> None:
+    model = network()
+    plan = plan_of(model)
+    optimizer = SGD(plan.param_groups(), lr=1e-4)
+    tracker = Kept()
+    monitor = nw.Monitor(optimizer, plan=plan, every=1, trackers=tracker)
+    for step in range(40):
+        if step in (0, 12):  # one more unit dies
+            with torch.no_grad():
+                model[1].weight[step // 12] = 0.0
+                model[1].bias[step // 12] = -1.0
+        optimizer.zero_grad()
+        loss_of(model, BATCHES[step % len(BATCHES)]).backward()
+        optimizer.step()
+    stated = [finding for finding in tracker.findings if finding.kind == "dead units"]
+    assert [finding.evidence.split()[1] for finding in stated] == ["1", "2"]
+    assert stated[0].since == stated[1].since
+    assert stated[1] in monitor.findings
+
+
 def test_a_finding_as_plain_values() -> None:
     finding = Finding("dead units", ("a", "b"), 1, 2, "why", "how")
     assert finding.to_dict()["layers"] == ["a", "b"]

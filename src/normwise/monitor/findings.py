@@ -128,7 +128,10 @@ class Findings:
         return [self._found[kind] for kind in KINDS if kind in self._found]
 
     def look(self, observation: Observation) -> list[Finding]:
-        """Look at an observed step; return the findings that are new, have changed or are over."""
+        """Look at an observed step; return the findings that are new, have changed or are over.
+
+        A finding whose evidence changes is stated again each time that it has lasted twice as long.
+        """
         step, lr = observation.step, observation.network["lr"]
         self.schedule.elapsed += lr * max(0, step - self._last)
         seen: dict[str, list[_Seen]] = {kind: [] for kind in KINDS}
@@ -172,12 +175,14 @@ class Findings:
             return
         named = tuple(layer for layer in firm if layer)
         current = [by_layer[layer] for layer in firm if layer in by_layer]
-        if before is not None and (set(named) == set(before.layers) or not current):
-            return
         if not current:
             return
         since = min(self._counts[kind, layer][2] for layer in firm)
         found = Finding(kind, named, since, step, current[0].evidence, current[0].remedy)
+        if before is not None and set(named) == set(before.layers):
+            outdated = found.evidence != before.evidence and step - since >= 2 * (before.step - since)
+            if not outdated:  # a finding that lasts twice as long is stated again, if the evidence has changed
+                return
         self._found[kind] = found
         yield found
 
