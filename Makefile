@@ -1,6 +1,7 @@
 # Two commands set everything up; each works alone on a new machine with Python 3.10 or later.
 #   make reproduce   installs, then reproduces the paper's claims into runs/
 #   make test        installs, then runs linters, type checks and tests
+# `make thorough` is `make test` with the slow tests too: whole products of settings, processes that are killed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,13 +11,18 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test lint clean
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -q
+
+.PHONY: reproduce test thorough lint clean
 
 reproduce: $(VENV)/.lab
 	$(VENV)/bin/normwise reproduce --out runs
 
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -q
+	$(PYTEST) -m 'not thorough'
+
+thorough: $(VENV)/.dev lint
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

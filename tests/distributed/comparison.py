@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -47,6 +48,9 @@ SQUARE_LAYOUTS: dict[str, tuple[Placement, ...]] = {
     "Replicate, Shard(1)": (R, S1),
     "_StridedShard(0), Shard(0)": (_StridedShard(0, split_factor=2), S0),
 }
+each_extent = pytest.mark.parametrize(
+    "full", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["every pair", "full product"]
+)
 
 
 class Outcome(NamedTuple):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.lab.small import budget
 
 from normwise.cli import _lines, main
 from normwise.lab.claims.budget import Budget
+from normwise.lab.engine.store import Store
 from normwise.lab.reproduce import rebuild_report, reproduce
 
 
@@ -112,6 +114,28 @@ reproduce(["under-fitting"], out=Path(sys.argv[1]), data="digits", jobs=2)
 """
 
 
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    write = Store.write_run
+
+    def stops(self: Store, *run: Any) -> None:
+        write(self, *run)
+        if len(list(stopped.glob("runs/*/summary.json"))) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "write_run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["under-fitting"], out=stopped, data="digits")
+    before = {path: path.stat().st_mtime_ns for path in stopped.glob("runs/*/summary.json")}
+    assert len(before) == 3
+    assert not (stopped / "results.json").exists()
+    resumed = reproduce(["under-fitting"], out=stopped, data="digits")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert resumed["claims"] == reproduce(["under-fitting"], out=whole, data="digits")["claims"]
+
+
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small")
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -35,6 +35,7 @@ def _files(store: Store, wanted: list[Run]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_worker_killed_half_way_costs_nothing_but_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,8 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
 def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
     fine, failing, deadly = (OddRun(way=way) for way in ("fine", "error", "killed"))
+    wanted: list[Run] = [training(), replaying(length=5).with_rule(nw.L2(0.5))]
+    execute(wanted, Store(tmp_path / "alone"))
     (tmp_path / "dask").mkdir()
     with LocalCluster(tmp_path / "dask", SCHEDULER__ALLOWED_FAILURES="0") as local:
         with (
@@ -140,6 +143,8 @@ def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_pa
             with pytest.raises(ClusterError, match=r"cannot execute runs: data set 'mnist' is not known"):
                 cluster.workers("mnist", "f" * 64, offline=True)
             one, several = (cluster.workers("digits", fingerprint(), True, at_once) for at_once in (1, None))
+            execute(wanted, store, several)
+            assert _files(store, wanted) == _files(Store(tmp_path / "alone"), wanted)
             with pytest.raises(
                 RunError, match=r"\(OddRun: way=error, seed=0\) failed: ArithmeticError: the sum does"
             ):

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from tests.lab.engine.odd_runs import OddRun
-from tests.lab.small import replaying, training
+from tests.lab.small import replaying, text, training
 from torch import nn
 
 import normwise as nw
-from normwise.lab.engine.execution import RunError, execute, local_workers
+from normwise.lab.engine.execution import HERE, RunError, Workers, execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import MisfitError, Store
 from normwise.lab.models.convnet import ConvNet, directions
@@ -34,13 +38,19 @@ def _wanted() -> list[Run]:
         training(seed=1).with_rule(nw.AdaptiveWeightShrink(1.0)),
         training(init_scale=1e3).with_rule(nw.AdaptiveWeightShrink(1.0), mode="explicit"),
         replaying(length=5).with_rule(nw.L2(0.5)),
+        text(seed=1, decayed="invariant").with_rule(nw.AdaptiveWeightShrink(2.0)),
     ]
 
 
-def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
-    one = execute(_wanted(), Store(tmp_path / "one"))
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Workers]:
     with local_workers(2) as workers:
-        two = execute(_wanted(), Store(tmp_path / "two"), workers)
+        yield workers
+
+
+def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path, two_workers: Workers) -> None:
+    one = execute(_wanted(), Store(tmp_path / "one"))
+    two = execute(_wanted(), Store(tmp_path / "two"), two_workers)
     assert set(one) == {settings.identity for settings in _wanted()}
     assert {k: _without_time(v) for k, v in one.items()} == {k: _without_time(v) for k, v in two.items()}
     for settings in _wanted():
@@ -48,17 +58,16 @@ def test_two_processes_give_the_same_numbers_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_fails_is_named_and_loses_no_other(tmp_path: Path, jobs: int) -> None:
-    store = Store(tmp_path)
+def test_a_run_that_fails_is_named_and_loses_no_other(
+    tmp_path: Path, jobs: int, request: pytest.FixtureRequest
+) -> None:
+    store, workers = Store(tmp_path), request.getfixturevalue("two_workers") if jobs == 2 else HERE
     fine, failing = [OddRun(way="fine", seed=seed) for seed in range(3)], OddRun(way="error", seed=7)
-    with (
-        pytest.raises(
-            RunError,
-            match=rf"^run {failing.identity} \(OddRun: way=error, seed=7\) failed: ArithmeticError: the sum "
-            rf"does not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
-        ) as caught,
-        local_workers(jobs) as workers,
-    ):
+    with pytest.raises(
+        RunError,
+        match=rf"^run {failing.identity} \(OddRun: way=error, seed=7\) failed: ArithmeticError: the sum "
+        rf"does not add up; more in .*{failing.identity}.failure.txt; 3 finished runs are kept, .*$",
+    ) as caught:
         execute([*fine, failing], store, workers)
     assert "\n" not in str(caught.value)
     assert all(store.summary(settings) for settings in fine)
@@ -76,10 +85,27 @@ def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
     assert store.summary(OddRun(way="fine")) is None
 
 
-def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
+class _Killed(Executor):
+    """Answers as a pool does whose processes were killed."""
+
+    def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool("A process was terminated abruptly"))
+        return future
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        lambda: contextlib.nullcontext(Workers(_Killed(), 2)),
+        pytest.param(lambda: local_workers(2), marks=pytest.mark.thorough),
+    ],
+    ids=["made up", "real"],
+)
+def test_a_process_that_is_killed_is_said_in_a_line(tmp_path: Path, started: Any) -> None:
     wanted = [OddRun(way="killed"), OddRun(way="killed", seed=1)]
     killed = pytest.raises(RunError, match=r"a process that executed .* fewer than --jobs 2")
-    with killed, local_workers(2) as workers:
+    with killed, started() as workers:
         execute(wanted, Store(tmp_path), workers)
 
 
@@ -105,7 +131,13 @@ with local_workers(2) as workers:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(how, marks=pytest.mark.thorough) for how in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_worker_processes_end_with_the_job(tmp_path: Path, how: signal.Signals) -> None:
     command = [sys.executable, "-c", _ENDLESS, str(tmp_path)]
     job = subprocess.Popen(
