@@ -15,9 +15,8 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def run(trainer: str, folder: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
-        [*command, str(SCRIPT), trainer, str(folder)],
+        [sys.executable, str(SCRIPT), trainer, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,

@@ -1,9 +1,16 @@
-"""Trainings on two processes, run by test_two_processes.py with torchrun; prints what the test compares."""
+"""Trainings on two processes, run by test_two_processes.py; writes what the test compares.
+
+The processes are forks of one, so that torch and the trainer are imported once, and have the environment that
+torchrun gives to its workers.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import normwise as nw
+
+IMPORTED = {
+    "accelerate": "accelerate",
+    "lightning": "lightning.pytorch",
+    "transformers": "transformers.trainer",
+}
 
 
 class Net(nn.Module):
@@ -150,8 +163,30 @@ def with_transformers(folder: Path) -> dict[str, Any]:
     return {"whole": digest(whole), "resumed": digest(resumed), "steps": callback.decays[0].steps}
 
 
-if __name__ == "__main__":
+def work(rank: int, port: int, trainer: str, folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "none",
+    }  # fmt: skip
+    result = globals()[f"with_{trainer}"](folder)
+    (folder / f"result-{rank}.json").write_text(json.dumps(result))
+
+
+def main(trainer: str, folder: Path) -> int:
     warnings.simplefilter("ignore")
-    chosen, folder = globals()[f"with_{sys.argv[1]}"], Path(sys.argv[2])
-    result = chosen(folder)
-    (folder / f"result-{os.environ['RANK']}.json").write_text(json.dumps(result))
+    importlib.import_module(IMPORTED[trainer])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=work, args=(rank, port, trainer, folder)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
