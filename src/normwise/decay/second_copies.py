@@ -30,6 +30,7 @@ _REFUSED = {
     "sfadamw": "keeps a second copy of the weights where it cannot be found",
     "sgdschedulefreereference": "keeps further copies of the weights",
     "srmm": "takes the weights from an average that it keeps",
+    "trac": "computes the weights anew from the initial ones and the sum of the steps",
 }
 
 

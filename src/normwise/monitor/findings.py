@@ -181,7 +181,7 @@ class Findings:
         found = Finding(kind, named, since, step, current[0].evidence, current[0].remedy)
         if before is not None and set(named) == set(before.layers):
             outdated = found.evidence != before.evidence and step - since >= 2 * (before.step - since)
-            if not outdated:  # a finding that lasts twice as long is stated again, if the evidence has changed
+            if not outdated:  # else it is stated again, with what the evidence is now
                 return
         self._found[kind] = found
         yield found
