@@ -1,6 +1,6 @@
 """What the start in equilibrium depends on, and what to decay beside it: ablations of the claim no-tuning.
 
-    python -m benchmarks.start_variants RUNS [--tables placement,training,rest,muon] [--out FILE.md]
+    python -m benchmarks.start_variants RUNS [--tables rest,placement,...] [--out FILE.md]
 
 RUNS is a folder for finished runs: a killed benchmark goes on from there. Accuracies are test accuracies in
 points on half of the images of Fashion-MNIST, 7×7 pixels. Losses of the language model are test losses in
@@ -13,6 +13,7 @@ rest: weight decay on the matrices that are not scale-invariant (none by default
     (SGD) and 0.1 (AdamW), minus none.
 muon: the language model with its matrices under Muon and the rest under AdamW: AWS from equilibrium minus
     the L2 on all matrices that was tuned in the cell.
+every: decay that is applied every eighth step, minus every step.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.convnet import directions
 from normwise.lab.models.gpt import GPT, planned
-from normwise.lab.runs.arms import L2, from_equilibrium, times, with_arm
+from normwise.lab.runs.arms import AWS, L2, from_equilibrium, times, with_arm
 from normwise.lab.runs.base import OptimizerRun, rule_from
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
@@ -62,6 +63,7 @@ class ImageVariant(TrainRun):
         gradients: The number of steps in which γ is measured.
         by_unit: Whether each unit has a γ of its own, in place of the root mean square over its tensor.
         rate_clock: Clock of the Decay.
+        every: The number of steps after which decay is applied.
         rest: ``weight_decay`` of the optimizer on matrices that are not scale-invariant.
     """
 
@@ -69,6 +71,7 @@ class ImageVariant(TrainRun):
     gradients: int = 16
     by_unit: bool = False
     rate_clock: str = "lr"
+    every: int = 1
     rest: float = 0.0
 
     def lr_at(self, step: int) -> float:
@@ -87,30 +90,32 @@ class ImageVariant(TrainRun):
         if rule is None:
             return optimizer
         if self.start != "equilibrium":
-            nw.Decay(optimizer, rule, weights, dim=self.dim, mode=self.mode, measure=self.measure)
+            nw.Decay(optimizer, rule, weights, dim=self.dim, measure=self.measure, every=self.every)
             return optimizer
         decay = nw.attach(
             optimizer, weights, self.total_time, dim=self.dim, strength=self.strength, rule=type(rule)
         )
-        assert decay.start is not None
-        if any(decay.start.grows_with_gradient):
-            decay.start.steps = self.gradients
+        start = decay.start
+        assert start is not None
+        if any(start.grows_with_gradient):
+            start.steps = self.gradients
         if self.by_unit:
-            decay.start = StartByUnit(**{f.name: getattr(decay.start, f.name) for f in fields(Start)})
-        if self.rate_clock != "lr":
-            squares = self.total_squares / max(map(self.lr_at, range(self.steps)))
-            decay.remove()
-            other = nw.AdaptiveWeightShrink(self.strength / squares)
-            start = replace(decay.start, readings=[])
-            nw.Decay(
-                optimizer,
-                other,
-                weights,
-                dim=self.dim,
-                clock=self.rate_clock,
-                measure="relative",
-                start=start,
-            )
+            start = StartByUnit(**{f.name: getattr(start, f.name) for f in fields(Start)})
+        decay.remove()
+        clock = self.rate_clock
+        time = self.total_squares / max(map(self.lr_at, range(self.steps)))
+        rate = self.strength / (self.total_time if clock == "lr" else time)
+        same = type(rule)(rate)  # type: ignore[call-arg]
+        nw.Decay(
+            optimizer,
+            same,
+            weights,
+            dim=self.dim,
+            clock=clock,
+            measure="relative",
+            every=self.every,
+            start=replace(start, readings=[]),
+        )
         return optimizer
 
     def make_plain_optimizer(self, model: nn.Module) -> Optimizer:
@@ -345,9 +350,7 @@ def rest(bench: Bench) -> list[str]:
 
 def muon(bench: Bench) -> list[str]:
     """Return the table of the language model under Muon."""
-    lines = [
-        "| learning rate × | stream × | L2 on all matrices, tuned in the cell | AWS from equilibrium minus it |"
-    ]
+    lines = ["| learning rate × | stream × | L2 on all matrices, tuned | AWS from equilibrium minus it |"]
     lines.append("|---|---|---|---|")
     for cell in (Cell(1, 1), Cell(0.25, 1), Cell(4, 1), Cell(1, 1e-3), Cell(1, 1e3)):
         run = run_of(TEXT, cell, muon=True)
@@ -357,11 +360,27 @@ def muon(bench: Bench) -> list[str]:
     return lines
 
 
+def every(bench: Bench) -> list[str]:
+    """Return the table of decay that is applied every eighth step."""
+    lines = ["| network | cell | from equilibrium: every=8 minus 1 | from the norms as they are |"]
+    lines.append("|---|---|---|---|")
+    for setup in ("weight norm, SGD", "weight norm, Adam", "batch norm only, SGD"):
+        for cell in CELLS:
+            run, rare = run_of(setup, cell), run_of(setup, cell, every=8)
+            assert isinstance(run, TrainRun)
+            assert isinstance(rare, TrainRun)
+            found = bench.difference(from_equilibrium(rare), from_equilibrium(run))
+            as_is = bench.difference(with_arm(rare, AWS), with_arm(run, AWS))
+            lines.append(f"| {setup} | {cell} | {found} | {as_is} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Bench], list[str]]] = {
     "placement": placement,
     "training": training,
     "rest": rest,
     "muon": muon,
+    "every": every,
 }
 
 
