@@ -532,3 +532,17 @@ def test_momentum_is_rescaled_with_a_later_placement() -> None:
         results.append([w.detach().clone() for w in weights_of(net)])
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_every_few_steps_starts_alike_and_ends_close(name: str) -> None:
+    """Flows compose, so only what the steps in between add differs: of second order in the rate."""
+    ends = []
+    for every in (1, 4):
+        net = network(1e-3)
+        optimizer, decay = attached(net, name, every=every, strength=0.3)
+        assert decay.every == every
+        train(net, optimizer, STEPS)
+        decay.flush()
+        ends.append(torch.cat([w.detach().norm(dim=1) for w in weights_of(net)]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.04, atol=0.0)

@@ -65,6 +65,7 @@ class Settings:
     strength: float = 3.0
     start: str = "equilibrium"
     rule: type[Rule] = AdaptiveWeightShrink
+    every: int = 1
     announce: Callable[[str], None] | None = None
 
     def check(self) -> None:
@@ -90,6 +91,7 @@ def attach(
     strength: float = 3.0,
     start: str = "equilibrium",
     rule: type[Rule] = AdaptiveWeightShrink,
+    every: int = 1,
     announce: Callable[[str], None] | None = None,
 ) -> Decay:
     """Decay scale-invariant weights by Adaptive Weight Shrink, with nothing to tune.
@@ -109,6 +111,7 @@ def attach(
         strength: S. The rate of decay at the start is S/Σlr.
         start: "equilibrium" or "as is".
         rule: The class ``AdaptiveWeightShrink`` or ``L2``.
+        every: As for :class:`normwise.Decay`.
         announce: Called with each line that is logged.
 
     Raises:
@@ -128,7 +131,7 @@ def attach(
     """
     optimizer = unwrapped(optimizer)
     settings = Settings(
-        total_time, scheduler, total_steps, scheduler_interval, kind, strength, start, rule, announce
+        total_time, scheduler, total_steps, scheduler_interval, kind, strength, start, rule, every, announce
     )
     given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
     units = [item if isinstance(item, Unit) else Unit(item, dim) for item in given]
@@ -176,7 +179,8 @@ def attach_weights(
     else:
         arguments, how = _as_is(weights, chosen, time, settings)
     half = any(p.dtype in (torch.float16, torch.bfloat16) for w in weights for p in w.unit.params)
-    decay = Decay(optimizer, params=[w.unit for w in weights], compensated=half, **arguments)
+    units = [w.unit for w in weights]
+    decay = Decay(optimizer, params=units, every=settings.every, compensated=half, **arguments)
     several = f" (the groups differ by a factor of {spread:.3g}: their mean)" if spread > 1.001 else ""
     number = len({id(p) for w in weights for p in w.unit.params})
     said = "Adaptive Weight Shrink sets" if settings.rule is AdaptiveWeightShrink else "L2 sets"
