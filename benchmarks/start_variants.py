@@ -14,6 +14,7 @@ rest: weight decay on the matrices that are not scale-invariant (none by default
 muon: the language model with its matrices under Muon and the rest under AdamW: AWS from equilibrium minus
     the L2 on all matrices that was tuned in the cell.
 every: decay that is applied every eighth step, minus every step.
+scales: AWS from equilibrium, from initial norms over twelve decades.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.no_tuning import MULTIPLES, SETUPS, TEXT, Cell
 from normwise.lab.claims.statistics import mean_with_interval, paired_difference
 from normwise.lab.data.datasets import load
-from normwise.lab.engine.execution import execute, local_workers
+from normwise.lab.engine.execution import Workers, execute, local_workers
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 from normwise.lab.models.convnet import directions
@@ -236,8 +237,8 @@ def tuned_l2(run: OptimizerRun) -> dict[float, OptimizerRun]:
 class Bench:
     """Runs are executed when they are needed, and looked up later."""
 
-    def __init__(self, folder: Path, jobs: int) -> None:
-        self.store, self.jobs = Store(folder), jobs
+    def __init__(self, folder: Path, workers: Workers) -> None:
+        self.store, self.workers = Store(folder), workers
 
     def done(self, runs: Sequence[Run]) -> FinishedRuns:
         """Execute the runs that are missing."""
@@ -246,8 +247,7 @@ class Bench:
             if total and (done == total or done % 20 == 0):
                 print(f"{done} of {total} runs", flush=True)
 
-        with local_workers(self.jobs) as workers:
-            return FinishedRuns(execute(runs, self.store, workers, progress, print), self.store)
+        return FinishedRuns(execute(runs, self.store, self.workers, progress, print), self.store)
 
     def scores(self, run: OptimizerRun, seeds: Sequence[int] = SEEDS, part: str = "test") -> list[float]:
         """Return accuracy in points or loss in nats for each seed; guessing for what does not finish."""
@@ -319,6 +319,8 @@ def training(bench: Bench) -> list[str]:
         ("ten times as long", "weight norm, SGD", Cell(factor, 1.0), longer, range(3))
         for factor in (0.25, 1.0, 4.0)
     ]
+    candidates = [tuned_l2(run_of(setup, cell, **changes)) for _, setup, cell, changes, _ in cases]
+    bench.done(over_seeds([run for by_multiple in candidates for run in by_multiple.values()], TUNING_SEEDS))
     for title, setup, cell, changes, seeds in cases:
         run = run_of(setup, cell, **changes)
         tuned = bench.best(tuned_l2(run))
@@ -352,7 +354,10 @@ def muon(bench: Bench) -> list[str]:
     """Return the table of the language model under Muon."""
     lines = ["| learning rate × | stream × | L2 on all matrices, tuned | AWS from equilibrium minus it |"]
     lines.append("|---|---|---|---|")
-    for cell in (Cell(1, 1), Cell(0.25, 1), Cell(4, 1), Cell(1, 1e-3), Cell(1, 1e3)):
+    cells = (Cell(1, 1), Cell(0.25, 1), Cell(4, 1), Cell(1, 1e-3), Cell(1, 1e3))
+    candidates = [tuned_l2(run_of(TEXT, cell, muon=True)) for cell in cells]
+    bench.done(over_seeds([run for by_multiple in candidates for run in by_multiple.values()], TUNING_SEEDS))
+    for cell in cells:
         run = run_of(TEXT, cell, muon=True)
         tuned = bench.best(tuned_l2(run))
         difference = bench.difference(from_equilibrium(run), tuned)
@@ -364,14 +369,32 @@ def every(bench: Bench) -> list[str]:
     """Return the table of decay that is applied every eighth step."""
     lines = ["| network | cell | from equilibrium: every=8 minus 1 | from the norms as they are |"]
     lines.append("|---|---|---|---|")
+    pairs: dict[tuple[str, Cell], list[OptimizerRun]] = {}
     for setup in ("weight norm, SGD", "weight norm, Adam", "batch norm only, SGD"):
         for cell in CELLS:
             run, rare = run_of(setup, cell), run_of(setup, cell, every=8)
             assert isinstance(run, TrainRun)
             assert isinstance(rare, TrainRun)
-            found = bench.difference(from_equilibrium(rare), from_equilibrium(run))
-            as_is = bench.difference(with_arm(rare, AWS), with_arm(run, AWS))
-            lines.append(f"| {setup} | {cell} | {found} | {as_is} |")
+            started = [from_equilibrium(rare), from_equilibrium(run)]
+            pairs[setup, cell] = [*started, with_arm(rare, AWS), with_arm(run, AWS)]
+    bench.done(over_seeds([run for runs in pairs.values() for run in runs], SEEDS))
+    for (setup, cell), (rarely, often, rarely_as_is, often_as_is) in pairs.items():
+        found, as_is = bench.difference(rarely, often), bench.difference(rarely_as_is, often_as_is)
+        lines.append(f"| {setup} | {cell} | {found} | {as_is} |")
+    return lines
+
+
+def scales(bench: Bench) -> list[str]:
+    """Return the table of initial norms over twelve decades."""
+    decades = [10.0**k for k in range(-6, 7, 2)]
+    lines = [f"| network | {' | '.join(f'norm {scale:g}' for scale in decades)} | largest minus smallest |"]
+    lines.append("|---" * (len(decades) + 2) + "|")
+    for setup in ("weight norm, SGD", "weight norm, Adam", "batch norm only, SGD"):
+        runs = [from_equilibrium(run_of(setup, Cell(1.0, scale))) for scale in decades]
+        bench.done(over_seeds(runs, SEEDS))
+        means = [mean_with_interval(bench.scores(run)).mean for run in runs]
+        row = " | ".join(f"{mean:.2f}" for mean in means)
+        lines.append(f"| {setup} | {row} | {max(means) - min(means):.2f} |")
     return lines
 
 
@@ -381,6 +404,7 @@ TABLES: dict[str, Callable[[Bench], list[str]]] = {
     "rest": rest,
     "muon": muon,
     "every": every,
+    "scales": scales,
 }
 
 
@@ -392,17 +416,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
     arguments = parser.parse_args()
-    bench = Bench(arguments.runs, arguments.jobs)
     described = ", ".join(f"{key} {value}" for key, value in machine().items() if value is not None)
-    lines = [
-        "# Variants of the start in equilibrium",
-        "",
-        f"`python -m benchmarks.start_variants`. {described}.",
-        "",
-    ]
-    for name in arguments.tables.split(","):
-        lines += [*TABLES[name](bench), ""]
-        print("\n".join(lines[-30:]), flush=True)
+    lines = ["# Variants of the start in equilibrium", ""]
+    lines += [f"`python -m benchmarks.start_variants`. {described}.", ""]
+    with local_workers(arguments.jobs) as workers:
+        bench = Bench(arguments.runs, workers)
+        for name in arguments.tables.split(","):
+            lines += [*TABLES[name](bench), ""]
+            print("\n".join(lines[-30:]), flush=True)
     if arguments.out:
         arguments.out.write_text("\n".join(lines), encoding="utf-8")
 
