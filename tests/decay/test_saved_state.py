@@ -115,7 +115,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(name=st.sampled_from(sorted(JOBS)), data=st.data())
 def test_a_mutated_state_is_refused_or_harmless(name: str, data: st.DataObject) -> None:
     job = Job(**JOBS[name])

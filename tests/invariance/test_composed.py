@@ -83,7 +83,7 @@ def known(specs: list[Spec]) -> tuple[dict[str, int | None], set[str], list[dict
     return alone, nothing, [s for s in joint if len(s) > 1]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.sampled_from(NORMS), st.sampled_from(["relu", "gelu"]), st.booleans()),

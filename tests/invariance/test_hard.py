@@ -102,7 +102,7 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         t = x.new_zeros(1, 1)
-        for _ in range(100):
+        for _ in range(20):
             x = x + 0.01 * self.g(torch.tanh(self.f(x) + self.time(t)))
             t = t + 0.01
         return x
@@ -181,7 +181,11 @@ def test_gradients_of_two_uses_that_cancel_have_no_effect(scalar: bool, dtype: t
 
 
 @pytest.mark.parametrize(
-    ("width", "depth"), [(4, 10), (4, 30), (4, 60), (16, 10), (16, 30), (16, 50), (64, 10)]
+    ("width", "depth"),
+    [
+        *((4, 10), (4, 30), (16, 10), (64, 10)),
+        *(pytest.param(*sizes, marks=pytest.mark.thorough) for sizes in ((4, 60), (16, 30), (16, 50))),
+    ],
 )
 def test_deep_networks_as_torch_initialises_them(width: int, depth: int) -> None:
     """The signal of the first layers is far below that of the last, or all units of a layer are dead."""

@@ -11,8 +11,27 @@ import normwise as nw
 pytest.importorskip("transformers")
 from tests.invariance.transformers_networks import NETWORKS
 
+# of each kind of network one; the others are like them, or slow
+QUICK = (
+    "gpt2",
+    "llama",
+    "mixtral",
+    "bert",
+    "t5",
+    "vit",
+    "resnet18",
+    "wav2vec2",
+    "qwen3",
+    "olmo2",
+    "opt",
+    "albert",
+)
 
-@pytest.mark.parametrize("name", NETWORKS)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in NETWORKS],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_counts_are_those_derived_by_hand(name: str) -> None:
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ import normwise as nw
 from normwise.decay.rules import Rule
 from normwise.theory import UndecayedSteps
 
-STEPS = 300
+STEPS = 160
 BETAS, EPS = (0.9, 0.98), 1e-2  # an ε that matters
 GENERATOR = torch.Generator().manual_seed(0)
 

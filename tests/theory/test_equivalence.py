@@ -21,6 +21,19 @@ CASES = [
     for mode in ("flow", "explicit", "coupled")
     if mode == "flow" or not isinstance(rule, nw.Sphere)
 ]
+# each rule and mode with both momenta and with both schedules; the other pairs are the thorough ones
+SETTINGS = [
+    pytest.param(
+        *case.values,
+        momentum,
+        schedule,
+        id=f"{case.id}-{momentum}-{schedule}",
+        marks=[] if (i + j + k) % 2 == 0 else pytest.mark.thorough,
+    )
+    for i, case in enumerate(CASES)
+    for j, momentum in enumerate((0.0, 0.9))
+    for k, schedule in enumerate(SCHEDULES)
+]
 DECOUPLED = [case for case in CASES if case.values[1] != "coupled"]
 
 
@@ -28,9 +41,7 @@ def test_every_rule_is_replayed() -> None:
     assert {type(rule) for rule in RULES} == set(rules.RULES)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize(("rule", "mode"), CASES)
+@pytest.mark.parametrize(("rule", "mode", "momentum", "schedule"), SETTINGS)
 def test_an_undecayed_run_takes_the_same_directions(
     rule: Rule, mode: str, momentum: float, schedule: str
 ) -> None:
