@@ -106,11 +106,44 @@ def _the_scheduler_is_killed(local: LocalCluster, store: Store) -> None:
     assert [store.summary(settings) is not None for settings in wanted] == [True, True, False]
 
 
-def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path / "out")
-    fine, failing, deadly = (OddRun(way=way) for way in ("fine", "error", "killed"))
+def test_a_cluster_gives_the_same_numbers_and_names_what_fails(tmp_path: Path) -> None:
+    """Scheduler and worker are threads of this process, and talk through sockets all the same."""
     wanted: list[Run] = [training(), replaying(length=5).with_rule(nw.L2(0.5))]
-    execute(wanted, Store(tmp_path / "alone"))
+    fine, failing = OddRun(way="fine"), OddRun(way="error")
+    alone, store = Store(tmp_path / "alone"), Store(tmp_path / "out")
+    execute(wanted, alone)
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp",
+            host="127.0.0.1",
+            dashboard_address=None,
+            local_directory=str(tmp_path),
+        ) as local,
+        connected(local.scheduler_address, patience=PATIENCE) as cluster,
+    ):
+        with pytest.raises(ClusterError, match="whose digits differs"):
+            cluster.workers("digits", "f" * 64, offline=True)
+        with pytest.raises(ClusterError, match=r"cannot execute runs: data set 'mnist' is not known"):
+            cluster.workers("mnist", "f" * 64, offline=True)
+        one, several = (cluster.workers("digits", fingerprint(), True, at_once) for at_once in (1, None))
+        execute(wanted, store, several)
+        assert _files(store, wanted) == _files(alone, wanted)
+        with pytest.raises(
+            RunError, match=r"\(OddRun: way=error, seed=0\) failed: ArithmeticError: the sum does"
+        ):
+            execute([fine, failing], store, one)
+    # one at a time, in this order: the first is finished and kept
+    assert store.summary(fine) is not None
+    assert "run\n    raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
+
+
+@pytest.mark.thorough
+def test_processes_of_a_cluster_that_are_missing_or_other_or_killed_are_said_in_a_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "dask").mkdir()
     with LocalCluster(tmp_path / "dask", SCHEDULER__ALLOWED_FAILURES="0") as local:
         with (
@@ -136,24 +169,10 @@ def test_what_goes_wrong_on_a_cluster_is_said_in_a_line_and_loses_nothing(tmp_pa
             while len(observer.scheduler_info()["workers"]) > 1:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-
         with connected(local.address, patience=PATIENCE) as cluster:
-            with pytest.raises(ClusterError, match="whose digits differs"):
-                cluster.workers("digits", "f" * 64, offline=True)
-            with pytest.raises(ClusterError, match=r"cannot execute runs: data set 'mnist' is not known"):
-                cluster.workers("mnist", "f" * 64, offline=True)
-            one, several = (cluster.workers("digits", fingerprint(), True, at_once) for at_once in (1, None))
-            execute(wanted, store, several)
-            assert _files(store, wanted) == _files(Store(tmp_path / "alone"), wanted)
-            with pytest.raises(
-                RunError, match=r"\(OddRun: way=error, seed=0\) failed: ArithmeticError: the sum does"
-            ):
-                execute([fine, failing], store, one)
-            # one at a time, in this order: the first is finished and kept
-            assert Store(tmp_path / "out").summary(fine) is not None
-            assert "run\n    raise ArithmeticError" in (store.run_folder(failing) / "failure.txt").read_text()
+            workers = cluster.workers("digits", fingerprint(), offline=True)
             with pytest.raises(RunError, match=r"\(OddRun: way=killed, seed=0\) failed: KilledWorker"):
-                execute([deadly], store, several)
+                execute([OddRun(way="killed")], Store(tmp_path / "out"), workers)
 
 
 @pytest.mark.parametrize(
