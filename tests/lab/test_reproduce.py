@@ -131,13 +131,13 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Store, "write_run", stops)
     with pytest.raises(KeyboardInterrupt):
-        reproduce(["under-fitting"], out=stopped, data="digits")
+        reproduce(["effective-learning-rate"], out=stopped, data="digits")
     before = {path: path.stat().st_mtime_ns for path in stopped.glob("runs/*/summary.json")}
     assert len(before) == 3
     assert not (stopped / "results.json").exists()
-    resumed = reproduce(["under-fitting"], out=stopped, data="digits")
+    resumed = reproduce(["effective-learning-rate"], out=stopped, data="digits")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert resumed["claims"] == reproduce(["under-fitting"], out=whole, data="digits")["claims"]
+    assert resumed["claims"] == reproduce(["effective-learning-rate"], out=whole, data="digits")["claims"]
 
 
 @pytest.mark.thorough
