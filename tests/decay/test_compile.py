@@ -81,6 +81,7 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True))
 
 
+@pytest.mark.thorough
 def test_compiled_to_machine_code() -> None:
     eager, _ = run(SGD, nw.AdaptiveWeightShrink(0.1), {}, momentum=0.9)
     compiled, frames = run(SGD, nw.AdaptiveWeightShrink(0.1), {}, "inductor", momentum=0.9)

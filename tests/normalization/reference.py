@@ -62,3 +62,11 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
     weight = getattr(module, name)
     assert isinstance(weight, Tensor)
     return weight
+
+
+def network(kind: str) -> nn.Sequential:
+    """A small network whose layers are converted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 9, 4))
+    nw.convert(model, kind)
+    return model

@@ -1,32 +1,20 @@
-"""Where converted and folded models go: copies, averages, exports, other devices, several processes."""
+"""Where converted and folded models go: copies, averages, exports, other devices."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from tests.normalization.reference import KINDS, originals, weight_of
-from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
+from tests.normalization.reference import KINDS, network, originals, weight_of
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import normwise as nw
-
-
-def network(kind: str) -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 9, 4))
-    nw.convert(model, kind)
-    return model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,44 +91,6 @@ def test_onnx_export_after_folding(tmp_path: Path) -> None:
     graph = onnx.load(tmp_path / "model.onnx")
     (computed,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: x.numpy()})
     np.testing.assert_allclose(np.asarray(computed, np.float32), y.detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
-def _train(model: nn.Module, x: Tensor) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-
-def _on_one_process(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.manual_seed(1)
-    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)  # in float32 the sums of two halves differ too much
-    for kind in KINDS:
-        alone = network(kind).double()
-        _train(alone, x)
-        parallel = DistributedDataParallel(network(kind).double())
-        _train(parallel, x[2 * rank : 2 * rank + 2])
-        torch.testing.assert_close(parallel.module(x), alone(x))
-        sharded = network(kind).double()
-        for layer in sharded:  # 5 and 4 units over two processes: uneven shards
-            if list(layer.parameters()):
-                fully_shard(layer)
-        fully_shard(sharded)
-        _train(sharded, x[2 * rank : 2 * rank + 2])
-        torch.testing.assert_close(sharded(x), alone(x))
-        for p, q in zip(sharded.parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(p.full_tensor(), q)  # type: ignore[attr-defined]
-    dist.destroy_process_group()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_ddp_and_fsdp_train_as_one_process_does(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        spawn(_on_one_process, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def test_double_conversion_of_a_copy_leaves_the_original_alone() -> None:
