@@ -129,9 +129,10 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
         if len(list(stopped.glob("runs/*/summary.json"))) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "write_run", stops)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce(["effective-learning-rate"], out=stopped, data="digits")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_run", stops)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(["effective-learning-rate"], out=stopped, data="digits")
     before = {path: path.stat().st_mtime_ns for path in stopped.glob("runs/*/summary.json")}
     assert len(before) == 3
     assert not (stopped / "results.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,8 +28,14 @@ def network(dtype: torch.dtype = torch.float32) -> Any:
     return nn.Sequential(*layers).to(dtype)
 
 
+@functools.cache
+def _plan(dtype: torch.dtype) -> nw.Plan:
+    return nw.plan(network(dtype), [batch.to(dtype) for batch in BATCHES[:1]], progress=False)
+
+
 def plan_of(model: nn.Module) -> nw.Plan:
-    return nw.plan(model, [batch.to(next(model.parameters()).dtype) for batch in BATCHES[:1]], progress=False)
+    """Return the plan of :func:`network`, which is found once, for this copy of it."""
+    return _plan(next(model.parameters()).dtype).apply_to(model)
 
 
 class Kept:
