@@ -152,7 +152,8 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
-    lines = [f"Machine: {machine}. Seconds: verdicts + joint symmetries.", "", HEADER, "|---" * 13 + "|"]
+    about = f"`python -m benchmarks.invariances`, {machine}. Seconds: verdicts + joint symmetries."
+    lines = ["# Which weights of known networks are scale-invariant", "", about, "", HEADER, "|---" * 13 + "|"]
     print("\n".join(lines), flush=True)
     memory = Memory()
     for name, run in chosen.items():

@@ -135,8 +135,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
     lines = [
-        f"{name}, torch {torch.__version__}, every={arguments.every}, with the JSONL tracker, "
-        f"{arguments.rounds} rounds (medians)",
+        "# What the monitor costs",
+        "",
+        f"`python -m benchmarks.monitor --rounds {arguments.rounds}`: {name}, torch {torch.__version__}, "
+        f"every={arguments.every}, with the JSONL tracker; medians.",
         "",
         "| network | batch | training step, ms | observed step adds, ms | a step between adds, µs "
         "| per training step | copies / weights |",

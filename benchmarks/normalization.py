@@ -190,7 +190,7 @@ def table(title: str, results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Return a Markdown table of ratios (and microseconds): rows are candidates, columns shapes."""
     columns = list(results)
     names = list(dict.fromkeys(name for figures in results.values() for name in figures))
-    lines = [f"### {title}", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    lines = [f"## {title}", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name in names:
         cells = []
         for column in columns:

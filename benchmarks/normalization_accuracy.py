@@ -1,6 +1,6 @@
 """How exact the weight-normalisation family is: the largest error in ULP, by type and by norm of the units.
 
-Run:  python benchmarks/normalization_accuracy.py [--out benchmarks/results]
+Run:  python -m benchmarks.normalization_accuracy [--out benchmarks/results]
 
 The error of a unit is the Euclidean norm of its difference from float64, divided by its norm, in units of the
 type's eps. The tables give the largest error over units, shapes and dims: of the value / of the gradient.
@@ -78,9 +78,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write normalization_accuracy.md there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [f"torch {torch.__version__}, CPU. Largest error in ULP of the type: value / gradient.", ""]
+    lines = [
+        "# How exact the weight-normalisation family is",
+        "",
+        f"`python -m benchmarks.normalization_accuracy`, torch {torch.__version__}, CPU. "
+        "Largest error in ULP of the type: value / gradient.",
+        "",
+    ]
     for kind in ("weight_norm", "centered_weight_norm", "weight_standardization"):
-        lines += [f"### {kind}", "", "| norm | " + " | ".join(str(d)[6:] for d in DTYPES) + " |"]
+        lines += [f"## {kind}", "", "| norm | " + " | ".join(str(d)[6:] for d in DTYPES) + " |"]
         lines += ["|---|" + "---|" * len(DTYPES)]
         for norm in NORMS:
             cells = []

@@ -1,0 +1,105 @@
+"""The documentation as a site: Sphinx reads the Markdown files where they lie (`make docs`).
+
+The source folder is the whole repository, so that links mean the same here as in the files. The README is
+the first page.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import normwise
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+NAVIGATION = {
+    "Start in five minutes": [
+        "docs/start/cnn",
+        "docs/start/language-model",
+        "docs/start/vocoder",
+        "docs/start/researcher",
+    ],
+    "How to": [
+        "docs/integrations",
+        "docs/how-to/migrate",
+        "docs/how-to/fine-tune",
+        "docs/distributed",
+        "docs/how-to/bf16",
+        "docs/monitor",
+    ],
+    "Concepts": [
+        "docs/theory",
+        "docs/decay",
+        "docs/normalization",
+        "docs/invariances",
+        "docs/planning",
+        "docs/architectures",
+    ],
+    "API": [
+        "docs/api/planning",
+        "docs/api/decay",
+        "docs/api/normalization",
+        "docs/api/invariances",
+        "docs/api/monitor",
+        "docs/api/theory",
+        "docs/api/trainers",
+    ],
+    "Results": [
+        "docs/results/README",
+        "docs/reproducing",
+        "docs/data",
+        "docs/other-libraries",
+        "docs/measurements",
+    ],
+    "Project": ["CHANGELOG", "CONTRIBUTING"],
+}
+
+project = "normwise"
+copyright = "The normwise developers"  # noqa: A001 (Sphinx calls it so)
+release = version = normwise.__version__
+
+root_doc = "README"
+include_patterns = ["*.md", "docs/**.md", "benchmarks/results/*.md"]
+exclude_patterns = ["site", "build", ".*", "runs"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+
+myst_heading_anchors = 4  # as GitHub makes them
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures are long enough without; the arguments' texts say what they take
+autodoc_default_options = {"members": True}
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+add_module_names = False
+python_maximum_signature_line_length = 70
+
+html_theme = "furo"
+html_title = "normwise"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """Add the navigation to the first page, and let a folder's address lead to it."""
+    app.connect("source-read", _add_navigation)
+    app.connect("build-finished", _name_the_first_page)
+
+
+def _add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
+    if page == root_doc:
+        for caption, pages in NAVIGATION.items():
+            listed = "\n".join(f"/{name}" for name in pages)
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n{listed}\n```\n"
+
+
+def _name_the_first_page(app: Sphinx, error: Exception | None) -> None:
+    if error is None and app.builder.format == "html":
+        folder = Path(app.outdir)
+        shutil.copyfile(folder / f"{root_doc}.html", folder / "index.html")
