@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -q
 
-.PHONY: reproduce test thorough lint clean
+.PHONY: reproduce test thorough lint docs clean
 
 reproduce: $(VENV)/.lab
 	$(VENV)/bin/normwise reproduce --out runs
@@ -30,6 +30,11 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# The documentation as a site, in site/
+docs: $(VENV)/.docs
+	rm -rf site
+	$(VENV)/bin/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . site
+
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -43,5 +48,10 @@ $(VENV)/.dev: $(VENV)/.lab pyproject.toml
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.venv pyproject.toml
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build site

@@ -153,7 +153,14 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
     about = f"`python -m benchmarks.invariances`, {machine}. Seconds: verdicts + joint symmetries."
-    lines = ["# Which weights of known networks are scale-invariant", "", about, "", HEADER, "|---" * 13 + "|"]
+    lines = [
+        "# Which weights of known networks are scale-invariant",
+        "",
+        about,
+        "",
+        HEADER,
+        "|---" * 13 + "|",
+    ]
     print("\n".join(lines), flush=True)
     memory = Memory()
     for name, run in chosen.items():

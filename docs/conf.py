@@ -69,6 +69,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 4  # as GitHub makes them
 
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["accelerate", "lightning", "transformers"]  # the site needs none of them
+autodoc_inherit_docstrings = False  # a rule's formulas are documented in the base class
 autodoc_typehints = "none"  # signatures are long enough without; the arguments' texts say what they take
 autodoc_default_options = {"members": True}
 napoleon_use_rtype = False

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the reference results tell is what came out (tests/docs/ has code and links)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,6 @@ SIGNS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
 def claims(budget: str) -> dict[str, Any]:
     found = json.loads((RESULTS / budget / "results.json").read_text(encoding="utf-8"))["claims"]
     return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
-
-
-def test_the_example_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        names: dict[str, Any] = {}
-        exec(compile(block, "README.md", "exec"), names)
-        assert [unit.dim for unit in names["decay"].units] == [0]
-
-
-def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
-        assert "://" in target or (README.parent / target).exists(), target
 
 
 def test_there_are_exactly_two_commands() -> None:

@@ -74,8 +74,8 @@ def find_invariances(
         forward: A function (model, batch) → outputs, if the model is called differently or only some outputs
             count. A symmetry leaves all outputs unchanged: tensors in nested tuples, lists, mappings and
             dataclasses.
-        tolerance: A unit is invariant if its residual |Σwg|/√Σ(wg)² is at most this; less than 0.1. Default:
-            1e-5 in float64, 1e-3 in float32.
+        tolerance: A unit is invariant if its residual ``|Σwg|/√Σ(wg)²`` is at most this; less than 0.1.
+            Default: 1e-5 in float64, 1e-3 in float32.
         joint: Whether to find joint symmetries, which takes more passes.
         progress: Whether to show a progress bar on a terminal after two seconds, if tqdm is installed.
 

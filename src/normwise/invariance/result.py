@@ -94,8 +94,8 @@ class Invariances:
             ``normwise.invariance.parameter_of`` gives the parameter's name.
         groups: [{name: exponent > 0}]: jointly scale-invariant groups, each of them minimal. Every parameter
             of any such group is in at least one of them.
-        joint_residuals: The residual |Σ e·Σwg|/√Σ e²·Σ(wg)² of each symmetry in ``joint`` at the model's eps.
-            A symmetry whose residual is above the tolerance holds up to eps.
+        joint_residuals: The residual ``|Σ e·Σwg|/√Σ e²·Σ(wg)²`` of each symmetry in ``joint`` at the
+            model's eps. A symmetry whose residual is above the tolerance holds up to eps.
         group_residuals: The same of each group in ``groups``.
         parts: {name: keys of its parts}: packed parameters whose parts scale differently. Parts without an
             effect, such as the biases of keys, are not listed: they may scale with any other part.
