@@ -15,46 +15,47 @@ import normwise
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+# caption: {page: its name in the navigation}
 NAVIGATION = {
-    "Start in five minutes": [
-        "docs/start/cnn",
-        "docs/start/language-model",
-        "docs/start/vocoder",
-        "docs/start/researcher",
-    ],
-    "How to": [
-        "docs/integrations",
-        "docs/how-to/migrate",
-        "docs/how-to/fine-tune",
-        "docs/distributed",
-        "docs/how-to/bf16",
-        "docs/monitor",
-    ],
-    "Concepts": [
-        "docs/theory",
-        "docs/decay",
-        "docs/normalization",
-        "docs/invariances",
-        "docs/planning",
-        "docs/architectures",
-    ],
-    "API": [
-        "docs/api/planning",
-        "docs/api/decay",
-        "docs/api/normalization",
-        "docs/api/invariances",
-        "docs/api/monitor",
-        "docs/api/theory",
-        "docs/api/trainers",
-    ],
-    "Results": [
-        "docs/results/README",
-        "docs/reproducing",
-        "docs/data",
-        "docs/other-libraries",
-        "docs/measurements",
-    ],
-    "Project": ["CHANGELOG", "CONTRIBUTING"],
+    "Start in five minutes": {
+        "docs/start/cnn": "A CNN",
+        "docs/start/language-model": "A language model",
+        "docs/start/vocoder": "A vocoder",
+        "docs/start/researcher": "Research",
+    },
+    "How to": {
+        "docs/integrations": "Adopt it in a trainer or a loop",
+        "docs/how-to/migrate": "Migrate from weight_decay",
+        "docs/how-to/fine-tune": "Fine-tune a trained model",
+        "docs/distributed": "Use DDP, FSDP2, tensor parallelism",
+        "docs/how-to/bf16": "Train in half precision",
+        "docs/monitor": "Watch a training",
+    },
+    "Concepts": {
+        "docs/theory": "Theory",
+        "docs/decay": "Decay rules",
+        "docs/normalization": "The weight-normalisation family",
+        "docs/invariances": "Invariances",
+        "docs/planning": "Planning, and the start in equilibrium",
+        "docs/architectures": "Decay in known architectures",
+    },
+    "API": {
+        "docs/api/planning": "Planning and auditing",
+        "docs/api/decay": "Decay rules",
+        "docs/api/normalization": "Normalisation",
+        "docs/api/invariances": "Invariances",
+        "docs/api/monitor": "Monitoring",
+        "docs/api/theory": "Theory",
+        "docs/api/trainers": "Trainers",
+    },
+    "Results": {
+        "docs/results/README": "Reference results",
+        "docs/reproducing": "Reproducing them",
+        "docs/data": "Data",
+        "docs/other-libraries": "What other libraries do",
+        "docs/measurements": "Measurements",
+    },
+    "Project": {"CHANGELOG": "Changelog", "CONTRIBUTING": "Contributing"},
 }
 
 project = "normwise"
@@ -76,7 +77,6 @@ autodoc_default_options = {"members": True}
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 add_module_names = False
-python_maximum_signature_line_length = 70
 
 html_theme = "furo"
 html_title = "normwise"
@@ -97,7 +97,7 @@ def setup(app: Sphinx) -> None:
 def _add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
     if page == root_doc:
         for caption, pages in NAVIGATION.items():
-            listed = "\n".join(f"/{name}" for name in pages)
+            listed = "\n".join(f"{title} </{name}>" for name, title in pages.items())
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n{listed}\n```\n"
 
 
