@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sphinx.domains.python import PyObject
+from sphinx.util.inspect import signature, stringify_signature
 
 import normwise
 
@@ -89,9 +92,29 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """Add the navigation to the first page, and let a folder's address lead to it."""
+    """Connect what the settings above cannot say."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("autodoc-process-signature", _signature)
     app.connect("source-read", _add_navigation)
     app.connect("build-finished", _name_the_first_page)
+
+
+def _signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    documented: Any,
+    options: Any,
+    arguments: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None] | None:
+    """Show the arguments of classes whose base is a stand-in, and none of results."""
+    if what == "class" and arguments == "(*args, **kwargs)":
+        own = signature(documented.__init__, bound_method=True)
+        return stringify_signature(own, show_annotation=False), None
+    return ("", None) if arguments and "<factory>" in arguments else None
 
 
 def _add_navigation(app: Sphinx, page: str, source: list[str]) -> None:

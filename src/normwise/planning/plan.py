@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """{parameter name: verdict}."""
+        """The verdict of each parameter, as ``{name: verdict}``."""
         return {t.name: t.verdict.value for t in self.treatments}
 
     @property
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """{parameter name: parameter}, of the model that the plan is bound to."""
+        """The parameters of the model that the plan is bound to, as ``{name: parameter}``."""
         return {t.name: self._named[t.name][1] for t in self.treatments}
 
     def param_groups(
