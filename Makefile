@@ -2,6 +2,7 @@
 #   make reproduce   installs, then reproduces the paper's claims into runs/
 #   make test        installs, then runs linters, type checks and tests
 # `make thorough` is `make test` with the slow tests too: whole products of settings, processes that are killed.
+# `make docs` builds the documentation as a site into site/.
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +31,6 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-# The documentation as a site, in site/
 docs: $(VENV)/.docs
 	rm -rf site
 	$(VENV)/bin/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . site

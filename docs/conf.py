@@ -6,12 +6,14 @@ the first page.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx.domains.python import PyObject
 from sphinx.util.inspect import signature, stringify_signature
+from sphinx.util.logging import getLogger
 
 import normwise
 
@@ -99,6 +101,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", _signature)
     app.connect("source-read", _add_navigation)
     app.connect("build-finished", _name_the_first_page)
+    app.connect("build-finished", _check_that_nothing_is_fetched)
 
 
 def _signature(
@@ -128,3 +131,11 @@ def _name_the_first_page(app: Sphinx, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
         folder = Path(app.outdir)
         shutil.copyfile(folder / f"{root_doc}.html", folder / "index.html")
+
+
+def _check_that_nothing_is_fetched(app: Sphinx, error: Exception | None) -> None:
+    """Warn if a page needs the network: scripts, styles and figures lie in the site."""
+    fetched = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"((?:https?:)?//[^\"]*)")
+    for page in Path(app.outdir).rglob("*.html"):
+        for address in fetched.findall(page.read_text("utf-8")):
+            getLogger(__name__).warning("%s: a reader would fetch %s", page, address)
