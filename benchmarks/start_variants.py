@@ -94,7 +94,13 @@ class ImageVariant(TrainRun):
             nw.Decay(optimizer, rule, weights, dim=self.dim, measure=self.measure, every=self.every)
             return optimizer
         decay = nw.attach(
-            optimizer, weights, self.total_time, dim=self.dim, strength=self.strength, rule=type(rule)
+            optimizer,
+            weights,
+            self.total_time,
+            dim=self.dim,
+            strength=self.strength,
+            rule=type(rule),
+            model=model,
         )
         start = decay.start
         assert start is not None

@@ -546,3 +546,37 @@ def test_decay_every_few_steps_starts_alike_and_ends_close(name: str) -> None:
         decay.flush()
         ends.append(torch.cat([w.detach().norm(dim=1) for w in weights_of(net)]))
     torch.testing.assert_close(ends[1], ends[0], rtol=0.04, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_running_statistics_fit_the_placed_weights(name: str) -> None:
+    """Evaluation mode works soon after the placement; without the model they would not fit."""
+    errors = []
+    for given_model in (True, False):
+        net = network(1e3)
+        optimizer, _ = attached(net, name, model=net if given_model else None)
+        train(net, optimizer, 100)  # 0.9¹⁰⁰ of the first statistics are left: 3e-5 of 1, or of 1e6
+        norm = net[1]
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.running_var is not None
+        (x, _), *_ = batches(1)
+        with torch.no_grad():
+            errors.append(float((norm.running_var / net[0](x).var(0)).log().abs().max()))
+    assert errors[0] < 2.0  # batches of 16
+    assert errors[1] > 5.0
+
+
+def test_running_statistics_in_evaluation_mode_stay() -> None:
+    net = network(1e3)
+    plan = nw.plan(net, [x for x, _ in batches(1)], progress=False)
+    optimizer = SGD(plan.param_groups(), lr=0.05)
+    plan.attach(optimizer, total_steps=STEPS)
+    frozen = net[1]
+    assert isinstance(frozen, nn.BatchNorm1d)
+    assert frozen.running_var is not None
+    train(net, optimizer, 1)
+    torch.testing.assert_close(frozen.running_var, torch.ones_like(frozen.running_var))  # as new
+    frozen.eval()
+    before = frozen.running_var.clone()
+    train(net, optimizer, 1)
+    assert torch.equal(frozen.running_var, before)

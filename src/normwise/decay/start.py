@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normwise.decay.scaling import has_direction, scale_units
 from normwise.decay.second_copies import second_copies
@@ -26,7 +26,31 @@ from normwise.norms import wide_dtype
 from normwise.sharding import local_tensor, placed_as
 from normwise.units import Unit, global_norms, local_units, local_values
 
-__all__ = ["JointGroup", "Start"]
+__all__ = ["JointGroup", "Start", "running_statistics"]
+
+_MOVED = 0.1  # a placement that scales a unit by more than e^±0.1 outdates running statistics
+
+
+def running_statistics(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose running statistics replace those of the batch in evaluation mode."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(getattr(module, "running_var", None), Tensor)
+    ]
+
+
+def _begin_anew(module: nn.Module) -> None:
+    """Set running statistics to those of a new module, if the module is in training mode.
+
+    A step inside the backward pass may come before the backward pass of this module. In training mode that
+    does not read the running statistics, though autograd has saved them: ``data`` tells it of no change.
+    """
+    for name, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+        buffer = getattr(module, name, None)
+        if module.training and isinstance(buffer, Tensor):
+            buffer.data.fill_(value)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, as it holds tensors
@@ -69,6 +93,8 @@ class Start:
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
+        statistics: Batch norms. Their running statistics have seen the weights before they were placed, so in
+            evaluation mode they would not fit: they begin anew with a placement.
         readings: For each Unit the logarithms of γ so far; the part of the state that changes.
         bounded: The indices of Units that ``smallest_norms`` has kept from shrinking further.
     """
@@ -81,6 +107,7 @@ class Start:
     steps: int = 1
     buffers: Mapping[str, float] = field(default_factory=dict)
     reference_factors: Mapping[int, float] = field(default_factory=dict)
+    statistics: Sequence[nn.Module] = ()
     readings: list[list[float]] = field(default_factory=list)
     bounded: set[int] = field(default_factory=set)
 
@@ -131,6 +158,9 @@ class Start:
                 factors[which] = factor
         others = self._solve_groups(targets, factors)
         self._scale(targets, factors, others)
+        if any(bool((factor.log().abs() > _MOVED).any()) for factor in factors.values()):
+            for module in self.statistics:
+                _begin_anew(module)
         for which, norm in zip(ready, norms, strict=True):
             if which in factors:
                 targets.refer_to(which, norm * factors[which] * self.reference_factors.get(which, 1.0))

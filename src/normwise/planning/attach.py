@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from normwise.decay.decay import Decay
 from normwise.decay.rules import L2, AdaptiveWeightShrink, Rule, checked
-from normwise.decay.start import JointGroup, Start
+from normwise.decay.start import JointGroup, Start, running_statistics
 from normwise.decay.targets import group_of, name_of
 from normwise.decay.wrappers import unwrapped
 from normwise.planning.budget import Budget, budgets_of, has_begun
@@ -92,6 +92,7 @@ def attach(
     start: str = "equilibrium",
     rule: type[Rule] = AdaptiveWeightShrink,
     every: int = 1,
+    model: nn.Module | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Decay:
     """Decay scale-invariant weights by Adaptive Weight Shrink, with nothing to tune.
@@ -112,6 +113,8 @@ def attach(
         start: "equilibrium" or "as is".
         rule: The class ``AdaptiveWeightShrink`` or ``L2``.
         every: As for :class:`normwise.Decay`.
+        model: The model. The running statistics of its batch norms begin anew when the weights are placed;
+            without it they keep what they have seen of the weights before for some hundred steps.
         announce: Called with each line that is logged.
 
     Raises:
@@ -136,7 +139,8 @@ def attach(
     given = [params] if isinstance(params, (Tensor, Unit)) else list(params)
     units = [item if isinstance(item, Unit) else Unit(item, dim) for item in given]
     weights = [Weight(name_of(optimizer, unit.params[0]), unit) for unit in units]
-    return attach_weights(weights, (), optimizer, settings)
+    statistics = [] if model is None else running_statistics(model)
+    return attach_weights(weights, (), optimizer, settings, statistics=statistics)
 
 
 @dataclass
@@ -153,6 +157,7 @@ def attach_weights(
     optimizer: Optimizer,
     settings: Settings,
     measured: dict[str, Stepping] | None = None,
+    statistics: Sequence[nn.Module] = (),
 ) -> Decay:
     """Construct the Decay, and log what was chosen.
 
@@ -162,6 +167,7 @@ def attach_weights(
         optimizer: It holds all these weights.
         settings: How to decay.
         measured: What is known of optimizers already; what is measured is added.
+        statistics: Batch norms whose running statistics begin anew when weights are placed.
     """
     settings.check()
     budgets, source = budgets_of(
@@ -175,7 +181,7 @@ def attach_weights(
     chosen = _chosen(weights, optimizer, budgets, settings.kind, {} if measured is None else measured)
     time, spread = _mean([c.budget.time for c in chosen], [_numel(w) for w in weights])
     if settings.start == "equilibrium":
-        arguments, how = _from_equilibrium(weights, groups, optimizer, chosen, time, settings)
+        arguments, how = _from_equilibrium(weights, groups, optimizer, chosen, time, settings, statistics)
     else:
         arguments, how = _as_is(weights, chosen, time, settings)
     half = any(p.dtype in (torch.float16, torch.bfloat16) for w in weights for p in w.unit.params)
@@ -209,6 +215,7 @@ def _from_equilibrium(
     chosen: Sequence[_Chosen],
     time: float,
     settings: Settings,
+    statistics: Sequence[nn.Module],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of a Decay whose units start in equilibrium, and lines that say so."""
     if has_begun(optimizer):
@@ -245,6 +252,7 @@ def _from_equilibrium(
         {k: own.budget.time / time for k, own in enumerate(chosen)}
         if settings.rule is AdaptiveWeightShrink
         else {},
+        statistics,
     )
     rate = settings.strength / time
     lines = [f"rate at the start: {settings.strength:g}/Σlr = {rate:.4g}"]
@@ -257,6 +265,8 @@ def _from_equilibrium(
     else:
         lines.append(f"start: in equilibrium, from the first step on; the steps of {name} were measured")
     lines.append("weights change in norm, not in direction, at the first step; outputs stay as they are")
+    if statistics:
+        lines.append("running statistics of batch norms begin anew when the weights have been placed")
     still = [w.name for w, norm in zip(weights, norms, strict=True) if norm is None]
     if still:
         lines.append(f"started as they are: {few(still)}, which cannot be scaled alone")

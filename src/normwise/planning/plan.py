@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from normwise.decay.decay import Decay
 from normwise.decay.rules import AdaptiveWeightShrink, Rule, checked
+from normwise.decay.start import running_statistics
 from normwise.decay.wrappers import unwrapped
 from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
@@ -107,6 +108,7 @@ class Plan:
         self.treatments = list(treatments)
         self.symmetries = list(symmetries)
         self._named = storage.bind(self.treatments, model)
+        self._statistics = running_statistics(model)
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -234,6 +236,7 @@ class Plan:
         same class and settings. A jointly scale-invariant group is scaled by powers of one factor. Outputs
         stay as they are, and each step is exactly the step that the rescaled model would have taken. Only the
         norms differ: a checkpoint from before the first step and one from after it are of different scale.
+        The running statistics of batch norms, which evaluation mode uses, begin anew.
 
         Use ``start="as is"`` to keep the norms, and with them the effective learning rate that a model was
         trained with, when you fine-tune for a short time. Then λ is that of
@@ -315,7 +318,7 @@ class Plan:
                     every,
                     announce,
                 )
-                decays.append(attach_weights(weights, groups, one, settings, measured))
+                decays.append(attach_weights(weights, groups, one, settings, measured, self._statistics))
         unmoved = link(spanning, self._named, decays)
         if unmoved:
             say(

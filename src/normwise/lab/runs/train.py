@@ -151,6 +151,7 @@ class TrainRun(ImageRun):
                 dim=self.dim,
                 strength=self.strength,
                 rule=type(rule),
+                model=model,
             )
         elif rule is not None:
             nw.Decay(
