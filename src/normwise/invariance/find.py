@@ -38,6 +38,7 @@ DOUBLE_UP_TO = 1 << 27
 DOUBLE_UP_TO_HALF = 1 << 24  # for half-precision models, which need a quarter of the memory themselves
 MAX_BATCHES = 8
 POINTS, COTANGENTS = 2, 4  # verdicts: generic points with shrunk eps, and backward passes at each
+EXACT, EXACT_SHIFTS = 1, 2  # passes at each with Σ(wg)², which only tell sizes, without and with shifts
 DRAWN_SEEDS = range(2, 8)  # points with the model's random draws, if it has any that the probe fixes
 BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal dies at the others
 NUDGE, NUDGED_COTANGENTS = 1e-4, 2
@@ -124,11 +125,12 @@ def find_invariances(
                 except RuntimeError as error:
                     if (dtype, narrow) == precisions[-1] or not is_about_precision(error):
                         raise
-                    note = (
-                        f"computed in float32, which is less certain: the model does not run in float64 "
-                        f"({str(error).splitlines()[0]}). Use operations that do; for experts of "
-                        'transformers: model.set_experts_implementation("eager")'
-                    )
+                    if dtype == torch.float64:
+                        note = (
+                            "computed in float32, which is less certain: the model does not run in float64 "
+                            f"({str(error).splitlines()[0]}). Use operations that do; for experts of "
+                            'transformers: model.set_experts_implementation("eager")'
+                        )
                     break
     raise AssertionError("unreachable: the last precision returns or raises")
 
@@ -144,7 +146,7 @@ def _precisions(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters)
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
     precisions = [(torch.float64, True), (torch.float64, False), (torch.float32, False)]
-    return precisions if fits else precisions[-1:]
+    return precisions if fits else [(torch.float32, True), (torch.float32, False)]
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,14 @@ class _Search:
         # Shifts need as many sums again: at one point, and where random draws may leave parameters out.
         shifts = not real_eps and (seed == POINTS - 1 or self._probe.mode != ProbeMode())
         for row in scale_gradients(
-            self._probe, seed, COTANGENTS, everything, real_eps=real_eps, outside=outside, shifts=shifts
+            self._probe,
+            seed,
+            COTANGENTS,
+            everything,
+            real_eps=real_eps,
+            outside=outside,
+            shifts=shifts,
+            squares=EXACT_SHIFTS if shifts else EXACT,
         ):
             rows.append(row)
             done = len(passes.shrunk) + len(passes.real)

@@ -112,7 +112,7 @@ def find_joint(
     shapes = [p.shape for p in probe.parameters]
     record = UnitRecord(_recorded_places(members, shapes))
     for row in passes.shrunk[passes.balanced_from or 0 :]:  # where the signal dies, sums are rounding errors
-        record.add(row, squares=True)
+        record.add(row)
     for row in passes.shrunk:
         row.units = {}
     for row in passes.real:
@@ -174,9 +174,9 @@ def find_joint(
 def _residual(exponents: Integers, columns: Sequence[_Column], rows: Sequence[ScaleGradients]) -> float:
     """Return |Σ e·Σwg| / √Σ e²·Σ(wg)² over the members of a symmetry."""
     sums = np.array([[column.sum_of(row) for column in columns] for row in rows])
-    squares = np.array([[column.squares_of(row) for column in columns] for row in rows])
-    size = float(np.sum(squares @ exponents**2))
-    return float(np.linalg.norm(sums @ exponents)) / size**0.5 if size else float("nan")
+    squares = np.array([[column.squares_of(row) for column in columns] for row in rows if row.has_squares])
+    size = float(np.mean(squares @ exponents**2))
+    return float(np.mean((sums @ exponents) ** 2) / size) ** 0.5 if size else float("nan")
 
 
 def _recorded_places(members: Sequence[int], shapes: Sequence[torch.Size]) -> list[tuple[int, int]]:
@@ -237,11 +237,14 @@ def _matrix_of_full_rank(
         if without_growth >= _WITHOUT_GROWTH:
             return matrix
         seed = _FIRST_SEED + len(matrix)
+        probe.mode = ProbeMode(balanced=balanced)
+        if probe.seed < _FIRST_SEED:
+            probe.move_to(_FIRST_SEED)
         # with and without random draws in turn
         draws = probe.fixes_draws and seed // cotangents % 2
         probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
-        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members, squares=False):
-            record.add(row, squares=False)
+        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members, squares=0):
+            record.add(row)
         matrix = np.stack([column.values(record) for column in columns], axis=1)
         report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)
 

@@ -204,16 +204,16 @@ class UnitRecord:
         self.with_squares: list[int] = []
         self.wholes: list[Array] = []
 
-    def add(self, row: ScaleGradients, *, squares: bool) -> None:
-        """Add a backward pass, with Σ(wg)² if ``squares``: the size of rounding errors follows from a few."""
-        if squares:
+    def add(self, row: ScaleGradients) -> None:
+        """Add a backward pass. The size of rounding errors follows from Σ(wg)² of a few."""
+        if row.has_squares:
             self.with_squares.append(len(self.wholes))
         for place, scales in self._scale.items():
             units = row.units.get(place)
             scales.append(
                 np.zeros(0) if units is None else units.scale.copy()
             )  # None: no gradient reached it
-            if squares and units is not None:
+            if row.has_squares and units is not None:
                 self._squares[place][len(self.wholes)] = units.scale_squares.copy()
         self.wholes.append(row.sums)
 

@@ -45,6 +45,8 @@ __all__ = [
 JITTER = 0.3
 # Tensors of one constant below this (zero biases, zero gains, layer scales) get values of order one half.
 SMALL_CONSTANT = 0.05
+# Rows and columns move by up to this factor (its logarithm) from one point to another nearby.
+_VARIATION = 0.3
 
 
 class ProbeMode(NamedTuple):
@@ -118,6 +120,8 @@ class Probe:
         self._fixes_several = self._fixes_single = False
         self.shrinks_constants = False
         self.nudge = 0.0
+        self._point: tuple[int, bool, bool, float] | None = None  # where all parameters are
+        self._factors: dict[int, tuple[Tensor, ...]] = {}
         self._spreads: dict[int, _Spread] = {}
         self._noise = _Noise()
 
@@ -147,11 +151,34 @@ class Probe:
         """Whether random draws have been fixed, other than those by which the model skips whole layers."""
         return self._fixes_several or (self._fixes_single and not self._skips_layers)
 
-    def move_to(self, seed: int, moved: Sequence[int] | None = None) -> None:
-        """Move all parameters, or those in ``moved``, to the generic point with the number ``seed``."""
+    def move_to(self, seed: int) -> None:
+        """Move all parameters to the generic point with the number ``seed``."""
         self.seed = seed
-        for index in range(len(self.parameters)) if moved is None else moved:
-            self.reset(index)
+        point = seed, self.mode.balanced, self.mode.as_is, self.nudge
+        if point != self._point:
+            self._point = point
+            self._factors.clear()
+            for index in range(len(self.parameters)):
+                self.reset(index)
+
+    def vary(self, seed: int, moved: Sequence[int]) -> None:
+        """Move the parameters in ``moved`` to a point with the number ``seed`` that is near the current one.
+
+        Random factors of rows and columns cost much less than new values. They replace those of the last
+        time.
+        """
+        self.seed, self._point = seed, None
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for index in moved:
+                weight = self.parameters[index].detach()
+                factors = tuple(
+                    torch.exp(_VARIATION * (2 * torch.rand(count, generator=generator) - 1)).to(weight)
+                    for count in weight.shape[:2] or (1,)
+                )
+                last = self._factors.get(index, (1.0,) * len(factors))
+                self._factors[index] = factors
+                _scale_rows_and_columns(weight, *(f / g for f, g in zip(factors, last, strict=True)))
 
     def reset(self, index: int) -> None:
         """Move parameter ``index`` back to the current generic point."""
@@ -160,6 +187,7 @@ class Probe:
         out = self.parameters[index].detach()
         if original.is_complex():
             out, original = torch.view_as_real(out), torch.view_as_real(original.resolve_conj())
+        self._factors.pop(index, None)
         with torch.no_grad():
             if index not in self._spreads and original.numel():
                 self._spreads[index] = _Spread.of(original)
@@ -340,6 +368,19 @@ def generic_values(
         else:
             moved.addcmul_(values, numbers, value=jitter)
         target.copy_(moved)
+
+
+def _scale_rows_and_columns(weight: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
+    """Multiply each row and each column by its factor, in place, a few rows at a time."""
+    if weight.ndim < 2:
+        weight.mul_(rows.view(weight.shape))
+        return
+    inner = [1] * (weight.ndim - 2)
+    step = max(1, _values_at_once(weight.device) // max(1, weight[:1].numel()))
+    for some, factors in zip(weight.split(step), rows.split(step), strict=True):
+        some.mul_(factors.view(-1, 1, *inner))
+        if columns is not None:
+            some.mul_(columns.view(1, -1, *inner))
 
 
 def _layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, bool]:

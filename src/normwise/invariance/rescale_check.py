@@ -55,8 +55,7 @@ class RescaleCheck:
         indices = sorted({k for item in items for k in touched(item)})
         for seed, mode in self.modes.items():
             self._probe.mode = mode._replace(real_constants=real_constants)
-            if self._probe.seed != seed:
-                self._probe.move_to(seed)
+            self._probe.move_to(seed)
             key = seed, real_constants
             if key not in self._unchanged:
                 self._unchanged[key] = self._run()

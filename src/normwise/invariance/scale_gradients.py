@@ -52,12 +52,14 @@ class ScaleGradients:
         sums: Σ wg of each parameter.
         squares: Σ (wg)² of each parameter. A parameter that is read several times adds one term per read.
         reached: Whether a gradient arrived at all.
+        has_squares: Whether ``squares``, and those of the units, were summed; else they are zeros, or empty.
         units: {(parameter, dimension): sums per unit} of the parameters for which they were requested.
     """
 
     sums: Array
     squares: Array
     reached: NDArray[np.bool_]
+    has_squares: bool = True
     units: dict[tuple[int, int], UnitSums] = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ def scale_gradients(
     outside: dict[int, str] | None = None,
     moved: Sequence[int] | None = None,
     shifts: bool = False,
-    squares: bool = True,
+    squares: int | None = None,
 ) -> Iterator[ScaleGradients]:
     """Yield the scale gradients of ``cotangents`` backward passes, which share one forward pass.
 
@@ -82,15 +84,21 @@ def scale_gradients(
         per_unit: The parameters whose units are summed as well.
         real_eps: Whether norm layers use the model's eps instead of the shrunk one.
         outside: Receives {parameter: reason} for parameters that are used outside of their module.
-        moved: The parameters that move to the point, while the others stay. Default: all.
-        shifts: Whether Σg and Σg² of units are summed too.
-        squares: Whether Σ(wg)² are summed, without which most linear layers need no gradient of their weight.
+        moved: The parameters that move to a nearby point, by factors of rows and columns, while the others
+            stay. Default: all move to the generic point.
+        shifts: Whether Σg and Σg² of units are summed too, where Σ(wg)² are.
+        squares: The number of passes, the first ones, in which Σ(wg)² are summed; in the others most linear
+            layers need no gradient of their weight. Default: all passes.
 
     Raises:
         NonFiniteOutputsError: If outputs or gradients are NaN.
     """
-    probe.move_to(seed, moved)
-    reducer = _GradientReducer(probe, per_unit or set(), 4 if shifts else 2 if squares else 1)
+    if moved is None:
+        probe.move_to(seed)
+    else:
+        probe.vary(seed, moved)
+    squares = cotangents if squares is None else squares
+    reducer = _GradientReducer(probe, per_unit or set(), sums_suffice=squares < cotangents)
     generators: dict[torch.device, torch.Generator] = {}
     try:
         outputs = probe.outputs(real_eps=real_eps)
@@ -103,14 +111,15 @@ def scale_gradients(
                     tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
                 )
                 weights.append(_cotangent(tensor.detach(), generator))
-            gradients = reducer.start()
+            kinds = 1 if number >= squares else 4 if shifts else 2
+            gradients = reducer.start(kinds)
             try:
                 probe.backward(outputs, weights, real_eps=real_eps, keep=number + 1 < cotangents)
             except RuntimeError as error:
                 if number == 0 or "second time" not in str(error):
                     raise _backward_error(error) from error
                 outputs = probe.outputs(real_eps=real_eps)  # this graph allows only one backward pass
-                gradients = reducer.start()
+                gradients = reducer.start(kinds)
                 probe.backward(outputs, weights, real_eps=real_eps, keep=False)
             if not np.isfinite(gradients.sums).all():
                 raise NonFiniteOutputsError(
@@ -131,8 +140,7 @@ class _GradientReducer:
     them would keep the allocator from returning the memory of the gradients.
     """
 
-    def __init__(self, probe: Probe, per_unit: set[int], kinds: int) -> None:
-        self._kinds = kinds
+    def __init__(self, probe: Probe, per_unit: set[int], *, sums_suffice: bool) -> None:
         self._parameters, self._narrow = probe.parameters, probe.narrow
         self._places: dict[int, list[slice]] = {}
         self._units = 0
@@ -142,18 +150,24 @@ class _GradientReducer:
                 self._places[k].append(slice(self._units, self._units + count))
                 self._units += count
         self._narrow.on_gradient = self._reduce
-        self._narrow.on_sums = self._take_sums if kinds == 1 else None
+        self._narrow.on_sums = self._take_sums if sums_suffice else None
         self._handles = [
             p.register_post_accumulate_grad_hook(lambda p, k=k: self._take(k, p))
             for k, p in enumerate(probe.parameters)
             if p.requires_grad
         ]
 
-    def start(self) -> ScaleGradients:
-        """Return the sums, still zero, that the next backward pass fills."""
+    def start(self, kinds: int) -> ScaleGradients:
+        """Return the sums, still zero, that the next backward pass fills.
+
+        Args:
+            kinds: 1 for Σwg only, 2 for Σ(wg)² too, 4 for Σg and Σg² too.
+        """
         n = len(self._parameters)
-        self._result = ScaleGradients(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool))
-        self._unit_sums = np.zeros((self._kinds, self._units))
+        self._kinds = kinds
+        self._narrow.on_sums = self._take_sums if kinds == 1 else None
+        self._result = ScaleGradients(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool), kinds > 1)
+        self._unit_sums = np.zeros((kinds, self._units))
         return self._result
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from normwise.invariance.inputs_outputs import converted, is_probed
+from normwise.norms import wide_dtype
 
 __all__ = ["CHUNK", "NarrowStorage", "StandIns"]
 
@@ -41,7 +42,8 @@ class StandIns:
     Args:
         model: The model.
         dtype: The floating-point type that the modules see.
-        narrow: Whether stand-ins may be stored in float32 and widened at each read.
+        narrow: Whether stand-ins may be stored in float32 and widened at each read. In float32, nothing is
+            widened, but linear layers and embeddings process a few rows at a time.
 
     Attributes:
         names: The name of each parameter, as ``named_parameters`` gives it; tied parameters appear once.
@@ -62,8 +64,7 @@ class StandIns:
         for index, p in enumerate(self.originals):
             is_narrow = (
                 narrow
-                and dtype == torch.float64
-                and p.dtype != dtype
+                and (dtype == torch.float32 or p.dtype != dtype)
                 and not p.is_complex()
                 and id(p) not in in_attributes
             )
@@ -242,8 +243,8 @@ class NarrowStorage:
         on_gradient: Called in a backward pass with (parameter, gradient, rows of dimension 0 to which the
             gradient belongs); None to ignore gradients.
         on_sums: Called instead with (parameter, Σwg of each row, Σwg of each column) where these follow from
-            activations, without a gradient of the weight; None if gradients are needed. It must not change
-            between a forward pass and its backward passes.
+            activations, without a gradient of the weight; None if gradients are needed. A backward pass can
+            use it only if it was there in the forward pass, which then keeps the outputs of layers.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -271,7 +272,7 @@ class NarrowStorage:
     def read(self, value: Any) -> Any:
         """Return ``value``, widened if it is a narrow stand-in. Reads return one object while it lives."""
         index = self.index_of(value)
-        if index is None:
+        if index is None or value.dtype == self.dtype:
             return value
         key = index, torch.is_grad_enabled()
         latest = self._latest.get(key)
@@ -302,7 +303,7 @@ class NarrowStorage:
 
     def not_saved_for_backward(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the graph does not keep widened tensors."""
-        if not self:
+        if not self or self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
@@ -362,11 +363,12 @@ def _forward_by_rows(
     if type(module) is nn.Linear or is_conv1d:
 
         def linear(x: Tensor) -> Tensor:
-            weight, bias = parameters["weight"] if x.dtype != narrow.dtype else None, parameters["bias"]
-            if weight is not None:
+            bias = parameters["bias"]
+            if x.dtype != narrow.dtype:
+                weight = parameters["weight"]
                 return F.linear(x, weight.T if is_conv1d else weight, bias)
-            out: Tensor = _Product.apply(x, stored, index, narrow, is_conv1d)
-            return out if bias is None else out + bias
+            out: Tensor = _Product.apply(x, stored, bias, index, narrow, is_conv1d)
+            return out
 
         return linear
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
@@ -404,15 +406,22 @@ class _Read(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x · weightᵀ (transposed: x · weight), a few rows of the weight at a time.
+    """x · weightᵀ + bias (transposed: x · weight + bias), a few rows of the weight at a time.
 
     With y = x·Wᵀ, δ the gradient of y and g that of W, Σⱼ Wᵢⱼgᵢⱼ = Σₜ δₜᵢyₜᵢ and Σᵢ Wᵢⱼgᵢⱼ = Σₜ xₜⱼ(δW)ₜⱼ:
-    sums over rows and columns need no gradient of the weight.
+    sums over rows and columns need no gradient of the weight. The output, which what follows mostly keeps
+    too, gives y.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, stored: Tensor, index: int, narrow: NarrowStorage, transposed: bool
+        ctx: Any,
+        x: Tensor,
+        stored: Tensor,
+        bias: Tensor | None,
+        index: int,
+        narrow: NarrowStorage,
+        transposed: bool,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
@@ -429,22 +438,28 @@ class _Product(torch.autograd.Function):
                     of_rows.addmm_(flat[:, rows], weight)
                 else:
                     torch.mm(flat, weight.T, out=of_rows[:, rows])
+            if bias is not None:
+                out += bias
             ctx.out = None if narrow.on_sums is None else out.detach()
+            ctx.bias = None if bias is None else bias.detach()
             ctx.version = out._version
             return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: Any, gradient: Tensor | None
+    ) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
         if gradient is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         (x,) = ctx.saved_tensors
-        of_input, of_weight, *_ = ctx.needs_input_grad
+        of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
         with torch._C.DisableTorchFunction():
             flat = x.reshape(-1, ctx.stored.shape[0 if ctx.transposed else 1])
             gradient = gradient.reshape(len(flat), -1)
             # an output that the model changed in place is not what the layer computed
             by_sums = of_weight and ctx.out is not None and ctx.out._version == ctx.version
+            by_sums = by_sums and ctx.narrow.on_sums is not None
             input_gradient = torch.zeros_like(flat) if of_input or by_sums else None
             for rows in _row_slices(ctx.stored):
                 if input_gradient is not None:
@@ -457,14 +472,17 @@ class _Product(torch.autograd.Function):
                     of_rows = flat[:, rows].T @ gradient if ctx.transposed else gradient[:, rows].T @ flat
                     ctx.narrow.send(ctx.index, of_rows, rows)
             if by_sums and input_gradient is not None:
-                of_outputs = (gradient * ctx.out.reshape(gradient.shape)).sum(0)
-                of_inputs = (flat * input_gradient).sum(0)
+                out = ctx.out.reshape(gradient.shape)
+                products = gradient * (out if ctx.bias is None else out - ctx.bias)
+                wide = wide_dtype(out.device)
+                of_outputs = products.sum(0, dtype=wide)
+                of_inputs = (flat * input_gradient).sum(0, dtype=wide)
                 sums = (of_inputs, of_outputs) if ctx.transposed else (of_outputs, of_inputs)
-                if ctx.narrow.on_sums is not None:
-                    ctx.narrow.on_sums(ctx.index, *sums)
+                ctx.narrow.on_sums(ctx.index, *sums)
+            bias_gradient = gradient.sum(0) if of_bias else None
             if not of_input or input_gradient is None:
-                return None, None, None, None, None
-            return input_gradient.view(x.shape), None, None, None, None
+                return None, None, bias_gradient, None, None, None
+            return input_gradient.view(x.shape), None, bias_gradient, None, None, None
 
 
 class _Embedding(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -114,12 +115,12 @@ class EpsPasses:
 
     def visible(self, thresholds: Thresholds) -> NDArray[np.bool_]:
         """Return whether each parameter has a gradient above rounding errors."""
-        squares = np.stack([row.squares for row in self.shrunk])
+        squares = _squares(self.shrunk)
         largest = np.sqrt(squares.max(axis=1, keepdims=True))
         visible = np.asarray((np.sqrt(squares) > thresholds.silent * largest).any(axis=0))
         if self.nudged:
             size, size_real = (
-                np.sqrt(np.max([row.squares for row in rows], axis=0)) for rows in (self.paired, self.real)
+                np.sqrt(_squares(rows).max(axis=0)) for rows in (self.paired, self.real)
             )
             for k in np.flatnonzero(~visible & (size_real <= _CAUSED_BY_EPS * size)):
                 visible[k] = self._is_reproducible(int(k))
@@ -127,11 +128,11 @@ class EpsPasses:
 
     def faint(self, thresholds: Thresholds) -> bool:
         """Return whether some parameters have a gradient, but none above ordinary rounding errors."""
-        return bool((~self.visible(thresholds) & np.any([r.squares for r in self.shrunk], axis=0)).any())
+        return bool((~self.visible(thresholds) & _squares(self.shrunk).any(axis=0)).any())
 
     def signal_dies(self, thresholds: Thresholds) -> bool:
         """Return whether some gradients are zero, or real but far below those of other parameters."""
-        squares = np.stack([row.squares for row in self.shrunk])
+        squares = _squares(self.shrunk)
         largest = np.sqrt(squares.max(axis=1, keepdims=True))
         faint = ~(np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
         reached = np.any([row.reached for row in self.shrunk], axis=0)
@@ -154,6 +155,11 @@ class EpsPasses:
             and np.linalg.norm(np.subtract(after, before)) <= _REPRODUCIBLE * np.linalg.norm(before)
             for before, after in pairs
         )
+
+
+def _squares(rows: Sequence[ScaleGradients]) -> Array:
+    """Return Σ(wg)² in the passes that have it, passes × parameters."""
+    return np.stack([row.squares for row in rows if row.has_squares])
 
 
 @dataclass
@@ -211,11 +217,11 @@ def _cancels(k: int, shape: torch.Size, rows: list[ScaleGradients], thresholds: 
     """Return whether all sums of a gradient are zero, compared with those of the parameter's single uses."""
     rows = [row for row in rows if row.reached[k]]
     if not shape:
-        pairs = [(np.array([[row.sums[k]] for row in rows]), np.array([[row.squares[k]] for row in rows]))]
+        pairs = [(np.array([[row.sums[k]] for row in rows]), _squares(rows)[:, [k]])]
     else:
         units = [[row.units[k, d] for row in rows] for d in range(min(2, len(shape)))]
         shifted = [[u for u in us if u.shift is not None] for us in units]
-        pairs = [(np.stack([u.scale for u in us]), np.stack([u.scale_squares for u in us])) for us in units]
+        pairs = [pair for d in range(len(units)) if (pair := _stacked(k, d, rows)) is not None]
         pairs += [_shift_sums(us) for us in shifted if us]
     return all(np.nan_to_num(residual(*pair)).max() <= thresholds.invariant for pair in pairs)
 
@@ -321,9 +327,9 @@ def _stacked(k: int, d: int | None, rows: list[ScaleGradients]) -> Pair | None:
     if not rows:  # a random draw left the parameter out
         return None
     if d is None:
-        return np.array([[row.sums[k]] for row in rows]), np.array([[row.squares[k]] for row in rows])
-    units = [row.units[k, d] for row in rows]
-    return np.stack([u.scale for u in units]), np.stack([u.scale_squares for u in units])
+        return np.array([[row.sums[k]] for row in rows]), _squares(rows)[:, [k]]
+    squares = [row.units[k, d].scale_squares for row in rows if row.has_squares]
+    return np.stack([row.units[k, d].scale for row in rows]), np.stack(squares)
 
 
 def _is_partly_invariant(
@@ -394,13 +400,17 @@ def _shift(
 def residual(sums: Array, squares: Array) -> Array:
     """Return |Σ|/√Σ(²), pooled over passes (axis 0): 0 by cancellation, else about 1, NaN if all is zero.
 
+    The squares may be known of fewer passes than the sums.
+
     Example:
         >>> residual(np.array([[3.0, 0.0], [-4.0, 0.0]]), np.array([[12.5, 0.0], [12.5, 0.0]]))
         array([ 1., nan])
     """
-    total = squares.sum(0)
+    if not len(sums) or not len(squares):
+        return np.full(sums.shape[1], np.nan)
+    size = squares.mean(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.sqrt((sums**2).sum(0) / np.where(total > 0, total, np.nan)))
+        return np.asarray(np.sqrt((sums**2).mean(0) / np.where(size > 0, size, np.nan)))
 
 
 def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: float) -> list[tuple[int, int]]:
@@ -411,7 +421,7 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
 
     Args:
         sums: Σ wg of each unit, passes × units.
-        squares: Σ (wg)² of each unit, passes × units.
+        squares: Σ (wg)² of each unit, passes × units; they may be known of fewer passes.
         threshold: The residual up to which a range is invariant.
         silent: Units whose √Σ(wg)² is below this fraction of the largest are no evidence.
 
@@ -423,13 +433,14 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
         >>> invariant_blocks(a, a**2, 1e-6, 1e-9)
         [(0, 2), (2, 4)]
     """
-    visible = np.flatnonzero(squares.sum(0) > silent**2 * squares.sum(0).max(initial=0.0))
+    sizes = squares.mean(0) * len(sums)
+    visible = np.flatnonzero(sizes > silent**2 * sizes.max(initial=0.0))
     if not len(visible):
         return []
-    sums, squares = sums[:, visible], squares[:, visible]
+    sums, sizes = sums[:, visible], sizes[visible]
     count = sums.shape[1]
     cumulative = np.concatenate([np.zeros((len(sums), 1)), np.cumsum(sums, axis=1)], axis=1)
-    cumulative_squares = np.concatenate([[0.0], np.cumsum(squares.sum(0))])
+    cumulative_squares = np.concatenate([[0.0], np.cumsum(sizes)])
     direction = np.random.default_rng(0).normal(size=len(sums)) / np.sqrt(len(sums))
     line = direction @ cumulative
     order = np.argsort(line, kind="stable")
@@ -437,15 +448,15 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
     clusters = np.split(order, np.flatnonzero(np.diff(line[order]) > near) + 1)
     ranges: list[tuple[int, int]] = []
     for cluster in clusters:
-        if len(cluster) < 2:
-            continue
         places = np.sort(cluster)
-        for i, a in enumerate(places[:-1]):
-            for b in places[i + 1 : i + 5]:
-                of_range = cumulative_squares[b] - cumulative_squares[a]
-                if np.sum((cumulative[:, b] - cumulative[:, a]) ** 2) <= threshold**2 * of_range:
-                    ranges.append((int(a), int(b)))
-                    break
+        begun = np.zeros(len(places), dtype=bool)
+        for offset in range(1, min(5, len(places))):
+            a, b = places[:-offset], places[offset:]
+            change = ((cumulative[:, b] - cumulative[:, a]) ** 2).sum(0)
+            of_range = cumulative_squares[b] - cumulative_squares[a]
+            found = ~begun[:-offset] & (change <= threshold**2 * of_range)
+            begun[:-offset] |= found
+            ranges += zip(a[found].tolist(), b[found].tolist(), strict=True)
     taken = np.zeros(count, dtype=bool)
     disjoint = []
     for a, b in sorted(ranges, key=lambda ab: (ab[1] - ab[0], ab[0])):
