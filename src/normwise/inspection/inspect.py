@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from normwise.inspection import batches as batch_sources
-from normwise.inspection import models
+from normwise.inspection import models, narrowing
 from normwise.planning.plan import Plan, plan
 
 __all__ = ["Inspection", "inspect"]
+
+_SMALL = 1 << 20  # a model of so many weights is planned itself
+_LARGE = 1 << 29  # a model of more weights is not planned itself
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,22 @@ class Inspection:
         title: The model's name on the command line.
         plan: The plan.
         seconds: The time that planning took.
+        narrowed: {setting: (value, value in the narrow copy)} if a narrow copy was planned. The plan is that
+            of the full-size model all the same.
     """
 
     title: str
     plan: Plan
     seconds: float
+    narrowed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def how(self) -> str:
+        """What was planned, if it was not the model itself; else empty."""
+        if not self.narrowed:
+            return ""
+        changes = ", ".join(f"{key} {wide} → {narrow}" for key, (wide, narrow) in self.narrowed.items())
+        return f"planned by a narrow copy ({changes}), as symmetries do not depend on widths"
 
     def to_json(self) -> str:
         """Return the plan as JSON that ``Plan.load`` reads, with counts of parameters and values added."""
@@ -41,6 +55,8 @@ class Inspection:
             entry["parameters"] += 1
             entry["values"] += t.numel
         whole |= {"model": self.title, "seconds": round(self.seconds, 1), "counts": counts}
+        if self.narrowed:
+            whole["narrowed"] = {key: list(values) for key, values in self.narrowed.items()}
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -61,7 +77,8 @@ def inspect(
         shapes: Random inputs, as "8x3x32x32" or "4x16:int64".
         batch: Instead of ``shapes``: a safetensors file with one batch.
         batches: Instead of ``shapes``: ``package.module:function``, which returns batches.
-        transformers: Instead of a factory: a configuration of transformers, which needs no inputs.
+        transformers: Instead of a factory: a configuration of transformers, which needs no inputs. The plan
+            of a large model is that of a narrow copy, carried over.
         forward: ``package.module:function`` of (model, batch) that returns outputs, if the model itself does
             not.
         overrides: As for :func:`normwise.plan`.
@@ -76,19 +93,52 @@ def inspect(
     ]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are given: give one of them")
-    if transformers is not None:
-        model, default = models.from_transformers(transformers)
-    else:
-        assert factory is not None
-        model, default = models.made_by(factory), None
     call = None if forward is None else models.load(forward)
-    given_batches = _batches(model, shapes, batch, batches, default)
     start = time.monotonic()
-    try:
-        result = plan(model, given_batches, call, overrides=overrides)
-    except (Exception, SystemExit) as error:  # also from batches that are made as they are read
-        raise ValueError(_with_options(models.one_line(error))) from error
-    return Inspection(factory or f"transformers {transformers}", result, time.monotonic() - start)
+
+    def planned(model: nn.Module, default: Any) -> Plan:
+        given_batches = _batches(model, shapes, batch, batches, default)
+        try:
+            return plan(model, given_batches, call, overrides=overrides)
+        except (Exception, SystemExit) as error:  # also from batches that are made as they are read
+            raise ValueError(_with_options(models.one_line(error))) from error
+
+    if transformers is None:
+        assert factory is not None
+        model = models.made_by(factory)
+        start = time.monotonic()
+        return Inspection(factory, planned(model, None), time.monotonic() - start)
+    result, narrowed = _planned_narrow(models.from_transformers(transformers), planned, own_inputs=not given)
+    return Inspection(f"transformers {transformers}", result, time.monotonic() - start, narrowed)
+
+
+def _planned_narrow(
+    configured: models.Configured, planned: Callable[[nn.Module, Any], Plan], *, own_inputs: bool
+) -> tuple[Plan, Mapping[str, tuple[int, int]]]:
+    """Return the plan of a model of transformers, and the settings of the narrow copy that was planned.
+
+    A small model, or one with given inputs, is planned itself.
+    """
+    wide = configured.model(device="meta")
+    size = sum(p.numel() for p in wide.parameters())
+    refusal = ""
+    for config in narrowing.narrowed(configured.config) if own_inputs and size > _SMALL else ():
+        try:
+            narrow = replace(configured, config=config).model()
+            if not narrowing.same_parameters(wide, narrow):
+                continue
+            result = planned(narrow, models.batch_for(narrow, config)).apply_to(wide, widened=True)
+        except ValueError as error:
+            refusal = f": {error}"
+            continue
+        return result, narrowing.differences(configured.config, config)
+    if size > _LARGE:
+        raise ValueError(
+            f"--transformers {configured.name!r} has {size / 1e9:.1f} billion weights, and no narrow copy could "
+            f"be planned instead{refusal}: plan a narrow copy of your own, and use Plan.apply_to"
+        )
+    model = configured.model()
+    return planned(model, models.batch_for(model, configured.config)), {}
 
 
 def _with_options(message: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from normwise.invariance.probe import place_of
 
-__all__ = ["called", "from_transformers", "load", "made_by", "one_line"]
+__all__ = ["Configured", "batch_for", "called", "from_transformers", "load", "made_by", "one_line"]
 
 _TOKENS, _IMAGE, _WAVE = 24, 64, 8000
 _HEADS = (
@@ -77,8 +77,31 @@ def called(target: str, function: Any) -> Any:
         raise ValueError(f"{target!r} raised {type(error).__name__}: {one_line(error)}") from error
 
 
-def from_transformers(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Return a model of transformers with random weights, and a batch for it.
+@dataclass(frozen=True)
+class Configured:
+    """A configuration of transformers, and the class of its model."""
+
+    name: str
+    config: Any
+    maker: Any
+
+    def model(self, *, device: str = "cpu") -> nn.Module:
+        """Return the model with random weights; on the device "meta", with none.
+
+        Raises:
+            ValueError: The model cannot be built.
+        """
+
+        def build() -> nn.Module:
+            with torch.device(device):
+                model: nn.Module = self.maker.from_config(self.config)
+            return model
+
+        return called(f"transformers {self.name}", build)  # type: ignore[no-any-return]
+
+
+def from_transformers(name: str) -> Configured:
+    """Return the configuration of a model of transformers.
 
     Args:
         name: A model type ("gpt2": its default configuration), a configuration file, or a name of the hub
@@ -110,8 +133,7 @@ def from_transformers(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     maker = next((m for m in makers if type(config) in m._model_mapping), None)
     if maker is None:
         raise ValueError(f"--transformers {name!r}: no model class for {type(config).__name__}")
-    model: nn.Module = called(f"transformers {name}", lambda: maker.from_config(config))
-    return model, batch_for(model, config)
+    return Configured(name, config, maker)
 
 
 def batch_for(model: Any, config: Any) -> dict[str, Any]:

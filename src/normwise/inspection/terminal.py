@@ -44,6 +44,8 @@ def _styled(inspection: Inspection, width: int) -> StyledLines:
     total = sum(t.numel for t in plan.treatments)
     facts = f"{len(plan.treatments)} parameters, {amount(total)} values, {inspection.seconds:.1f} s"
     yield from _wrapped(f"{inspection.title}: {facts}", width, "", "bold")
+    if inspection.how:
+        yield from _wrapped(inspection.how, width, "", "")
     all_lines = parameter_lines(plan)
     for verdict, style in _STYLES.items():
         lines = [line for line in all_lines if line.first.verdict == verdict]

@@ -15,7 +15,12 @@ from normwise.invariance.parts import Part, UnitRecord, merge_parts, propose_par
 from normwise.invariance.probe import Probe, ProbeMode
 from normwise.invariance.rescale_check import RescaleCheck
 from normwise.invariance.result import Invariances
-from normwise.invariance.scale_gradients import Array, ScaleGradients, scale_gradients
+from normwise.invariance.scale_gradients import (
+    Array,
+    ScaleGradients,
+    batched_scale_gradients,
+    scale_gradients,
+)
 from normwise.invariance.symmetries import (
     Integers,
     integer_basis,
@@ -29,6 +34,9 @@ __all__ = ["find_joint"]
 
 _WITHOUT_GROWTH = 8  # backward passes without a higher rank, after which the rank is final
 _COTANGENTS, _FEW_COTANGENTS = 8, 2  # backward passes that share a forward pass
+_BATCHED_COTANGENTS = 16  # the same where many are needed and they are batched
+_BATCHED_VALUES = 1 << 26  # batched gradients have at most so many values
+_SAME = 1e-6  # sums that are equal up to rounding
 _FIRST_SEED = 16  # the verdicts use lower seeds
 _RECORDED_AT_LEAST = 1 << 24  # the number of sums over units that are recorded in any case
 
@@ -86,6 +94,68 @@ class _Column:
         return sums.reshape(-1, self.part.period)[:, self.part.start : self.part.stop]
 
 
+class _Passes:
+    """Backward passes at nearby points: where memory allows it, one for several cotangents.
+
+    Args:
+        probe: The probe.
+        members: The parameters that move, and whose sums are wanted.
+        per_unit: The parameters whose units are summed.
+        check: Its outputs are forgotten if the stand-ins are stored in another way.
+    """
+
+    def __init__(
+        self, probe: Probe, members: Sequence[int], per_unit: set[int], check: RescaleCheck
+    ) -> None:
+        self._probe, self._members, self._per_unit = probe, members, per_unit
+        values = sum(probe.parameters[k].numel() for k in members) * _BATCHED_COTANGENTS
+        self._batched, self._checked = values <= _BATCHED_VALUES, False
+        if self._batched:
+            probe.widen()
+            check.forget()
+
+    @property
+    def most(self) -> int:
+        """The number of cotangents at one point that pay off."""
+        many = self._batched and len(self._members) > 4 * _BATCHED_COTANGENTS
+        return _BATCHED_COTANGENTS if many else _COTANGENTS
+
+    def rows(self, seed: int, cotangents: int) -> list[ScaleGradients]:
+        """Return the sums of so many cotangents at the point with the number ``seed``."""
+        if self._batched:
+            try:
+                rows = batched_scale_gradients(
+                    self._probe, seed, cotangents, self._per_unit, self._members
+                )
+                self._check_first(rows, seed)
+                if self._batched:
+                    return rows
+            except RuntimeError:  # some operation cannot be batched
+                self._batched = False
+        return self._one_by_one(seed, cotangents)
+
+    def _one_by_one(self, seed: int, cotangents: int) -> list[ScaleGradients]:
+        return list(
+            scale_gradients(
+                self._probe, seed, cotangents, self._per_unit, moved=self._members, squares=0
+            )
+        )
+
+    def _check_first(self, rows: list[ScaleGradients], seed: int) -> None:
+        """Compare the first batch with single passes: a model's own derivative may not allow batches."""
+        if self._checked:
+            return
+        self._checked = True
+        for row, single in zip(rows, self._one_by_one(seed, _FEW_COTANGENTS), strict=False):
+            pairs = [(row.sums[self._members], single.sums[self._members])]
+            if row.units.keys() != single.units.keys():
+                self._batched = False
+                return
+            pairs += [(sums.scale, single.units[place].scale) for place, sums in row.units.items()]
+            if any(np.abs(a - b).max(initial=0.0) > _SAME * np.abs(b).max(initial=0.0) for a, b in pairs):
+                self._batched = False
+
+
 def find_joint(
     probe: Probe,
     passes: EpsPasses,
@@ -122,12 +192,13 @@ def find_joint(
     for parameter in others:
         parameter.requires_grad_(False)
     try:
+        more = _Passes(probe, members, {k for k, _ in record.places}, check)
         balanced = passes.balanced_from is not None
         columns = [_Column(k) for k in members]
         divided: list[list[Part]] = []
         while True:
             matrix = _matrix_of_full_rank(
-                probe, record, columns, members, thresholds, report, balanced=balanced
+                probe, record, columns, more, thresholds, report, balanced=balanced
             )
             whole = [k for k in members if k not in {parts[0].index for parts in divided}]
             found = propose_parts(
@@ -210,27 +281,26 @@ def _matrix_of_full_rank(
     probe: Probe,
     record: UnitRecord,
     columns: Sequence[_Column],
-    members: Sequence[int],
+    more: _Passes,
     thresholds: Thresholds,
     report: Callable[[str, int, int], None],
     *,
     balanced: bool,
 ) -> Array:
     """Return Σwg, passes × columns, with passes added until eight at new points did not increase the rank."""
-    per_unit = {k for k, _ in record.places}
     matrix = np.stack([column.values(record) for column in columns], axis=1)
     earlier = matrix[:-_WITHOUT_GROWTH]
     # Where the signal nearly dies, small singular values grow out of the rounding errors last.
     zero = thresholds.rounding if balanced else thresholds.null
     if len(earlier) and numerical_rank(earlier, zero) == numerical_rank(matrix, zero):
         return matrix
-    cotangents, without_growth, rank = _COTANGENTS, 0, -1
+    cotangents, without_growth, rank = more.most, 0, -1
     while True:
         before, rank = rank, numerical_rank(matrix, zero)
         if rank > before:
             without_growth = 0
             # Where outputs say little, a new point tells more than another cotangent.
-            cotangents = _COTANGENTS if rank - before > cotangents // 2 else _FEW_COTANGENTS
+            cotangents = more.most if rank - before > cotangents // 2 else _FEW_COTANGENTS
         else:
             without_growth += cotangents
             cotangents = _FEW_COTANGENTS
@@ -243,7 +313,7 @@ def _matrix_of_full_rank(
         # with and without random draws in turn
         draws = probe.fixes_draws and seed // cotangents % 2
         probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
-        for row in scale_gradients(probe, seed, cotangents, per_unit, moved=members, squares=0):
+        for row in more.rows(seed, cotangents):
             record.add(row)
         matrix = np.stack([column.values(record) for column in columns], axis=1)
         report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)

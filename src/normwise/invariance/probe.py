@@ -264,6 +264,37 @@ class Probe:
                 accumulate_grad=True,
             )
 
+    def batched_gradients(
+        self, outputs: list[Tensor], cotangents: list[Tensor], wanted: Sequence[int], *, real_eps: bool
+    ) -> list[Tensor | None]:
+        """Return the gradients of the parameters ``wanted`` for several cotangents, by one backward pass.
+
+        No stand-in may be stored narrow: see :meth:`widen`.
+
+        Args:
+            outputs: The outputs of the model; the graph is kept.
+            cotangents: For each output, its cotangents, stacked along dimension 0.
+            wanted: The numbers of the parameters.
+            real_eps: As in :meth:`outputs`.
+
+        Raises:
+            RuntimeError: An operation of the backward pass cannot be batched.
+        """
+        inputs = tuple(self.parameters[k] for k in wanted)
+
+        def pull_back(vectors: tuple[Tensor, ...]) -> Any:
+            return torch.autograd.Variable._execution_engine.run_backward(
+                tuple(outputs), vectors, True, False, inputs, allow_unreachable=True, accumulate_grad=False
+            )
+
+        batched = torch._vmap_internals._vmap(pull_back, 0, 0, allow_none_pass_through=True)
+        with torch.enable_grad(), self._overrides(real_eps):
+            return list(batched(tuple(cotangents)))
+
+    def widen(self) -> None:
+        """Store all stand-ins in the type of the computation from now on."""
+        self._stand_ins.widen()
+
     def _overrides(self, real_eps: bool) -> TorchOverrides:
         return TorchOverrides(
             1.0 if real_eps else self.eps_factor,

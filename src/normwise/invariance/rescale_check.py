@@ -35,6 +35,10 @@ class RescaleCheck:
         self._unchanged: dict[tuple[int, bool], list[Tensor]] = {}
         self.passes = 0
 
+    def forget(self) -> None:
+        """Forget the outputs at unchanged values, after the way in which these are stored has changed."""
+        self._unchanged.clear()
+
     def output_change(
         self,
         items: Sequence[Item],

@@ -20,7 +20,7 @@ from normwise.invariance.probe import NonFiniteOutputsError, Probe
 from normwise.invariance.stand_ins import CHUNK
 from normwise.norms import wide_dtype
 
-__all__ = ["Array", "ScaleGradients", "UnitSums", "scale_gradients"]
+__all__ = ["Array", "ScaleGradients", "UnitSums", "batched_scale_gradients", "scale_gradients"]
 
 Array = NDArray[np.float64]
 
@@ -105,12 +105,7 @@ def scale_gradients(
         if outside is not None:
             outside.update(_used_outside(outputs, probe))
         for number in range(cotangents):
-            weights = []
-            for tensor in outputs:
-                generator = generators.setdefault(
-                    tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
-                )
-                weights.append(_cotangent(tensor.detach(), generator))
+            weights = _cotangents(outputs, seed, generators)
             kinds = 1 if number >= squares else 4 if shifts else 2
             gradients = reducer.start(kinds)
             try:
@@ -121,15 +116,57 @@ def scale_gradients(
                 outputs = probe.outputs(real_eps=real_eps)  # this graph allows only one backward pass
                 gradients = reducer.start(kinds)
                 probe.backward(outputs, weights, real_eps=real_eps, keep=False)
-            if not np.isfinite(gradients.sums).all():
-                raise NonFiniteOutputsError(
-                    "a gradient is NaN or infinite at the probed point: check the model's values and inputs "
-                    f"(parameter {probe.names[int(np.argmin(np.isfinite(gradients.sums)))]!r})"
-                )
+            _check_finite(gradients, probe)
             yield gradients
     finally:
         reducer.close()
         probe.release()
+
+
+def batched_scale_gradients(
+    probe: Probe, seed: int, cotangents: int, per_unit: set[int], moved: Sequence[int]
+) -> list[ScaleGradients]:
+    """Return what :func:`scale_gradients` yields without squares, by one backward pass for all cotangents.
+
+    No stand-in may be stored narrow, and the gradients of all cotangents are in memory at once.
+
+    Raises:
+        RuntimeError: An operation of the backward pass cannot be batched.
+        NonFiniteOutputsError: If outputs or gradients are NaN.
+    """
+    probe.vary(seed, moved)
+    try:
+        outputs = probe.outputs()
+        generators: dict[torch.device, torch.Generator] = {}
+        weights = [_cotangents(outputs, seed, generators) for _ in range(cotangents)]
+        stacked = [torch.stack(of_output) for of_output in zip(*weights, strict=True)]
+        gradients = probe.batched_gradients(outputs, stacked, moved, real_eps=False)
+    finally:
+        probe.release()
+    n = len(probe.parameters)
+    found = [
+        ScaleGradients(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool), has_squares=False)
+        for _ in range(cotangents)
+    ]
+    for k, gradient in zip(moved, gradients, strict=True):
+        if gradient is None:
+            continue
+        with torch.no_grad():
+            weight = probe.parameters[k].detach()
+            products = (gradient.conj() * weight).real if weight.is_complex() else gradient * weight
+            products = products.flatten(3).sum(-1) if products.ndim > 3 else products
+            rows = _to_numpy(products.sum(2) if products.ndim > 2 else products)
+            columns = _to_numpy(products.sum(1)) if products.ndim > 2 else None
+        for number, row in enumerate(found):
+            row.reached[k] = True
+            row.sums[k] = rows[number].sum()
+            if k in per_unit and weight.ndim:
+                for d, sums in enumerate((rows, columns)):
+                    if sums is not None:
+                        row.units[k, d] = UnitSums(sums[number], np.zeros(0))
+    for row in found:
+        _check_finite(row, probe)
+    return found
 
 
 class _GradientReducer:
@@ -268,6 +305,28 @@ def _backward_error(error: RuntimeError) -> RuntimeError:
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
         return RuntimeError(f"out of memory in the backward pass of the probe: give smaller batches ({text})")
     return RuntimeError(f"the backward pass failed: give a model that is differentiable, or forward=: {text}")
+
+
+def _check_finite(gradients: ScaleGradients, probe: Probe) -> None:
+    finite = np.isfinite(gradients.sums)
+    if not finite.all():
+        raise NonFiniteOutputsError(
+            "a gradient is NaN or infinite at the probed point: check the model's values and inputs "
+            f"(parameter {probe.names[int(np.argmin(finite))]!r})"
+        )
+
+
+def _cotangents(
+    outputs: list[Tensor], seed: int, generators: dict[torch.device, torch.Generator]
+) -> list[Tensor]:
+    """Return a random cotangent for each output, from generators that belong to the point."""
+    found = []
+    for tensor in outputs:
+        generator = generators.setdefault(
+            tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
+        )
+        found.append(_cotangent(tensor.detach(), generator))
+    return found
 
 
 def _cotangent(output: Tensor, generator: torch.Generator) -> Tensor:

@@ -77,6 +77,13 @@ class StandIns:
         self._containers = _containers([attributes for _, attributes in self._snapshot])
         self._flags = [m.training for m, _ in self._snapshot]
 
+    def widen(self) -> None:
+        """Store all stand-ins in the type that the modules see; nothing is widened at reads any more."""
+        for p in self.parameters:
+            if p.dtype != self._dtype and not p.is_complex():
+                p.data = p.data.to(self._dtype)
+        self.narrow.clear()
+
     def install(self) -> None:
         """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors."""
         self.restore()
@@ -263,6 +270,12 @@ class NarrowStorage:
 
     def __bool__(self) -> bool:
         return bool(self._stored)
+
+    def clear(self) -> None:
+        """Forget all stand-ins: none is stored narrow any more."""
+        self.forget()
+        self._stored.clear()
+        self._by_index.clear()
 
     def index_of(self, value: Any) -> int | None:
         """Return the number of the parameter whose stand-in ``value`` is, or None."""
