@@ -8,7 +8,8 @@ module's eps times 1e-12 and dropout off, moves all values at random, and then
 - scales every unit that is called invariant, and every parameter that is not, and compares outputs;
 - replaces the values of parameters without effect;
 - applies every joint symmetry, with α = 3.7;
-- counts the joint symmetries of whole parameters: the nullity (SVD) of the matrix of Σwg.
+- counts the joint symmetries of whole parameters: the nullity (SVD) of the matrix of Σwg. At a third of its
+  points whole parameters are up to 16 times larger, so that no clamp is linear everywhere.
 
 Each verdict and each symmetry is right, undetermined or wrong; a symmetry that was not found is missed.
 """
@@ -46,7 +47,9 @@ FACTOR = 3.7
 class Judge:
     """A float64 copy of a network at a random point."""
 
-    def __init__(self, network: Network, model: nn.Module, batch: Any, seed: int) -> None:
+    def __init__(
+        self, network: Network, model: nn.Module, batch: Any, seed: int, *, wide: bool = False
+    ) -> None:
         self.forward, self.seed = network.forward, seed
         self.model = copy.deepcopy(model).double().train()
         self.batch = _double(batch)
@@ -73,6 +76,8 @@ class Judge:
                 spread = float(p.abs().mean()) if varies else 0.3
                 p.mul_(1 + 0.4 * noise)
                 p.add_((torch.rand(p.shape, generator=generator, dtype=torch.float64) - 0.4) * spread)
+                if wide:  # far enough that clamps clamp: what holds below a clamp only is no symmetry
+                    p.mul_(2.0 ** (6 * float(torch.rand((), generator=generator)) - 2))
         self.buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         self.before = self.outputs()
 
@@ -248,8 +253,9 @@ def nullity(inv: Invariances, network: Network, model: nn.Module, batches: list[
     """Return how many independent symmetries of whole parameters there are."""
     names = columns(inv)
     rows: list[np.ndarray[Any, Any]] = []
-    while names and sum(map(len, rows)) < len(names) + 12:
-        judge = Judge(network, model, batches[len(rows) % len(batches)], 200 + len(rows))
+    while names and (sum(map(len, rows)) < len(names) + 12 or len(rows) < 12):
+        wide = len(rows) % 3 == 2
+        judge = Judge(network, model, batches[len(rows) % len(batches)], 200 + len(rows), wide=wide)
         per_point = max(1, min(8, sum(t.numel() for t in judge.before) // 2))
         rows.append(judge.elasticities(names, per_point))
     if not rows:

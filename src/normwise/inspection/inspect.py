@@ -18,6 +18,7 @@ from normwise.planning.plan import Plan, plan
 __all__ = ["Inspection", "inspect"]
 
 _SMALL = 1 << 20  # a model of so many weights is planned itself
+_NARROW = 1 << 25  # a copy of more weights is not narrow
 _LARGE = 1 << 29  # a model of more weights is not planned itself
 
 
@@ -124,9 +125,12 @@ def _planned_narrow(
     refusal = ""
     for config in narrowing.narrowed(configured.config) if own_inputs and size > _SMALL else ():
         try:
-            narrow = replace(configured, config=config).model()
-            if not narrowing.same_parameters(wide, narrow):
+            copy = replace(configured, config=config)
+            empty = copy.model(device="meta")
+            left = sum(p.numel() for p in empty.parameters())
+            if left > min(size // 4, _NARROW) or not narrowing.same_parameters(wide, empty):
                 continue
+            narrow = copy.model()
             result = planned(narrow, models.batch_for(narrow, config)).apply_to(wide, widened=True)
         except ValueError as error:
             refusal = f": {error}"
@@ -134,8 +138,8 @@ def _planned_narrow(
         return result, narrowing.differences(configured.config, config)
     if size > _LARGE:
         raise ValueError(
-            f"--transformers {configured.name!r} has {size / 1e9:.1f} billion weights, and no narrow copy could "
-            f"be planned instead{refusal}: plan a narrow copy of your own, and use Plan.apply_to"
+            f"--transformers {configured.name!r} has {size / 1e9:.1f} billion weights, and no narrow copy "
+            f"could be planned instead{refusal}: plan a narrow copy of your own, and use Plan.apply_to"
         )
     model = configured.model()
     return planned(model, models.batch_for(model, configured.config)), {}

@@ -16,7 +16,7 @@ from normwise.invariance.probe import place_of
 
 __all__ = ["Configured", "batch_for", "called", "from_transformers", "load", "made_by", "one_line"]
 
-_TOKENS, _IMAGE, _WAVE = 24, 64, 8000
+_TOKENS, _IMAGE, _WAVE = 12, 64, 8000
 _HEADS = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -94,8 +94,10 @@ class Configured:
 
         def build() -> nn.Module:
             with torch.device(device):
-                model: nn.Module = self.maker.from_config(self.config)
-            return model
+                model = self.maker.from_config(self.config)
+            if hasattr(model, "set_experts_implementation"):
+                model.set_experts_implementation("batched_mm")  # which runs in float64, without a loop
+            return model  # type: ignore[no-any-return]
 
         return called(f"transformers {self.name}", build)  # type: ignore[no-any-return]
 

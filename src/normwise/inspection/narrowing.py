@@ -33,7 +33,7 @@ _INNER = {
 _EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"}
 _CHOSEN = {"num_experts_per_tok", "num_selected_experts", "moe_k", "moe_topk", "moe_top_k"}
 _GROUPS = {"n_group", "topk_group"}
-_WORDS, _LEAST_HEADS, _LEAST_OF_HEAD, _LEAST_HIDDEN = 61, 2, 8, 32
+_WORDS, _LEAST_HEADS, _LEAST_OF_HEAD, _LEAST_HIDDEN = 61, 2, 4, 32
 
 Numbers = dict[str, int]
 
@@ -57,7 +57,7 @@ def narrowed(config: Any) -> Iterator[Any]:
         ...     hidden_size=8192, num_attention_heads=64, num_key_value_heads=8, vocab_size=128256
         ... )
         >>> next(narrowed(llama))
-        Config(hidden_size=128, num_attention_heads=16, num_key_value_heads=2, vocab_size=61)
+        Config(hidden_size=64, num_attention_heads=16, num_key_value_heads=2, vocab_size=61)
     """
     whole = config.to_dict()
     for narrow in (_all, _by_one_factor, _without_heads, _words_and_experts):
@@ -65,7 +65,7 @@ def narrowed(config: Any) -> Iterator[Any]:
         if settings != whole:
             try:
                 yield type(config).from_dict(settings)
-            except Exception:  # noqa: S112 - this configuration checks ratios that the copy does not keep
+            except Exception:
                 continue
 
 
@@ -121,7 +121,7 @@ def _all(numbers: Numbers) -> Numbers:
 
 
 def _by_one_factor(numbers: Numbers) -> Numbers:
-    """Divide hidden sizes, inner sizes and numbers of heads by the same factor, as state-space models need."""
+    """Divide hidden sizes, inner sizes and numbers of heads by one factor, as state-space models need it."""
     names = numbers.keys() & (_HEADS | _HIDDEN | _INNER | {"time_step_rank"})
     heads = [numbers[k] for k in names & _HEADS if numbers[k] > 1]
     hidden = [numbers[k] for k in names & _HIDDEN]
@@ -179,9 +179,7 @@ def _divided(numbers: Numbers, least: int) -> Numbers:
         return {}
     common, smallest = math.gcd(*numbers.values()), min(numbers.values())
     factors = [
-        d
-        for d in range(1, smallest // least + 1)
-        if common % d == 0 and (d == 1 or smallest // d % 2 == 0)
+        d for d in range(1, smallest // least + 1) if common % d == 0 and (d == 1 or smallest // d % 2 == 0)
     ]
     factor = max(factors, default=1)
     return {k: n // factor for k, n in numbers.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normwise.invariance.derivative_check import false_gradients
 from normwise.invariance.inputs_outputs import (
     bind_forward,
     is_about_precision,
@@ -180,6 +181,7 @@ class _Search:
         """Return the result."""
         passes, draft = self._draft()
         self._decide_silent(draft)
+        self._decide_false_gradients(draft, passes)
         self._confirm_scaling(draft)
         self._confirm_shifts(draft)
         self._record(draft)
@@ -323,6 +325,23 @@ class _Search:
         return Evidence(
             "scale-invariant", dim, residual=0.0, units=units, invariant_units=units, reason=reason
         )
+
+    def _decide_false_gradients(self, draft: DraftVerdicts, passes: EpsPasses) -> None:
+        """Rescale parameters whose gradients are not those of the outputs, and decide by that."""
+        if self._probe.dtype != torch.float64:
+            return
+        candidates = [k for k, e in enumerate(draft.evidence) if e.verdict == "not invariant"]
+        points = [(0, passes.paired[:COTANGENTS]), (1, passes.shrunk[:COTANGENTS])]
+        for k in false_gradients(self._probe, points, candidates):
+            for dim in [*range(min(2, self._probe.parameters[k].ndim)), None]:
+                item = _Rescaling(k, dim)
+                if not self._check.failures([item], self._rescale, _touched, self._thresholds.unchanged):
+                    units = 1 if dim is None else self._probe.parameters[k].shape[dim]
+                    reason = "by rescaling alone: its gradient is not that of the outputs"
+                    draft.evidence[k] = Evidence(
+                        "scale-invariant", dim, units=units, invariant_units=units, reason=reason
+                    )
+                    break
 
     def _confirm_scaling(self, draft: DraftVerdicts) -> None:
         items = []

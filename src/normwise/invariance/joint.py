@@ -104,9 +104,7 @@ class _Passes:
         check: Its outputs are forgotten if the stand-ins are stored in another way.
     """
 
-    def __init__(
-        self, probe: Probe, members: Sequence[int], per_unit: set[int], check: RescaleCheck
-    ) -> None:
+    def __init__(self, probe: Probe, members: Sequence[int], per_unit: set[int], check: RescaleCheck) -> None:
         self._probe, self._members, self._per_unit = probe, members, per_unit
         values = sum(probe.parameters[k].numel() for k in members) * _BATCHED_COTANGENTS
         self._batched, self._checked = values <= _BATCHED_VALUES, False
@@ -124,9 +122,7 @@ class _Passes:
         """Return the sums of so many cotangents at the point with the number ``seed``."""
         if self._batched:
             try:
-                rows = batched_scale_gradients(
-                    self._probe, seed, cotangents, self._per_unit, self._members
-                )
+                rows = batched_scale_gradients(self._probe, seed, cotangents, self._per_unit, self._members)
                 self._check_first(rows, seed)
                 if self._batched:
                     return rows
@@ -136,9 +132,7 @@ class _Passes:
 
     def _one_by_one(self, seed: int, cotangents: int) -> list[ScaleGradients]:
         return list(
-            scale_gradients(
-                self._probe, seed, cotangents, self._per_unit, moved=self._members, squares=0
-            )
+            scale_gradients(self._probe, seed, cotangents, self._per_unit, moved=self._members, squares=0)
         )
 
     def _check_first(self, rows: list[ScaleGradients], seed: int) -> None:
@@ -197,9 +191,7 @@ def find_joint(
         columns = [_Column(k) for k in members]
         divided: list[list[Part]] = []
         while True:
-            matrix = _matrix_of_full_rank(
-                probe, record, columns, more, thresholds, report, balanced=balanced
-            )
+            matrix = _matrix_of_full_rank(probe, record, columns, more, thresholds, report, balanced=balanced)
             whole = [k for k in members if k not in {parts[0].index for parts in divided}]
             found = propose_parts(
                 record, matrix, probe.names, shapes, whole, thresholds, resolved_only=balanced

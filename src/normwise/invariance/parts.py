@@ -18,6 +18,7 @@ passes, and rescaling, decide.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ class Part:
         return f"{name}{view}[{':, ' * place}{self.start}:{self.stop}]"
 
 
+@functools.lru_cache(1 << 16)
 def parameter_of(key: str) -> str:
     """Return the name of the parameter that a key of a symmetry refers to, as a whole or in part.
 

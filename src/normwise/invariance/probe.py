@@ -176,9 +176,11 @@ class Probe:
                     torch.exp(_VARIATION * (2 * torch.rand(count, generator=generator) - 1)).to(weight)
                     for count in weight.shape[:2] or (1,)
                 )
-                last = self._factors.get(index, (1.0,) * len(factors))
+                last = self._factors.get(index)
                 self._factors[index] = factors
-                _scale_rows_and_columns(weight, *(f / g for f, g in zip(factors, last, strict=True)))
+                if last is not None:
+                    factors = tuple(f / g for f, g in zip(factors, last, strict=True))
+                _scale_rows_and_columns(weight, *factors)
 
     def reset(self, index: int) -> None:
         """Move parameter ``index`` back to the current generic point."""

@@ -20,7 +20,14 @@ from normwise.invariance.probe import NonFiniteOutputsError, Probe
 from normwise.invariance.stand_ins import CHUNK
 from normwise.norms import wide_dtype
 
-__all__ = ["Array", "ScaleGradients", "UnitSums", "batched_scale_gradients", "scale_gradients"]
+__all__ = [
+    "Array",
+    "ScaleGradients",
+    "UnitSums",
+    "batched_scale_gradients",
+    "cotangents_at",
+    "scale_gradients",
+]
 
 Array = NDArray[np.float64]
 
@@ -99,13 +106,11 @@ def scale_gradients(
         probe.vary(seed, moved)
     squares = cotangents if squares is None else squares
     reducer = _GradientReducer(probe, per_unit or set(), sums_suffice=squares < cotangents)
-    generators: dict[torch.device, torch.Generator] = {}
     try:
         outputs = probe.outputs(real_eps=real_eps)
         if outside is not None:
             outside.update(_used_outside(outputs, probe))
-        for number in range(cotangents):
-            weights = _cotangents(outputs, seed, generators)
+        for number, weights in enumerate(cotangents_at(outputs, seed, cotangents)):
             kinds = 1 if number >= squares else 4 if shifts else 2
             gradients = reducer.start(kinds)
             try:
@@ -137,8 +142,7 @@ def batched_scale_gradients(
     probe.vary(seed, moved)
     try:
         outputs = probe.outputs()
-        generators: dict[torch.device, torch.Generator] = {}
-        weights = [_cotangents(outputs, seed, generators) for _ in range(cotangents)]
+        weights = cotangents_at(outputs, seed, cotangents)
         stacked = [torch.stack(of_output) for of_output in zip(*weights, strict=True)]
         gradients = probe.batched_gradients(outputs, stacked, moved, real_eps=False)
     finally:
@@ -316,16 +320,18 @@ def _check_finite(gradients: ScaleGradients, probe: Probe) -> None:
         )
 
 
-def _cotangents(
-    outputs: list[Tensor], seed: int, generators: dict[torch.device, torch.Generator]
-) -> list[Tensor]:
-    """Return a random cotangent for each output, from generators that belong to the point."""
+def cotangents_at(outputs: list[Tensor], seed: int, count: int) -> list[list[Tensor]]:
+    """Return the random cotangents of the point with the number ``seed``, each for all outputs."""
+    generators: dict[torch.device, torch.Generator] = {}
     found = []
-    for tensor in outputs:
-        generator = generators.setdefault(
-            tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
-        )
-        found.append(_cotangent(tensor.detach(), generator))
+    for _ in range(count):
+        of_outputs = []
+        for tensor in outputs:
+            generator = generators.setdefault(
+                tensor.device, torch.Generator(tensor.device).manual_seed(77_003 + seed)
+            )
+            of_outputs.append(_cotangent(tensor.detach(), generator))
+        found.append(of_outputs)
     return found
 
 

@@ -20,7 +20,8 @@ __all__ = [
 
 Integers = NDArray[np.int64]
 
-_TRIALS = 24  # random choices of pivots
+_TRIALS, _FEW_TRIALS = 24, 8  # random choices of pivots
+_MANY = 128  # symmetries for which few trials do: they are alike, layer by layer
 _DENOMINATORS = (1, 2, 3, 4, 6)
 _ROUNDING = 1e-3  # how far an exponent may be from an integer
 _LARGEST = 64  # larger exponents than this are a coincidence
@@ -123,7 +124,7 @@ def integer_basis(
     scaled, columns = _scaled(matrix)
     rng = np.random.default_rng(0)
     pool: dict[bytes, Integers] = {}
-    for trial in range(_TRIALS):
+    for trial in range(_TRIALS if dimension <= _MANY else _FEW_TRIALS):
         for vector in _reduced(null * columns[:, None], columns, rng, trial).T:
             exponents = _integers(vector)
             if exponents is not None and _holds(scaled, columns, exponents, threshold):
@@ -145,8 +146,9 @@ def _reduced(scaled_null: Array, columns: Array, rng: np.random.Generator, trial
         best = column + int(np.argmax(np.abs(work[row, column:])))
         work[:, [column, best]] = work[:, [best, column]]
         work[:, column] /= work[row, column]
-        rest = np.arange(work.shape[1]) != column
-        work[:, rest] -= np.outer(work[:, column], work[row, rest])
+        others = work[row].copy()
+        others[column] = 0.0
+        work -= np.outer(work[:, column], others)
     return np.asarray(work / columns[:, None] * columns[pivots][None, :])
 
 
@@ -172,40 +174,48 @@ def _holds(scaled: Array, columns: Array, exponents: Integers, threshold: float)
 def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
     """Return the first ``dimension`` vectors that are independent of the vectors before them."""
     chosen: list[Integers] = []
-    directions: list[Array] = []
+    directions = np.zeros((dimension, len(candidates[0]) if candidates else 0))
     for candidate in candidates:
         rest = candidate / np.linalg.norm(candidate)
         for _ in range(2):  # twice gives orthogonality to machine precision
-            for direction in directions:
-                rest = rest - direction * (direction @ rest)
+            rest = rest - (directions[: len(chosen)] @ rest) @ directions[: len(chosen)]
         if np.linalg.norm(rest) > 1e-6:
+            directions[len(chosen)] = rest / np.linalg.norm(rest)
             chosen.append(candidate)
-            directions.append(rest / np.linalg.norm(rest))
         if len(chosen) == dimension:
             break
     return chosen
 
 
-def _complexity(vector: Integers, is_part: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return how hard a vector is to read: by size and number of exponents, mixed signs, parts, distance."""
+def _complexity(vector: Integers, is_part: NDArray[np.bool_]) -> tuple[int, int, int, int, tuple[int, ...]]:
+    """Return how hard a vector is to read: by size and number of exponents, mixed signs, parts, distance.
+
+    Among equals the first members decide, so that like layers get like symmetries.
+    """
     negative = min(int((vector < 0).sum()), int((vector > 0).sum()))
     places = np.flatnonzero(vector)
-    return int((vector**2).sum()), negative, int(is_part[places].sum()), int(places[-1] - places[0])
+    size, parts, distance = int((vector**2).sum()), int(is_part[places].sum()), int(places[-1] - places[0])
+    return size, negative, parts, distance, tuple(places.tolist())
 
 
 def _simplified(basis: list[Integers], is_part: NDArray[np.bool_]) -> list[Integers]:
     """Return the basis after adding or subtracting vectors for as long as that makes one of them simpler."""
     basis = list(basis)
+    members = np.array([vector != 0 for vector in basis], dtype=np.float32).reshape(len(basis), len(is_part))
     improved = True
     while improved:
         improved = False
         for i in range(len(basis)):
-            for j in range(len(basis)):
-                if i == j or not (basis[i].astype(bool) & basis[j].astype(bool)).any():
+            simplest = _complexity(basis[i], is_part)
+            for j in np.flatnonzero(members @ members[i]).tolist():
+                if i == j:
                     continue
                 for other in (basis[i] + basis[j], basis[i] - basis[j]):
-                    if _complexity(other, is_part) < _complexity(basis[i], is_part):
+                    if (int((other**2).sum()),) > simplest[:1]:
+                        continue
+                    if _complexity(other, is_part) < simplest:
                         basis[i], improved = other // np.gcd.reduce(other), True
+                        members[i], simplest = basis[i] != 0, _complexity(basis[i], is_part)
     return basis
 
 

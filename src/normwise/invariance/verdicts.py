@@ -119,9 +119,7 @@ class EpsPasses:
         largest = np.sqrt(squares.max(axis=1, keepdims=True))
         visible = np.asarray((np.sqrt(squares) > thresholds.silent * largest).any(axis=0))
         if self.nudged:
-            size, size_real = (
-                np.sqrt(_squares(rows).max(axis=0)) for rows in (self.paired, self.real)
-            )
+            size, size_real = (np.sqrt(_squares(rows).max(axis=0)) for rows in (self.paired, self.real))
             for k in np.flatnonzero(~visible & (size_real <= _CAUSED_BY_EPS * size)):
                 visible[k] = self._is_reproducible(int(k))
         return visible
@@ -456,11 +454,11 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
             of_range = cumulative_squares[b] - cumulative_squares[a]
             found = ~begun[:-offset] & (change <= threshold**2 * of_range)
             begun[:-offset] |= found
-            ranges += zip(a[found].tolist(), b[found].tolist(), strict=True)
+            ranges += [(int(i), int(j)) for i, j in zip(a[found], b[found], strict=True)]
     taken = np.zeros(count, dtype=bool)
     disjoint = []
-    for a, b in sorted(ranges, key=lambda ab: (ab[1] - ab[0], ab[0])):
-        if not taken[a:b].any():
-            taken[a:b] = True
-            disjoint.append((a, b))
-    return [(int(visible[a]), int(visible[b - 1]) + 1) for a, b in sorted(disjoint)]
+    for start, stop in sorted(ranges, key=lambda ends: (ends[1] - ends[0], ends[0])):
+        if not taken[start:stop].any():
+            taken[start:stop] = True
+            disjoint.append((start, stop))
+    return [(int(visible[start]), int(visible[stop - 1]) + 1) for start, stop in sorted(disjoint)]

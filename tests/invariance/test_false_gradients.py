@@ -1,0 +1,56 @@
+"""Gradients that are not those of the outputs: rounding and signs with straight-through estimators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import normwise as nw
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class BinaryWeights(nn.Module):
+    """Only the signs of the first weight have an effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight
+        weight = weight + (weight.sign() - weight).detach()
+        return self.last(torch.tanh(F.linear(x, weight, self.first.bias)))  # type: ignore[no-any-return]
+
+
+class BinaryActivations(nn.Module):
+    """Rows of the first weight have no scale, as only the signs of its outputs are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(_Sign.apply(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("build", [BinaryWeights, BinaryActivations])
+def test_rescaling_decides_where_the_gradient_is_not_that_of_the_outputs(build: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(build(), [torch.randn(16, 6)])
+    assert inv.scale_invariant == {"first.weight": 0}
+    assert inv.evidence["first.weight"].reason.startswith("by rescaling alone")
+    assert {"last.weight", "last.bias"} <= inv.not_invariant
+    assert inv.joint == []
