@@ -1,0 +1,72 @@
+"""Configurations of transformers are narrowed, and the plan of the copy is that of the full size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normwise.inspection import inspect as module
+from normwise.inspection.inspect import inspect
+from normwise.inspection.narrowing import differences, narrowed
+from normwise.inspection.terminal import text
+
+transformers: Any = pytest.importorskip("transformers")
+
+LLAMA_70B = {
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+
+
+def test_heads_keep_their_ratios_and_layers_stay() -> None:
+    wide = transformers.LlamaConfig(**LLAMA_70B)
+    narrow = next(narrowed(wide))
+    assert (narrow.num_attention_heads, narrow.num_key_value_heads) == (16, 2)
+    assert narrow.hidden_size == narrow.num_attention_heads * narrow.head_dim
+    assert narrow.num_hidden_layers == 80
+    assert differences(wide, narrow)["vocab_size"] == (128256, 61)
+
+
+def test_latent_attention_keeps_its_shares() -> None:
+    wide = transformers.DeepseekV3Config()
+    narrow = next(narrowed(wide))
+    for a, b in (
+        ("kv_lora_rank", "qk_rope_head_dim"),
+        ("qk_nope_head_dim", "qk_rope_head_dim"),
+        ("v_head_dim", "qk_nope_head_dim"),
+    ):
+        assert getattr(wide, a) * getattr(narrow, b) == getattr(narrow, a) * getattr(wide, b)
+    assert narrow.n_routed_experts >= narrow.num_experts_per_tok
+    assert narrow.n_routed_experts % narrow.n_group == 0
+    assert narrow.num_hidden_layers == 61
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_of_a_large_model_is_that_of_its_narrow_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    small = {"model_type": "llama", "vocab_size": 200, "hidden_size": 128, "intermediate_size": 160}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4}
+    path.write_text(json.dumps(small), encoding="utf-8")
+    itself = inspect(None, transformers=str(path))
+    assert itself.narrowed == {}
+    assert itself.how == ""
+    monkeypatch.setattr(module, "_SMALL", 0)
+    found = inspect(None, transformers=str(path))
+    assert found.narrowed["hidden_size"][0] == 128 > found.narrowed["hidden_size"][1]
+    assert found.plan.verdicts == itself.plan.verdicts
+    assert [t.shape for t in found.plan.treatments] == [t.shape for t in itself.plan.treatments]
+    assert "planned by a narrow copy (" in text(found)
+    assert json.loads(found.to_json())["narrowed"]["vocab_size"] == [200, 61]
+    monkeypatch.setattr(module, "_NARROW", 0)
+    monkeypatch.setattr(module, "_LARGE", 0)
+    with pytest.raises(ValueError, match="no narrow copy could be planned instead"):
+        inspect(None, transformers=str(path))
