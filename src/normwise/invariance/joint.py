@@ -106,7 +106,9 @@ class _Passes:
 
     def __init__(self, probe: Probe, members: Sequence[int], per_unit: set[int], check: RescaleCheck) -> None:
         self._probe, self._members, self._per_unit = probe, members, per_unit
-        values = sum(probe.parameters[k].numel() for k in members) * _BATCHED_COTANGENTS
+        weights = sum(probe.parameters[k].numel() for k in members)
+        # several gradients of activations live at once
+        values = max(weights, 4 * probe.largest_result) * _BATCHED_COTANGENTS
         self._batched, self._checked = values <= _BATCHED_VALUES, False
         if self._batched:
             probe.widen()

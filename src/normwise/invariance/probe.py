@@ -91,6 +91,7 @@ class Probe:
         narrow: The stand-ins that are stored narrow; their gradients go to ``narrow.on_gradient``.
         mode: How the model runs. It must not change between :meth:`move_to` and the passes at that point.
         shrinks_constants: Whether any such constant has counted as an eps so far.
+        largest_result: The number of values of the largest tensor that the model has computed so far.
         nudge: The fraction by which all values move away from the generic point, to tell gradients from
             rounding errors.
     """
@@ -119,6 +120,7 @@ class Probe:
         self._skips_layers = False
         self._fixes_several = self._fixes_single = False
         self.shrinks_constants = False
+        self.largest_result = 0
         self.nudge = 0.0
         self._point: tuple[int, bool, bool, float] | None = None  # where all parameters are
         self._factors: dict[int, tuple[Tensor, ...]] = {}
@@ -233,6 +235,7 @@ class Probe:
         self._fixes_several = self._fixes_several or overrides.fixed_draws
         self._fixes_single = self._fixes_single or overrides.fixed_single_draws
         self.shrinks_constants = self.shrinks_constants or overrides.shrunk_constants
+        self.largest_result = max(self.largest_result, overrides.largest_result)
         outputs = differentiable_outputs(result)
         if not outputs:
             raise ValueError(

@@ -108,6 +108,7 @@ class TorchOverrides(TorchFunctionMode):
         fixed_single_draws: Whether a single draw was replaced.
         branches_on_draws: Whether the model branches (``if``) on a single draw: it skips layers.
         shrunk_constants: Whether such a constant counted as an eps.
+        largest_result: The number of values of the largest tensor that a function returned.
 
     Example:
         >>> tiny = torch.tensor([[1e-3, -1e-3]], dtype=torch.float64)
@@ -131,6 +132,7 @@ class TorchOverrides(TorchFunctionMode):
         self._of_draws: dict[int, Tensor] = {}  # values computed from single draws
         self._constant_factor = eps_factor if shrink_constants else 1.0
         self.shrunk_constants = False
+        self.largest_result = 0
         self.eps_factor = eps_factor
         self.dtype = dtype
 
@@ -158,6 +160,8 @@ class TorchOverrides(TorchFunctionMode):
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
         result = func(*args, **named)
+        if isinstance(result, Tensor):
+            self.largest_result = max(self.largest_result, result.numel())
         if func in _DRAWS and isinstance(result, Tensor):
             is_single = result.numel() == 1
             if self.keep_branches or (is_single and self.keep_layers):
