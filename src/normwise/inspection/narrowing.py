@@ -60,7 +60,7 @@ def narrowed(config: Any) -> Iterator[Any]:
         Config(hidden_size=64, num_attention_heads=16, num_key_value_heads=2, vocab_size=61)
     """
     whole = config.to_dict()
-    for narrow in (_all, _by_one_factor, _without_heads, _words_and_experts):
+    for narrow in (_all, _keeping_heads, _by_one_factor, _without_heads, _words_and_experts):
         settings = _applied(narrow, whole)
         if settings != whole:
             try:
@@ -118,6 +118,17 @@ def _all(numbers: Numbers) -> Numbers:
     of_heads = _divided({k: numbers[k] for k in numbers.keys() & _OF_HEADS}, _LEAST_OF_HEAD)
     hidden = _hidden(numbers, heads, of_heads)
     return {**_without_heads(numbers, hidden), **heads, **of_heads}
+
+
+def _keeping_heads(numbers: Numbers) -> Numbers:
+    """Keep the number of heads, as parts that recur in each head (latent attention) carry over with it."""
+    of_heads = _divided({k: numbers[k] for k in numbers.keys() & _OF_HEADS}, _LEAST_OF_HEAD)
+    heads = {k: numbers[k] for k in numbers.keys() & _HEADS}
+    tied = numbers.get("head_dim", 0) * max(heads.values(), default=1) in {
+        numbers[k] for k in numbers.keys() & _HIDDEN
+    }
+    hidden = _hidden(numbers, heads if tied else {}, of_heads)
+    return {**_without_heads(numbers, hidden), **of_heads}
 
 
 def _by_one_factor(numbers: Numbers) -> Numbers:
