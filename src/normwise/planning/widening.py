@@ -71,11 +71,13 @@ def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], narrow: Shapes, 
     Where a part balances another parameter, some dimension of that parameter counts the same units (the
     columns of an output projection count the values), so it must grow by the same ratio.
     """
-    for s in symmetries:
+    shared = [s for s in symmetries if t.name in map(parameter_of, s)]
+    partners = {name for s in shared for name in map(parameter_of, s) if name != t.name and name in wide}
+    for s in shared:
         dims = {dimension_of(key) for key in s if parameter_of(key) == t.name} - {None}
-        if t.name in s and t.mask is not None:
-            dims = {t.dim}
         others = {name for name in map(parameter_of, s) if name != t.name and name in wide}
+        if t.name in s and t.mask is not None:  # any symmetry may show the share of the masked units
+            dims, others = {t.dim}, partners
         for dim in dims:
             assert dim is not None
             grown = Fraction(wide[t.name][dim], narrow[t.name][dim])
