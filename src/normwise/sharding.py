@@ -104,13 +104,14 @@ def local_slices(param: Tensor, dim: int | None) -> Tensor | None:
     """Return the indices along ``dim`` of the slices on this rank, or None if every rank holds all."""
     if dim is None or not is_sharded(param) or slice_layout(param, dim) is None:
         return None
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
-    indices = torch.arange(param.shape[dim], device=param.device_mesh.device_type)
-    placements = slice_placements(param, dim)
-    # with src_data_rank=None this communicates nothing
-    mine = distribute_tensor(indices, param.device_mesh, placements, src_data_rank=None)
-    return mine.to_local().to(param.device)
+    mesh = param.device_mesh
+    indices = torch.arange(param.shape[dim], device=mesh.device_type)
+    # every rank has them all and keeps its part: nothing is communicated
+    everywhere = DTensor.from_local(indices, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    mine = everywhere.redistribute(mesh, slice_placements(param, dim)).to_local()
+    return mine.to(param.device)
 
 
 def slice_placements(param: DTensor, dim: int) -> list[Placement]:

@@ -20,7 +20,7 @@ import pytest
 import pytorch_optimizer
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Adafactor, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adafactor, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 import normwise as nw
 from normwise.decay.clock import CLOCKS
@@ -47,10 +47,11 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Adagrad fused": lambda p: Adagrad(p, fused=True),
     "RMSprop": lambda p: RMSprop(p, momentum=0.5, centered=True),
     "Adafactor": lambda p: Adafactor(p),
-    "Muon": lambda p: Muon(p, weight_decay=0),
     "LBFGS": lambda p: LBFGS(p[0]["params"] + p[1]["params"], max_iter=3),
     "Lion (pytorch_optimizer)": lambda p: pytorch_optimizer.Lion(p, weight_decay=0),
 }
+if hasattr(torch.optim, "Muon"):  # torch 2.9
+    OPTIMIZERS["Muon"] = lambda p: torch.optim.Muon(p, weight_decay=0)
 MODES = ("flow", "explicit", "coupled")
 DIMS = (0, 1, None)
 

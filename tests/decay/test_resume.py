@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 import normwise as nw
 from normwise.decay.clock import CLOCKS
@@ -32,8 +32,9 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Adam": lambda p: Adam(p, lr=0.01),
     "AdamW": lambda p: AdamW(p, lr=0.01, weight_decay=0, fused=True),
     "Adafactor": lambda p: Adafactor(p, lr=0.01),
-    "Muon": lambda p: Muon(p, lr=0.01, weight_decay=0),
 }
+if hasattr(torch.optim, "Muon"):  # torch 2.9
+    OPTIMIZERS["Muon"] = lambda p: torch.optim.Muon(p, lr=0.01, weight_decay=0)
 
 
 class Job:

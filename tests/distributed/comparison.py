@@ -65,7 +65,7 @@ def mesh_of(*sizes: int) -> DeviceMesh:
 
 
 def sharded(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> nn.Parameter:
-    return nn.Parameter(distribute_tensor(value, mesh, placements, src_data_rank=None))
+    return nn.Parameter(distribute_tensor(value, mesh, placements))
 
 
 def whole(tensor: Tensor) -> Tensor:

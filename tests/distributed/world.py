@@ -25,6 +25,17 @@ PRELOADED = [
 TIMEOUT = 60.0
 
 
+def complete_cpu_streams() -> None:
+    """Give the CPU's streams what fully_shard of torch 2.6 calls and later releases have: it does nothing."""
+    stream: Any = torch.cpu.Stream
+    if not hasattr(stream, "record_event"):
+        stream.record_event = lambda _: torch.cpu.Event()
+        stream.wait_event = lambda *_: None
+
+
+complete_cpu_streams()
+
+
 class World:
     """A number of gloo processes on this machine.
 

@@ -23,7 +23,7 @@ KINDS: list[tuple[Any, dict[str, Any], bool | None, str | None]] = [
     (optim.RMSprop, {}, False, "coupled"),
     (optim.Adagrad, {}, False, "coupled"),
     (optim.Adamax, {}, False, "coupled"),
-    (optim.Muon, {}, False, "decoupled"),
+    *([(optim.Muon, {}, False, "decoupled")] if hasattr(optim, "Muon") else []),  # torch 2.9
 ]
 
 

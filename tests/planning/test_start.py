@@ -443,6 +443,7 @@ def test_optimizers_without_a_balance_are_refused_with_the_reason(make: Any, rea
         nw.attach(make(net.parameters(), lr=0.01), weights_of(net), total_steps=10)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is of torch 2.9")
 def test_a_group_in_two_optimizers_moves_together() -> None:
     x = torch.randn(16, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     results = []

@@ -29,7 +29,6 @@ try:  # torch tells these by private names only
         _is_tracing,
         _len_torch_dispatch_stack,
     )
-    from torch._C._autograd import _top_saved_tensors_default_hooks
 
     _node: Any = _weight_norm_interface(torch.ones(1, 2, requires_grad=True), torch.ones(1, 1), 0)[0].grad_fn
     _HAS_PRIVATE_NAMES = hasattr(forward_ad, "_current_level") and all(
@@ -38,6 +37,25 @@ try:  # torch tells these by private names only
     del _node
 except ImportError:  # then `exact_forward` evaluates everything: the same results, slower
     _HAS_PRIVATE_NAMES = False
+try:  # torch 2.7
+    from torch._C._autograd import _top_saved_tensors_default_hooks
+except ImportError:
+
+    def _top_saved_tensors_default_hooks(_: bool, /) -> object:
+        """Say that saved tensors have hooks, which is the safe answer where torch does not tell."""
+        return True
+
+
+def _has_kernel(dtype: torch.dtype) -> bool:
+    try:
+        _weight_norm_interface(torch.ones(1, 2, dtype=dtype), torch.ones(1, 1, dtype=dtype), 0)
+    except (NameError, RuntimeError):
+        return False
+    return True
+
+
+# Before torch 2.8 the kernel of weight norm takes no float16 on the CPU, and before 2.5 no bfloat16 either.
+_HALF_KERNELS = {dtype for dtype in (torch.float16, torch.bfloat16) if _has_kernel(dtype)}
 
 # Between these norms, float32 squares and the products of weights and gradients in the backward pass
 # (gradients of 1e-28 to 1e28) neither overflow nor lose digits. The backward pass of layer norm multiplies by
@@ -112,7 +130,9 @@ def _fused(weight: Tensor, gain: Tensor | None, formula: Formula) -> Tensor | No
     if dim != 0:
         rows = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0)
         gain = None if gain is None else gain.reshape([-1] + [1] * (rows.ndim - 1))
-    if weight.dtype.itemsize == 2 and (center or weight.numel() > _LONGEST_ROW * len(rows)):
+    if weight.dtype.itemsize == 2 and (
+        center or weight.dtype not in _HALF_KERNELS or weight.numel() > _LONGEST_ROW * len(rows)
+    ):
         # The kernel of layer norm would round mean and std to half precision.
         out = _fused(rows.float(), None if gain is None else gain.float(), formula._replace(dim=0))
         out = None if out is None else out.to(weight.dtype)
