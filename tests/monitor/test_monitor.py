@@ -333,7 +333,8 @@ def test_under_compile_nothing_is_compiled_again(first: str) -> None:
         assert other == pytest.approx(plain, rel=1e-5, abs=1e-9)
 
 
-def test_a_resumed_run_has_the_rows_of_one_that_was_not_interrupted() -> None:
+@pytest.mark.parametrize("carried", ["by the optimizer", "by hand", "by hand, before the optimizer"])
+def test_a_resumed_run_has_the_rows_of_one_that_was_not_interrupted(carried: str) -> None:
     def start() -> tuple[Any, Optimizer, nw.Monitor, Kept]:
         model = network()
         plan = plan_of(model)
@@ -352,11 +353,102 @@ def test_a_resumed_run_has_the_rows_of_one_that_was_not_interrupted() -> None:
     loaded = torch.load(saved, weights_only=True)
     other, resumed, again, rows = start()
     other.load_state_dict(loaded["model"])
+    if carried != "by the optimizer":
+        del loaded["opt"]["normwise"]  # as torch.distributed.checkpoint does
+    if carried == "by hand, before the optimizer":
+        again.load_state_dict(loaded["mon"])
     resumed.load_state_dict(loaded["opt"])
-    again.load_state_dict(loaded["mon"])
+    if carried == "by hand":
+        again.load_state_dict(loaded["mon"])
     train(other, resumed, BATCHES[7:])
     assert rows.rows == tracker.rows[-3:]
     assert again.steps == 12
+
+
+def test_the_state_rides_in_that_of_the_first_optimizer_beside_those_of_the_decays() -> None:
+    def start() -> tuple[list[Optimizer], nw.Decay, nw.Monitor]:
+        model = network()
+        halves = list(model.parameters())[:2], list(model.parameters())[2:]
+        optimizers: list[Optimizer] = [SGD(params, lr=0.1) for params in halves]
+        decay = nw.Decay(optimizers[0], nw.Sphere(), [model[0].weight])
+        monitor = nw.Monitor(optimizers, units=[model[0].weight, model[3].weight], every=2)
+        train(model, optimizers[0], BATCHES[:3])
+        optimizers[1].step()
+        return optimizers, decay, monitor
+
+    optimizers, _, monitor = start()
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    assert set(states[0]["normwise"]) == {"format", "decay", "monitor"}
+    assert "normwise" not in states[1]
+    expected = repr(monitor.state_dict())
+    resumed, _, again = start()
+    for optimizer in resumed:
+        optimizer.zero_grad()
+        optimizer.step()
+    assert repr(again.state_dict()) != expected
+    for optimizer, state in zip(resumed, states, strict=True):
+        optimizer.load_state_dict(state)
+    assert repr(again.state_dict()) == expected
+    again.remove()
+    assert set(resumed[0].state_dict()["normwise"]) == {"format", "decay"}
+
+
+def test_a_monitor_that_the_saved_run_had_not_begins_without_a_word() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = optimizer.state_dict()
+    assert "normwise" not in state
+    monitor = nw.Monitor(optimizer, units=[model[0].weight], every=1)
+    optimizer.load_state_dict(state)  # warnings are errors
+    train(model, optimizer, BATCHES[:1])
+    assert monitor.steps == 1
+    SGD(model.parameters(), lr=0.1).load_state_dict(optimizer.state_dict())  # and one that is left out
+
+
+def test_a_state_of_another_monitor_does_not_keep_the_optimizer_from_loading() -> None:
+    model = network()
+    saving = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    nw.Decay(saving, nw.Sphere(), [model[0].weight])
+    nw.Monitor(saving, units=[model[0].weight])
+    train(model, saving, BATCHES[:2])
+    state = saving.state_dict()
+    optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
+    decay = nw.Decay(optimizer, nw.Sphere(), [model[0].weight])
+    monitor = nw.Monitor(optimizer, units=[model[3].weight])
+    before = repr(monitor.state_dict())
+    with pytest.warns(UserWarning, match=r"Monitor\(1 layer.*\) goes on from its own state: .*of other layers"):
+        optimizer.load_state_dict(state)
+    assert repr(monitor.state_dict()) == before
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert decay.state_dict()["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda state: state.pop("memory"), "damaged .no 'memory'"),
+        (lambda state: state["memory"].update(other={}), "'other' is damaged"),
+        (lambda state: state["memory"]["0"].update(square=3.0), "'0' is damaged"),
+        (lambda state: state["findings"].pop("past"), "findings .* damaged"),
+        (lambda state: state["findings"].update(found=7), "findings .* damaged"),
+        (lambda state: state.update(steps=[1, 2]), "of 2 optimizers"),
+    ],
+)
+def test_a_damaged_state_is_an_error_that_changes_nothing(
+    damage: Callable[[dict[str, Any]], Any], words: str
+) -> None:
+    model = network()
+    optimizer = SGD(list(model.named_parameters()), lr=0.1)
+    monitor = nw.Monitor(optimizer, units=[model[0].weight], every=1)
+    train(model, optimizer, BATCHES[:2])
+    assert monitor.layers == ("0",)
+    state, before = monitor.state_dict(), repr(monitor.state_dict())
+    damage(state)
+    with pytest.raises(ValueError, match=words):
+        monitor.load_state_dict(state)
+    with pytest.raises(ValueError, match=words):
+        monitor.check_state_dict(state)
+    assert repr(monitor.state_dict()) == before
 
 
 def test_units_of_the_decays_are_watched_by_default() -> None:

@@ -33,7 +33,7 @@ class Rider(Protocol):
         """Continue from a state. Calls :func:`note_loaded`, as a user may load the state by hand."""
 
 
-def ride(optimizer: Optimizer, kind: str, rider: Rider) -> None:
+def ride(optimizer: Optimizer, kind: str, rider: Rider, *, required: bool = True) -> None:
     """Save the state of ``rider`` with that of ``optimizer``, and restore it with it.
 
     Args:
@@ -42,6 +42,9 @@ def ride(optimizer: Optimizer, kind: str, rider: Rider) -> None:
             which they joined. A state that has none of this kind leaves the rider as it is, and the next step
             warns.
         rider: The object.
+        required: Whether the training would go on wrongly without its state. False for what only observes: a
+            state that has none of this kind is loaded without a word, and where one does not fit, a warning
+            says that the rider goes on from its own state.
 
     Example:
         >>> import torch
@@ -68,6 +71,8 @@ def ride(optimizer: Optimizer, kind: str, rider: Rider) -> None:
     if company is None:
         company = vars(optimizer)[_ATTRIBUTE] = _Company(optimizer)
     company.riders.append((kind, rider))
+    if not required:
+        company.observing.add(kind)
 
 
 def leave(optimizer: Optimizer, rider: Rider) -> None:
@@ -123,10 +128,12 @@ class _Company:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.riders: list[tuple[str, Rider]] = []
+        self.observing: set[str] = set()
         self.accepted: list[tuple[Rider, Any]] = []
         self.without_state: list[tuple[str, Rider]] = []
         self.by_hand: list[Rider] = []
         self._missing: list[tuple[str, Rider]] = []
+        self._misfits: list[str] = []
         with_hook_tables(optimizer)
         self.handles: list[Any] = [
             optimizer.register_state_dict_post_hook(self._save),
@@ -153,28 +160,21 @@ class _Company:
     def _check(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if not self._is_of(optimizer):
             return
-        self.accepted, self._missing = [], []
+        self.accepted, self._missing, self._misfits = [], [], []
         saved = state_dict.get(KEY, {"format": _FORMAT})
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             raise _refused(f"{KEY!r} in it is not of format {_FORMAT}, which this version of normwise reads")
         for kind in dict.fromkeys(kind for kind, _ in self.riders):
             present = [rider for name, rider in self.riders if name == kind]
             if kind not in saved:
-                self._missing += [(kind, rider) for rider in present]
+                self._missing += [(kind, rider) for rider in present if kind not in self.observing]
                 continue
-            states = saved[kind]
-            if not isinstance(states, list) or len(states) != len(present):
-                found = len(states) if isinstance(states, list) else type(states).__name__
-                raise _refused(
-                    f"it holds {found} of kind {kind!r}, and the optimizer has {len(present)}: attach as in "
-                    "the saved run before you load"
-                )
-            for rider, state in zip(present, states, strict=True):
-                try:
-                    rider.check_state_dict(state)
-                except ValueError as error:
+            try:
+                self.accepted += _checked(kind, present, saved[kind])
+            except ValueError as error:
+                if kind not in self.observing:
                     raise _refused(str(error)) from error
-                self.accepted.append((rider, state))
+                self._misfits.append(f"{present[0]!r} goes on from its own state: {error}")
 
     def _load(self, optimizer: Optimizer) -> None:
         if not self._is_of(optimizer):
@@ -185,6 +185,8 @@ class _Company:
         for rider, state in accepted:
             rider.load_state_dict(state)
         self.by_hand = []
+        for misfit in self._misfits:
+            warnings.warn(misfit, stacklevel=3)
         if self.without_state and len(self.handles) == 3:
             self.handles.append(optimizer.register_step_pre_hook(self._warn))
 
@@ -199,6 +201,19 @@ class _Company:
                 "its own state. If the saved run had one, load its state_dict by hand",
                 stacklevel=4,
             )
+
+
+def _checked(kind: str, present: list[Rider], states: Any) -> list[tuple[Rider, Any]]:
+    """Return each rider with its state, or raise a ValueError that says what does not fit."""
+    if not isinstance(states, list) or len(states) != len(present):
+        found = len(states) if isinstance(states, list) else type(states).__name__
+        raise ValueError(
+            f"it holds {found} of kind {kind!r}, and the optimizer has {len(present)}: attach as in "
+            "the saved run before you load"
+        )
+    for rider, state in zip(present, states, strict=True):
+        rider.check_state_dict(state)
+    return list(zip(present, states, strict=True))
 
 
 def _refused(why: str) -> ValueError:

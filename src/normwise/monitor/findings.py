@@ -444,14 +444,14 @@ class Findings:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned."""
-        self._found = {
-            kind: Finding(**{**found, "layers": tuple(found["layers"])})
-            for kind, found in state["found"].items()
+        """Continue from what :meth:`state_dict` returned; an error leaves everything as it was."""
+        found = {
+            kind: Finding(**{**one, "layers": tuple(one["layers"])}) for kind, one in state["found"].items()
         }
-        self._counts = {(kind, layer): list(counts) for kind, layer, *counts in state["counts"]}
-        self._losses = list(state["losses"])
-        self._first_loss = state["first_loss"]
-        self._past = [{name: (pair[0], pair[1]) for name, pair in one.items()} for one in state["past"]]
-        self._rate, self._last = state["rate"], state["last"]
-        self.schedule.elapsed = state["elapsed"]
+        counts = {(kind, layer): list(numbers) for kind, layer, *numbers in state["counts"]}
+        past = [{name: (pair[0], pair[1]) for name, pair in one.items()} for one in state["past"]]
+        losses = list(state["losses"])
+        first_loss, rate, last, elapsed = (state[key] for key in ("first_loss", "rate", "last", "elapsed"))
+        self._found, self._counts, self._past, self._losses = found, counts, past, losses
+        self._first_loss, self._rate, self._last = first_loss, rate, last
+        self.schedule.elapsed = elapsed

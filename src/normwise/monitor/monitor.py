@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from normwise.decay import riding
 from normwise.decay.copying import attached
 from normwise.decay.targets import group_of, name_of
 from normwise.monitor.finding import Finding
@@ -131,6 +132,7 @@ class Monitor:
         self._extra: dict[str, Any] = {}
         self._has_begun = False
         self.last: Observation | None = None
+        riding.ride(self.optimizers[0], "monitor", self, required=False)
 
     def _check_held(self, held: set[int]) -> None:
         missing = [layer for layer in self._watched.layers if not {id(p) for p in layer.unit.params} <= held]
@@ -223,6 +225,7 @@ class Monitor:
         """Detach from the optimizer and close the trackers. A second call does nothing."""
         for watch in self._watches:
             watch.remove()
+        riding.leave(self.optimizers[0], self)
         if self._has_begun:
             for tracker in self._trackers:
                 if hasattr(tracker, "close"):
@@ -251,8 +254,21 @@ class Monitor:
             "findings": self._findings.state_dict(),
         }
 
+    def check_state_dict(self, state_dict: Any) -> None:
+        """Raise a ValueError that says why this monitor cannot continue from a state. Changes nothing."""
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"the state must be a mapping, not {type(state_dict).__name__}")
+        _, findings = self._read(state_dict)
+        probe = Findings(self._watched, Schedule(None), self.optimizers)
+        _load_findings(probe, findings)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from the state_dict of a monitor of the same layers.
+
+        The state also rides in that of the first optimizer, ``optimizer.state_dict()``, and is restored with
+        it: only what drops it there (``torch.distributed.checkpoint``) needs this call. A state of other
+        layers, or a damaged one, is no reason to refuse the optimizer's: a warning says so, and the monitor
+        goes on from its own state.
 
         Raises:
             TypeError: ``state_dict`` is not a mapping.
@@ -260,11 +276,23 @@ class Monitor:
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a mapping, not {type(state_dict).__name__}")
+        memories, findings = self._read(state_dict)
+        _load_findings(self._findings, findings)
+        self._memories = memories
+        for watch, count, due in zip(self._watches, state_dict["steps"], state_dict["due"], strict=True):
+            watch.count, watch.due = int(count), bool(due)
+        riding.note_loaded(self.optimizers[0], self)
+
+    def _read(self, state_dict: Mapping[str, Any]) -> tuple[dict[str, Memory], Any]:
+        """Return the memories and the state of the findings, or raise a ValueError."""
         if state_dict.get("format") != _FORMAT:
             raise ValueError(
                 f"this is no state of a Monitor of this version (format {state_dict.get('format')!r}, not "
                 f"{_FORMAT}): start a new monitor"
             )
+        missing = [name for name in ("layers", "steps", "due", "memory", "findings") if name not in state_dict]
+        if missing:
+            raise ValueError(f"the state of a Monitor is damaged (no {missing[0]!r}): start a new monitor")
         if list(state_dict["layers"]) != list(self.layers):
             other = sorted(set(state_dict["layers"]) ^ set(self.layers)) or ["their order"]
             raise ValueError(
@@ -279,16 +307,15 @@ class Monitor:
         counts = {layer.name: _acting(layer) for layer in self._watched.layers}
         memories = {}
         for name, m in state_dict["memory"].items():
+            if name not in counts or not all(isinstance(m.get(key), Tensor) for key in ("square", "idle")):
+                raise ValueError(f"the state of {name!r} is damaged: start a new monitor")
             if m["square"].shape != (counts[name],) or m["idle"].shape != (counts[name],):
                 raise ValueError(
                     f"the state of {name!r} has {len(m['square'])} units, and the layer has {counts[name]}: "
                     "give the same plan or units"
                 )
             memories[name] = Memory(m["square"].clone(), m["idle"].clone(), float(m["weight"]))
-        self._findings.load_state_dict(state_dict["findings"])
-        self._memories = memories
-        for watch, count, due in zip(self._watches, state_dict["steps"], state_dict["due"], strict=True):
-            watch.count, watch.due = int(count), bool(due)
+        return memories, state_dict["findings"]
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -503,6 +530,16 @@ class _Watch:
             for k, measurement, one in zip(before, measured, settled, strict=True)
         }
         self.monitor._take(self.count, rows)
+
+
+def _load_findings(findings: Findings, state: Any) -> None:
+    try:
+        findings.load_state_dict(state)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the findings in the state of a Monitor are damaged ({type(error).__name__}: {error}): start a new "
+            "monitor"
+        ) from error
 
 
 def _factors(pulls: Sequence[LayerPull], norms: Tensor, local: Unit, weight: Tensor) -> Tensor | None:
