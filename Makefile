@@ -1,6 +1,9 @@
 # Two commands set everything up; each works alone on a new machine with Python 3.10 or later.
 #   make reproduce   installs, then reproduces the paper's claims into runs/
 #   make test        installs, then runs linters, type checks and tests
+#   make core        installs, then runs the library's own tests on any torch and Python, such as
+#                    make core PYTHON=python3.10 TORCH=torch==2.6.0 VENV=.venv-2.6
+#   make dist        builds wheel and sdist into dist/ and checks them
 # `make thorough` is `make test` with the slow tests too: whole products of settings, processes that are killed.
 # `make docs` builds the documentation as a site into site/.
 
@@ -14,7 +17,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal -q
 
-.PHONY: reproduce test thorough lint docs clean
+# What stands on torch and numpy alone: no lab, no trainers, no browser.
+CORE := $(addprefix tests/,test_norms.py test_units.py decay distributed invariance monitor normalization planning theory)
+
+.PHONY: reproduce test thorough core dist lint docs clean
 
 reproduce: $(VENV)/.lab
 	$(VENV)/bin/normwise reproduce --out runs
@@ -24,6 +30,15 @@ test: $(VENV)/.dev lint
 
 thorough: $(VENV)/.dev lint
 	$(PYTEST)
+
+core: $(VENV)/.core
+	$(PYTEST) -m 'not thorough' $(CORE)
+
+dist: $(VENV)/.dist
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(VENV)/bin/python -m build
+	$(VENV)/bin/twine check --strict dist/*
+	sha256sum dist/*
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -53,5 +68,14 @@ $(VENV)/.docs: $(VENV)/.venv pyproject.toml
 	$(PIP) -e '.[docs]'
 	touch $@
 
+$(VENV)/.core: $(VENV)/.venv pyproject.toml
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.dist: $(VENV)/.venv
+	$(PIP) build twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build site
+	rm -rf $(VENV) runs build dist site
