@@ -31,7 +31,9 @@ def build(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(made)
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_holds_the_package_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with zipfile.ZipFile(build("wheel", tmp_path, monkeypatch)) as wheel:
         names = wheel.namelist()
         metadata = email.message_from_bytes(wheel.read(f"normwise-{nw.__version__}.dist-info/METADATA"))

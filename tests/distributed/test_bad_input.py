@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.comparison import S0, S1, mesh_of, sharded
 from tests.distributed.models import BATCHES, network, train, units_of
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
@@ -143,7 +144,7 @@ def sphere_through_zero() -> str:
     return message_of(lambda: nw.Decay(SGD([param], lr=0.1), nw.Sphere(), param))
 
 
-CASES: list[tuple[Callable[..., str], tuple[object, ...], str]] = [
+CASES: list[Any] = [  # a function that provokes an error, its arguments, the error
     (
         too_strong,
         (),
@@ -168,11 +169,17 @@ CASES: list[tuple[Callable[..., str], tuple[object, ...], str]] = [
         ("std",),
         r"ValueError: parameter 'weight' .*PublishedEpsilonShift.* needs whole units",
     ),
-    (sharded_afterwards, (), r"RuntimeError: parameter '0.bias' .*fully_shard .* construct the optimizer"),
-    (
+    pytest.param(
+        sharded_afterwards,
+        (),
+        r"RuntimeError: parameter '0.bias' .*fully_shard .* construct the optimizer",
+        marks=needs_fully_shard,
+    ),
+    pytest.param(
         replaced_in_the_optimizer,
         (),
         r"RuntimeError: a parameter of shape .*no longer in the optimizer.*fully_shard",
+        marks=needs_fully_shard,
     ),
     (not_in_the_optimizer, (), r"ValueError: params holds a tensor .*not in the optimizer"),
     (flattened, (False,), r"ValueError: .*flattened by FullyShardedDataParallel \(FSDP1\).*fully_shard"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.distributed.comparison import assert_same_on_all_ranks, whole
 from tests.distributed.models import BATCHES, network, train, units_of
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
@@ -82,6 +82,7 @@ def resume(case: str, path: Path) -> list[Tensor]:
     return weights(made)
 
 
+@needs_fully_shard
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_equals_uninterrupted(case: str, worlds: dict[int, World], tmp_path: Path) -> None:
     (expected, _) = worlds[2].run(save, case, tmp_path)
@@ -115,6 +116,7 @@ def load_alone(path: Path) -> list[Tensor]:
     return [whole(one) for unit in made[2].state_dict()["pending"] for one in unit]
 
 
+@needs_fully_shard
 def test_state_of_each_unit_is_resharded_bit_for_bit(worlds: dict[int, World], tmp_path: Path) -> None:
     (saved, loaded), _ = worlds[2].run(compensated_state, tmp_path)
     assert any(bool((one != 1).any()) for one in saved)

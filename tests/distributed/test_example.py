@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import torch.distributed as dist
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 
 from examples import fsdp
 
@@ -58,6 +58,7 @@ def ran(directory: Path, *arguments: str) -> str:
     return printed.getvalue()
 
 
+@needs_fully_shard
 def test_a_job_continues_on_another_number_of_ranks(worlds: dict[int, World], tmp_path: Path) -> None:
     arguments = ("--save-every", "5", "--stop-after")
     first, second = worlds[2].run(ran, tmp_path, *arguments, "6")
@@ -67,6 +68,7 @@ def test_a_job_continues_on_another_number_of_ranks(worlds: dict[int, World], tm
     assert first.startswith("continued from step 5 on 3 processes\nstep 10: loss")
 
 
+@needs_fully_shard
 @pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux, to find the ranks of a job")
 def test_a_killed_job_continues_on_another_number_of_ranks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.models import BATCHES, network, train, units_of
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -128,10 +128,12 @@ def test_ddp(world: World) -> None:
     world.run(ddp)
 
 
+@needs_fully_shard
 def test_fully_shard(world: World) -> None:
     world.run(fsdp)
 
 
+@needs_fully_shard
 def test_one_reduction_in_an_observed_step_and_none_between(world: World) -> None:
     world.run(one_reduction)
 
@@ -140,5 +142,6 @@ def test_tensor_parallel(world: World) -> None:
     world.run(tensor_parallel, world.size)
 
 
+@needs_fully_shard
 def test_fully_shard_over_tensor_parallel(four: World) -> None:
     four.run(tensor_parallel, 2, 2)

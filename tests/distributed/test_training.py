@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tests.distributed.comparison import assert_same_on_all_ranks, each_extent, whole
 from tests.distributed.models import BATCHES, network, train, units_of
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
@@ -188,14 +188,17 @@ def zero() -> None:
 
 
 @each_extent
+@needs_fully_shard
 def test_fully_shard(world: World, full: bool) -> None:
     world.run(fsdp, full)
 
 
+@needs_fully_shard
 def test_plan_and_meta_device(world: World) -> None:
     world.run(from_meta)
 
 
+@needs_fully_shard
 def test_start_in_equilibrium(world: World) -> None:
     world.run(started)
 
@@ -204,6 +207,7 @@ def test_tensor_parallel(world: World) -> None:
     world.run(tensor_parallel, world.size)
 
 
+@needs_fully_shard
 def test_fully_shard_over_tensor_parallel(four: World) -> None:
     four.run(tensor_parallel, 2, 2)
 

@@ -389,6 +389,7 @@ def test_nothing_to_decay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     "settings",
     [
         {"precision": "bf16-mixed"},
+        {"precision": "16-mixed"},
         {"precision": "bf16-true"},
         {"gradient_clip_val": 0.1},
         {"accumulate_grad_batches": 2},
@@ -405,6 +406,48 @@ def test_stochastic_weight_averaging(tmp_path: Path) -> None:
     averaging = L.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2)
     trainer(tmp_path, [callback, averaging]).fit(made(), data())
     assert callback.decays[0].steps == 25  # the Trainer calls step() once more, without gradients
+
+
+def test_an_exponential_average_of_the_weights(tmp_path: Path) -> None:
+    """The average is of the decayed weights, and the training is as without it."""
+    averaging = getattr(L.callbacks, "EMAWeightAveraging", None)
+    if averaging is None:
+        pytest.skip("EMAWeightAveraging is of Lightning 2.6")
+    alone = made()
+    trainer(tmp_path, nw.lightning.DecayCallback()).fit(alone, data())
+    module, callback, seen = made(), nw.lightning.DecayCallback(), []
+
+    class Note(L.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            seen.append(weights(module)[0])
+
+    trainer(tmp_path, [callback, averaging(decay=0.5), Note()]).fit(module, data())
+    assert callback.decays[0].steps == 24
+    assert torch.equal(seen[-1], weights(alone)[0])
+    average = seen[0]
+    for weight in seen:
+        average = torch.lerp(weight, average, 0.5)
+    torch.testing.assert_close(weights(module)[0], average, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_that_a_scaler_skips_are_not_decayed(tmp_path: Path) -> None:
+    """In precision 16-mixed: gradients overflow until the scale has been halved often enough."""
+    precision = pytest.importorskip("lightning.pytorch.plugins.precision")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**28, growth_interval=1000)
+    before, norms = made(), []
+
+    class Note(L.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            norms.append(float(weights(module)[0].norm()))
+
+    module, callback = made(), nw.lightning.DecayCallback(start="as is")
+    plugin = precision.MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    trainer(tmp_path, [callback, Note()], plugins=[plugin]).fit(module, data())
+    skipped = round(28 - torch.tensor(scaler.get_scale()).log2().item())
+    assert 0 < skipped < 24
+    assert callback.decays[0].steps == 24 - skipped
+    assert norms[:skipped] == [float(weights(before)[0].norm())] * skipped
+    assert norms[skipped] != norms[skipped - 1]
 
 
 def test_fabric_in_two_lines() -> None:

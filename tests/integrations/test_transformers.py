@@ -345,6 +345,24 @@ def test_a_language_model_with_gradient_checkpointing(tmp_path: Path) -> None:
     assert callback.decays[0].steps == 4
 
 
+def test_a_model_of_adapters(tmp_path: Path) -> None:
+    """Of a model under LoRA the trained weights are the adapters: nothing else is touched."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        Net(), peft.LoraConfig(target_modules=["first"], r=2, init_lora_weights=False)
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    callback = nw.transformers.DecayCallback()
+    trainer(tmp_path, model, [callback]).train()
+    assert callback.plan is not None
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert all("lora_" in name for name in trained)
+    decayed = [p for decay in callback.decays for unit in decay.units for p in unit.params]
+    assert all(p.requires_grad for p in decayed)
+
+
 def test_the_monitor(tmp_path: Path) -> None:
     callback = nw.transformers.DecayCallback(monitor=5)
     trainer(tmp_path, Net(), [callback, StopAt(7)]).train()

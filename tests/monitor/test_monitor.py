@@ -416,7 +416,9 @@ def test_a_state_of_another_monitor_does_not_keep_the_optimizer_from_loading() -
     decay = nw.Decay(optimizer, nw.Sphere(), [model[0].weight])
     monitor = nw.Monitor(optimizer, units=[model[3].weight])
     before = repr(monitor.state_dict())
-    with pytest.warns(UserWarning, match=r"Monitor\(1 layer.*\) goes on from its own state: .*of other layers"):
+    with pytest.warns(
+        UserWarning, match=r"Monitor\(1 layer.*\) goes on from its own state: .*of other layers"
+    ):
         optimizer.load_state_dict(state)
     assert repr(monitor.state_dict()) == before
     assert optimizer.param_groups[0]["lr"] == 0.1

@@ -290,7 +290,9 @@ class Monitor:
                 f"this is no state of a Monitor of this version (format {state_dict.get('format')!r}, not "
                 f"{_FORMAT}): start a new monitor"
             )
-        missing = [name for name in ("layers", "steps", "due", "memory", "findings") if name not in state_dict]
+        missing = [
+            name for name in ("layers", "steps", "due", "memory", "findings") if name not in state_dict
+        ]
         if missing:
             raise ValueError(f"the state of a Monitor is damaged (no {missing[0]!r}): start a new monitor")
         if list(state_dict["layers"]) != list(self.layers):
@@ -537,8 +539,8 @@ def _load_findings(findings: Findings, state: Any) -> None:
         findings.load_state_dict(state)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
-            f"the findings in the state of a Monitor are damaged ({type(error).__name__}: {error}): start a new "
-            "monitor"
+            f"the findings in the state of a Monitor are damaged ({type(error).__name__}: {error}): start a "
+            "new monitor"
         ) from error
 
 
