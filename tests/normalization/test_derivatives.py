@@ -20,7 +20,7 @@ from normwise.normalization import _kernels
 from normwise.normalization._exact import Formula, exact_forward
 from normwise.normalization._kernels import normalize
 
-# torch scripts some of its formulas when forward mode is first used; gradcheck of 2.6 uses what is deprecated.
+# torch scripts formulas of its own when forward mode is first used; gradcheck of 2.6 uses what is deprecated
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Please use .torch.vmap:FutureWarning"),

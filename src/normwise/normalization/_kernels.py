@@ -9,6 +9,7 @@ under ``torch.compile`` and ``torch.func`` they have no values: there `exact_for
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -37,13 +38,10 @@ try:  # torch tells these by private names only
     del _node
 except ImportError:  # then `exact_forward` evaluates everything: the same results, slower
     _HAS_PRIVATE_NAMES = False
-try:  # torch 2.7
-    from torch._C._autograd import _top_saved_tensors_default_hooks
-except ImportError:
-
-    def _top_saved_tensors_default_hooks(_: bool, /) -> object:
-        """Say that saved tensors have hooks, which is the safe answer where torch does not tell."""
-        return True
+# Whether saved tensors have hooks. Before torch 2.7 it does not tell; that they have is the safe answer.
+_hooks_on_saved_tensors: Callable[[bool], object] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True
+)
 
 
 def _has_kernel(dtype: torch.dtype) -> bool:
@@ -157,7 +155,7 @@ def _weight_norm(rows: Tensor, gain: Tensor | None, _: float) -> Tensor | None:
     else:
         out, norms = _weight_norm_interface(rows.contiguous(), g, 0)
         if (node := out.grad_fn) is not None:
-            if _top_saved_tensors_default_hooks(True) is None:
+            if _hooks_on_saved_tensors(True) is None:
                 node._register_hook_dict(_HOOK_CARRIER)
             else:  # activation checkpointing: a saved tensor may be read once, and the node itself reads it
                 node.register_hook(partial(_replace_gradients, rows, g))
