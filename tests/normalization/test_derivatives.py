@@ -229,6 +229,7 @@ def test_compiled_in_one_graph_at_every_scale(kind: str) -> None:
         assert max(error_in_ulp(f, e) for f, e in zip(computed, exact, strict=True)) < 4
 
 
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles:UserWarning")  # torch 2.6
 def test_compiled_layer_by_inductor() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
