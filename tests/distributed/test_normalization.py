@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from tests.distributed.world import World
+from tests.distributed.world import World, needs_fully_shard
 from tests.normalization.reference import KINDS, network
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -40,6 +40,7 @@ def on_two_ranks(kind: str) -> None:
         torch.testing.assert_close(p.full_tensor(), q)  # type: ignore[attr-defined]
 
 
+@needs_fully_shard
 @pytest.mark.parametrize("kind", KINDS)
 def test_ddp_and_fully_shard_train_as_one_process_does(kind: str, worlds: dict[int, World]) -> None:
     worlds[2].run(on_two_ranks, kind)
