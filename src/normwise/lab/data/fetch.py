@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from normwise.lab.data.debian import download_package, installed_files
 from normwise.lab.data.source import DataError, Source, SourceFile, open_regular, read_content
 
-__all__ = ["obtain"]
+__all__ = ["Announce", "download", "locked", "obtain"]
 
 Announce = Callable[[str], None]
 
@@ -66,7 +67,7 @@ def obtain(source: Source, directory: Path, *, offline: bool, announce: Announce
         raise DataError(f"{_first(problems)}; run again without --offline, or {source.remedy(directory)}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _lock(directory, source, announce):
+        with locked(directory, source.name, announce):
             contents, problems = _read_all(source, cached)  # another process may have fetched them by now
             if problems:
                 _announce_damage(cached, problems, announce)
@@ -123,7 +124,8 @@ def _fetch(source: Source, directory: Path, announce: Announce) -> None:
         announce(f"{source.name}: fetching up to {size} from {source.url} to {directory}")
         try:
             for file in _missing(source, directory):
-                _download(source.url + file.name, directory / file.name, file)
+                path = directory / file.name
+                download(source.url + file.name, path, file.limit, partial(read_content, file=file))
         except DataError as site_error:
             raise DataError(
                 f"{source.name} could not be fetched, neither as Debian's package ({apt_error}) nor from its "
@@ -144,7 +146,7 @@ def _fetch_package(source: Source, directory: Path, announce: Announce) -> None:
             path = next(iter(sorted(unpacked.rglob(file.name))), None)
             if path is None:
                 raise DataError(f"the package holds no {file.name}")
-            _store(path, directory / file.name, file)
+            _store(path, directory / file.name, partial(read_content, file=file))
             _part(directory / file.name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -155,9 +157,9 @@ def _missing(source: Source, directory: Path) -> list[SourceFile]:
     return [file for file in source.files if file.name in problems]
 
 
-def _store(path: Path, target: Path, file: SourceFile) -> None:
+def _store(path: Path, target: Path, verify: Callable[[Path], object]) -> None:
     """Verify ``path`` and move it to ``target`` on the same file system."""
-    read_content(path, file)
+    verify(path)
     with open_regular(path, "rb+") as stream:
         os.fsync(stream.fileno())  # else a power cut could leave the name without the content
     path.replace(target)
@@ -168,11 +170,17 @@ def _part(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def _download(url: str, target: Path, file: SourceFile) -> None:
+def download(url: str, target: Path, limit: int, verify: Callable[[Path], object]) -> None:
     """Download ``url`` to ``target``, continuing an earlier download that broke off.
 
     What has arrived is kept beside ``target`` with the suffix ``.part``. ``target`` itself appears only once
     it is complete and verified. A broken connection is tried again, three times in all.
+
+    Args:
+        url: Where the file is.
+        target: Where it goes.
+        limit: Largest possible size in bytes.
+        verify: Called with the path of a complete file; raises DataError if it is not the right one.
 
     Raises:
         DataError: The site cannot be reached, or sends something else.
@@ -182,8 +190,8 @@ def _download(url: str, target: Path, file: SourceFile) -> None:
     for _ in range(_ATTEMPTS):
         resumed = part.exists()
         try:
-            _append(url, part, file.limit)
-            _store(part, target, file)
+            _append(url, part, limit)
+            _store(part, target, verify)
             return
         except urllib.error.HTTPError as error:
             error.close()
@@ -227,15 +235,15 @@ def _append(url: str, part: Path, limit: int) -> None:
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, source: Source, announce: Announce) -> Iterator[None]:
-    """Let one process at a time fetch into ``directory``. The system frees the lock when its holder ends."""
+def locked(directory: Path, name: str, announce: Announce) -> Iterator[None]:
+    """Let one process at a time fetch a data set into ``directory``. The system frees the lock when its holder ends."""
     path = directory / ".lock"
     open_regular(path, "ab").close()  # filelock before 3.20.1 would follow a symbolic link
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        announce(f"{source.name}: waiting for another process that is fetching it to {directory}")
+        announce(f"{name}: waiting for another process that is fetching it to {directory}")
         lock.acquire()
     try:
         yield
