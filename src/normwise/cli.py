@@ -1,4 +1,4 @@
-"""The command line: ``normwise reproduce``, ``report``, ``inspect`` and ``watch``, without logic."""
+"""The command line: ``normwise reproduce``, ``train``, ``report``, ``inspect``, ``watch``, without logic."""
 
 from __future__ import annotations
 
@@ -176,6 +176,100 @@ def reproduce(
         _say(f"report: {out / 'report.html'}")
     if "comparison" in results and not results["comparison"]["agrees"]:
         raise typer.Exit(1)
+
+
+@_command(stopped="stopped; the same command goes on from the last checkpoint")
+def train(
+    data: Annotated[
+        str, typer.Option(help="fashion-mnist, digits, cifar10, cifar100 or imagefolder:DIR.")
+    ] = "fashion-mnist",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="All runs of large or paper, instead of the one that the options describe."),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(help="As resnet20, resnet50, vgg16; a wrong one lists all.")
+    ] = "resnet20",
+    member: Annotated[
+        str, typer.Option(help="weight_norm, centered_weight_norm, weight_standardization or plain.")
+    ] = "weight_norm",
+    batch_norm: Annotated[bool, typer.Option(help="A batch norm after each convolution.")] = True,
+    rule: Annotated[
+        str,
+        typer.Option(help="none; l2, the recipe; aws, with nothing tuned; aws-tuned; epsilon, shifted L2."),
+    ] = "aws",
+    coefficient: Annotated[float, typer.Option(help="λ of l2, aws-tuned and epsilon.")] = 5e-4,
+    weight_decay: Annotated[
+        float, typer.Option(help="L2 of the linear layers under aws, aws-tuned and epsilon.")
+    ] = 5e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 200,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    schedule: Annotated[str, typer.Option(help="cosine or steps (times 0.1 at --drops).")] = "cosine",
+    drops: Annotated[str, typer.Option(metavar="EPOCH,…", help="Epochs at which the rate falls.")] = "",
+    augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = True,
+    image_size: Annotated[int, typer.Option(help="Pixels per side of pictures from a folder.")] = 224,
+    train_size: Annotated[int, typer.Option(help="Training images. 0: all.")] = 0,
+    validation_size: Annotated[int, typer.Option(help="Training images to hold out.")] = 0,
+    init_scale: Annotated[float, typer.Option(help="Factor on the initial filters.")] = 1.0,
+    width: Annotated[int, typer.Option(help="Channels of the first stage. 0: as published.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; with --budget the number of seeds is fixed.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option(help="Channels last in memory.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that decode pictures.")] = 0,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time between checkpoints.")
+    ] = 300.0,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("trained"),
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few steps, say what it would take, and end.")
+    ] = False,
+) -> None:
+    """Train a network of the paper under a decay rule on any device; print its summary as JSON.
+
+    The same command resumes a training that was stopped, from its last checkpoint. Under torchrun the
+    processes share each batch. docs/training.md explains the options.
+    """
+    from normwise.lab.runs.devices import Execution
+    from normwise.lab.runs.network import NetworkRun
+    from normwise.lab.train import train_from
+
+    if drops and not all(part.strip().isdecimal() for part in drops.split(",")):
+        raise ValueError(f"--drops {drops} is not possible: give epochs, such as 30,60,90")
+    run = NetworkRun(
+        data=data,
+        fingerprint="",
+        network=network,
+        member=member,
+        batch_norm=batch_norm,
+        width=width,
+        rule=rule,
+        coefficient=coefficient,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        drops=tuple(int(part) for part in drops.split(",")) if drops else (),
+        epochs=epochs,
+        batch_size=batch,
+        augment=augment,
+        image_size=image_size,
+        train_size=train_size,
+        validation_size=validation_size,
+        init_scale=init_scale,
+        precision=precision,
+        seed=seed,
+    )
+    execution = Execution(device, channels_last, compiled, workers, checkpoint_every)
+    summary = train_from(
+        run, budget, out=out, execution=execution, offline=offline, dry_run=dry_run, announce=_say
+    )
+    if summary is not None:
+        print(json.dumps(summary, indent=1, ensure_ascii=False))  # noqa: T201
 
 
 @_command()

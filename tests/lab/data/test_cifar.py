@@ -99,7 +99,7 @@ def test_the_catalog(tmp_path: Path) -> None:
         ValueError, match="'imagenet' is not known; it must be one of fashion-mnist, digits, "
     ):
         load_images("imagenet")
-    with pytest.raises(DataError, match="cifar-10-binary.tar.gz is missing"):
+    with pytest.raises(DataError, match=r"cifar-10-binary.tar.gz is missing"):
         load_images("cifar10", cache=tmp_path, offline=True)
     assert CATALOG == ("fashion-mnist", "digits", "cifar10", "cifar100", "imagefolder:DIR")
     assert (CIFAR10.md5, CIFAR100.md5) == (  # as the site publishes them

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), in the binary version of their own site.
 
-A record of CIFAR-10 is a label byte and 3072 bytes of pixels: 1024 of red, 1024 of green, 1024 of blue, each row
-by row. A record of CIFAR-100 has two label bytes, the coarse and the fine class; the fine one is the label here.
+A record of CIFAR-10 is a label byte and 3072 bytes of pixels: 1024 of red, 1024 of green, 1024 of blue, each
+row by row. A record of CIFAR-100 has two label bytes, the coarse and the fine class; the label here is the
+fine one.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def load_cifar(
                     _fetch(archive, path, problem, announce)
         except OSError as error:
             raise DataError(
-                f"{archive.name} cannot be stored in {error.filename or directory}: {error.strerror or error}; "
-                "name a writable folder in the environment variable NORMWISE_CACHE"
+                f"{archive.name} cannot be stored in {error.filename or directory}: "
+                f"{error.strerror or error}; name a writable folder in the variable NORMWISE_CACHE"
             ) from error
     return _parsed(path, archive)
 
@@ -173,14 +174,15 @@ def _parsed(path: Path, archive: Archive) -> Dataset:
         classes = tuple(contents[archive.names].decode("utf-8").split())
     except (KeyError, tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} does not hold what it should: {error}") from error
-    parts = []
+    parts: list[torch.Tensor] = []
     for names in (archive.train, (archive.test,)):
         records = [_records(contents[name], f"{name} of {path}", archive, len(classes)) for name in names]
         table = np.concatenate(records)
         labels = table[:, archive.label_bytes - 1].astype(np.int64)
         images = np.ascontiguousarray(table[:, archive.label_bytes :]).reshape(-1, *_PIXELS)
         parts += [torch.from_numpy(images), torch.from_numpy(labels)]
-    return Dataset(archive.name, *parts, classes, digest.hexdigest())
+    train, train_labels, test, test_labels = parts
+    return Dataset(archive.name, train, train_labels, test, test_labels, classes, digest.hexdigest())
 
 
 def _records(

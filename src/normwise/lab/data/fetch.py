@@ -236,7 +236,7 @@ def _append(url: str, part: Path, limit: int) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str, announce: Announce) -> Iterator[None]:
-    """Let one process at a time fetch a data set into ``directory``. The system frees the lock when its holder ends."""
+    """Let one process at a time fetch a data set. The system frees the lock when its holder ends."""
     path = directory / ".lock"
     open_regular(path, "ab").close()  # filelock before 3.20.1 would follow a symbolic link
     lock = FileLock(path)

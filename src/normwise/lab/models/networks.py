@@ -94,7 +94,7 @@ def _initialise(network: nn.Module, batch_norm: bool) -> None:
     branches = [block.branch for block in network.modules() if isinstance(block, BasicBlock | Bottleneck)]
     if not batch_norm:
         for branch in branches:
-            for parameter in branch[-1][0].parameters():
+            for parameter in branch[-1].parameters():
                 parameter.mul_(len(branches) ** -0.5)
 
 
