@@ -313,7 +313,7 @@ def test_too_large_a_batch_says_which_would_fit(monkeypatch: pytest.MonkeyPatch)
         size = footprint(run.build(10, 1, "plain"), (1, 8, 8))
     room = size.bytes_for(20) / 0.9
     monkeypatch.setattr(network, "available_memory", lambda device: room)
-    with pytest.raises(ValueError, match=r"--batch 64 is too large for cpu: .* are free; give --batch 16"):
+    with pytest.raises(ValueError, match=r"--batch 64 is too large for cpu: .* free; give --batch 16"):
         run.train(CPU)
     replace(run, batch_size=16, epochs=1).train(CPU)
 

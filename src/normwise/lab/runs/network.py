@@ -276,7 +276,7 @@ class Footing:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None and is_out_of_memory(error):
-            raise ValueError(self._too_much(available_memory(self.device))) from error
+            raise ValueError(self._too_much()) from error
 
     def _check_layout(self, network: nn.Module, execution: Execution) -> None:
         """Refuse what crashes the CPU backend of torch 2.13: strided 1×1 convolutions of few channels."""
@@ -291,18 +291,18 @@ class Footing:
             )
 
     def _check_memory(self, device: torch.device) -> None:
-        room = available_memory(device)
-        if self.footprint.bytes_for(self.run.batch_size // self.fabric.world_size) > room:
-            raise ValueError(self._too_much(room))
+        self._room = available_memory(device)
+        if self.footprint.bytes_for(self.run.batch_size // self.fabric.world_size) > self._room:
+            raise ValueError(self._too_much())
 
-    def _too_much(self, room: float) -> str:
+    def _too_much(self) -> str:
         asked, world = self.run.batch_size, self.fabric.world_size
         needed = self.footprint.bytes_for(asked // world)
-        fits = self.footprint.largest_batch(max(1, asked // world), min(0.9 * room, needed / 2))
+        fits = self.footprint.largest_batch(asked // world // 2, 0.9 * self._room)
         remedy = f"give --batch {fits * world}" if fits else "give a smaller network"
         return (
             f"--batch {asked} is too large for {self.device}: a step of {self.run.network} takes about "
-            f"{needed / 2**30:.2f} GiB and {room / 2**30:.2f} GiB are free; {remedy}"
+            f"{_size(needed)}, and {_size(self._room)} were free; {remedy}"
         )
 
     def prepared(self, execution: Execution, total_time: float) -> tuple[nn.Module, Optimizer]:
@@ -317,6 +317,10 @@ class Footing:
         forward = torch.compile(network) if execution.compiled else network
         first, second = self.fabric.setup(forward, optimizer, move_to_device=False)
         return first, second
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def _feed(run: NetworkRun, execution: Execution) -> Callable[..., Feed]:
