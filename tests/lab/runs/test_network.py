@@ -17,7 +17,7 @@ from normwise.lab.data.catalog import load_images
 from normwise.lab.data.datasets import Dataset
 from normwise.lab.engine.run import Metrics
 from normwise.lab.models.networks import filters
-from normwise.lab.runs import devices, network
+from normwise.lab.runs import network
 from normwise.lab.runs.checkpoint import load_checkpoint, save_checkpoint
 from normwise.lab.runs.devices import Execution, available_memory, device_named, is_out_of_memory
 from normwise.lab.runs.estimate import estimate
@@ -163,7 +163,7 @@ def test_each_rule_decays_what_it_should(rule: str) -> None:
             factor = torch.tensor(1 - 0.1 * 0.01)
         elif rule != "none" and name == "head.weight":
             factor = torch.tensor(1 - 0.1 * 0.02)
-        torch.testing.assert_close(p.detach(), old * factor, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(p.detach(), old * factor, msg=name)
 
 
 def test_nothing_tuned_is_what_attach_chooses() -> None:
@@ -340,7 +340,7 @@ def test_the_footprint_counts_what_a_forward_pass_saves() -> None:
 
 def test_memory_of_linux_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "MemTotal:  100 kB\nMemAvailable:  64 kB\n"
-    monkeypatch.setattr(devices.Path, "read_text", lambda self, encoding: text)
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
     assert available_memory(torch.device("cpu")) == 65536
 
 
