@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT",
     "DEVICES",
     "Execution",
+    "MissingExtraError",
     "available_memory",
     "device_named",
     "fabric_for",
@@ -55,6 +56,10 @@ class Execution:
 DEFAULT = Execution()
 
 
+class MissingExtraError(ImportError, ValueError):
+    """A package is not installed. The message is one line that names the extra."""
+
+
 def device_named(name: str) -> torch.device:
     """Return the device of this name, if this machine has it.
 
@@ -87,12 +92,15 @@ def fabric_for(device: torch.device, name: str, precision: str) -> Any:
         precision: "float32" or "bf16".
 
     Raises:
-        ValueError: Lightning is not installed, or a single CUDA device was named under torchrun.
+        MissingExtraError: Lightning is not installed.
+        ValueError: A single CUDA device was named under torchrun.
     """
     try:
         from lightning.fabric import Fabric
     except ImportError:
-        raise ValueError("training needs the extra 'scale': pip install normwise[scale]") from None
+        raise MissingExtraError(
+            "training needs the extra 'scale': pip install normwise[scale]", name="lightning"
+        ) from None
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings: dict[str, Any] = {"precision": "bf16-mixed" if precision == "bf16" else "32-true"}
     if world == 1:
