@@ -56,6 +56,7 @@ NAVIGATION = {
     "Results": {
         "docs/results/README": "Reference results",
         "docs/reproducing": "Reproducing them",
+        "docs/training": "Networks of the paper's size",
         "docs/data": "Data",
         "docs/other-libraries": "What other libraries do",
         "docs/measurements": "Measurements",
