@@ -19,7 +19,7 @@ from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.claims.generalization import Generalization
 from normwise.lab.claims.migration import PULL, Migration
 from normwise.lab.claims.no_tuning import NoTuning
-from normwise.lab.claims.shrink import READINGS, Shrink, _read, _tuned_arms
+from normwise.lab.claims.shrink import READINGS, Shrink, _read
 from normwise.lab.claims.statistics import Estimate
 from normwise.lab.claims.what_to_decay import CENTRE, DECAYED, MULTIPLES, WhatToDecay, with_rule
 from normwise.lab.engine.execution import execute
@@ -173,8 +173,8 @@ def test_twins_have_the_pull_of_the_recipe_at_the_norm_that_it_had_half_way() ->
 def test_every_arm_is_tuned_over_as_many_candidates_by_seeds_that_are_not_compared() -> None:
     for name in BUDGETS:
         budget = Budget.of(name, "fashion-mnist", "f")
-        counts = {len(Shrink(budget)._candidates("weight_norm", arm)) for arm in _tuned_arms()}
-        assert counts == {5 if name == "quick" else 15}
+        counts = {len(Shrink(budget)._candidates("weight_norm", arm)) for arm in Shrink(budget)._tuned_arms}
+        assert counts == {3 if name == "quick" else 15}
         assert not set(budget.tuning_seeds) & set(budget.many_seeds)
 
 

@@ -22,7 +22,7 @@ from normwise.lab.claims.initialization import Initialization
 from normwise.lab.claims.instability import Instability
 from normwise.lab.claims.migration import Migration
 from normwise.lab.claims.no_tuning import NoTuning
-from normwise.lab.claims.shrink import FREE, Shrink, _tuned_arms
+from normwise.lab.claims.shrink import FREE, Shrink
 from normwise.lab.claims.under_fitting import UnderFitting
 from normwise.lab.claims.what_to_decay import INVARIANT, MATRICES, NOTHING, WhatToDecay
 from normwise.lab.runs import regularizer
@@ -260,7 +260,7 @@ def test_statistics_are_those_of_the_runs() -> None:
     assert len({(heat.low, heat.high) for heat in found.exhibits.maps}) == 1
     assert len(found.exhibits.maps) == 3
     found = outcome(Shrink, lambda run: shrink(run, 0.85, 0.70, 0.80))
-    assert set(found.statistics["weight_norm"]["AWS_minus"]) == {*_tuned_arms(), FREE} - {AWS}
+    assert set(found.statistics["weight_norm"]["AWS_minus"]) == {*Shrink(BUDGET)._tuned_arms, FREE} - {AWS}
     counts = outcome(NoTuning, lambda run: no_tuning(run, 0.85)).statistics["overall"]["counts"]
     assert counts == {"equivalent": 0, "better": 10, "worse": 0, "undecided": 0}
     found = outcome(WhatToDecay, lambda run: what_to_decay(run, 1.9, 1.8, 1.84, 2.2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,12 +12,14 @@ from normwise.lab.runs.replay import ReplayRun
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
 
-__all__ = ["BUDGETS", "Budget"]
+__all__ = ["BUDGETS", "Budget", "seeds_from"]
 
 R = TypeVar("R", bound=ImageRun)
 
 BUDGETS = ("quick", "full")
 FIRST_TUNING_SEED = 1000
+TUNING_SEEDS = 3
+MOST_SEEDS = 500
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Budget:
 
     @property
     def many_seeds(self) -> tuple[int, ...]:
-        """Enough seeds to show that two arms are equivalent: 8, in the full budget 20."""
-        return self.at_least(20 if self.full else 8)
+        """Enough seeds to show that two arms are equivalent: 6, in the full budget 20."""
+        return self.at_least(20 if self.full else 6)
 
     @property
     def full(self) -> bool:
@@ -55,7 +58,8 @@ class Budget:
 
     def at_least(self, seeds: int) -> tuple[int, ...]:
         """Return ``seeds`` of the budget, extended to at least this many."""
-        return tuple(range(max(seeds, len(self.seeds))))
+        first = self.seeds[0]
+        return tuple(range(first, first + max(seeds, len(self.seeds))))
 
     def images(self, run_class: type[R], **changes: Any) -> R:
         """Return a run of another class on the images and with the network of :attr:`training`."""
@@ -67,25 +71,22 @@ class Budget:
         return self.seeds if member == self.members[0] else self.seeds[:3]
 
     @classmethod
-    def of(cls, name: str, data: str, fingerprint: str, seeds: int | None = None) -> Budget:
+    def of(cls, name: str, data: str, fingerprint: str, seeds: str | int | None = None) -> Budget:
         """Return the budget of this name for a data set.
 
         Args:
             name: "quick" or "full".
             data: Name of the data set.
             fingerprint: SHA-256 of the data.
-            seeds: Number of seeds; None: 3 (quick) or 5 (full).
+            seeds: Number of seeds, or the first and the last as in "500-504"; None: 3 (quick) or 5 (full),
+                from 0. The tuning seeds are the three from 1000 above the first.
 
         Raises:
-            ValueError: The name is not known, or ``seeds`` is below 2 (an interval needs two) or so large
-                that it would include the tuning seeds.
+            ValueError: The name is not known, or ``seeds`` is not possible (:func:`seeds_from`).
         """
         if name not in BUDGETS:
             raise ValueError(f"--budget {name} is not known: choose from {', '.join(BUDGETS)}")
-        if seeds is not None and not 2 <= seeds <= FIRST_TUNING_SEED:
-            raise ValueError(
-                f"--seeds {seeds} is not possible: give 2 (an interval needs two) to {FIRST_TUNING_SEED}"
-            )
+        chosen = seeds_from((3 if name == "quick" else 5) if seeds is None else seeds)
         quick = name == "quick"
         digits = data == "digits"  # 1437 training images of 8×8
         training = TrainRun(
@@ -102,8 +103,8 @@ class Budget:
         return cls(
             name=name,
             members=members[:1] if quick else members,
-            seeds=tuple(range(seeds or (3 if quick else 5))),
-            tuning_seeds=(FIRST_TUNING_SEED,),
+            seeds=chosen,
+            tuning_seeds=tuple(FIRST_TUNING_SEED + chosen[0] + k for k in range(TUNING_SEEDS)),
             training=training,
             small=replace(training, train_size=training.train_size // 2),
             replaying=ReplayRun(
@@ -112,6 +113,7 @@ class Budget:
                 train_size=1000,
                 image_size=training.image_size,
                 batch_size=50,
+                length=150 if quick else 300,
             ),
             text=TextRun(
                 data=text,
@@ -122,3 +124,26 @@ class Budget:
                 warmup=length // 10,
             ),
         )
+
+
+def seeds_from(text: str | int) -> tuple[int, ...]:
+    """Return the seeds that ``--seeds`` names: their number, or the first and the last.
+
+    Raises:
+        ValueError: It is neither, there are fewer than 2 (an interval needs two), or one is so large that
+            tuning seeds of other jobs would be among them.
+
+    Example:
+        >>> seeds_from(3), seeds_from("200-202")
+        ((0, 1, 2), (200, 201, 202))
+    """
+    form = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})", str(text))
+    if form is not None:
+        first = int(form[1] or 0)
+        last = int(form[2]) if form[1] else int(form[2]) - 1
+        if last > first and last < FIRST_TUNING_SEED and last - first < MOST_SEEDS:
+            return tuple(range(first, last + 1))
+    raise ValueError(
+        f"--seeds {text} is not possible: give their number, 2 (an interval needs two) to {MOST_SEEDS}, or "
+        f"the first and the last, such as 500-504, below {FIRST_TUNING_SEED}"
+    )

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.conditions import Verdict
 from normwise.lab.claims.exhibits import HeatMap, Plot, Table, can_be_drawn
 from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.claims.statistics import Equivalence, Estimate
 from normwise.lab.engine.run import Run
 
-__all__ = ["Claim", "Exhibits", "Measured", "Outcome", "Verdict", "all_some_none", "verdict_of"]
+__all__ = ["Change", "Claim", "Exhibits", "Measured", "Outcome"]
 
-Verdict = Literal["reproduced", "partly", "not reproduced"]
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the registration after results of the claim had been seen.
+
+    Attributes:
+        date: Of the commit, as YYYY-MM-DD.
+        commit: Its subject, by which ``git log`` finds it.
+        what: What changed.
+        reason: Why.
+    """
+
+    date: str
+    commit: str
+    what: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -126,17 +142,6 @@ class Claim(ABC):
         """Return the pre-registration, for the report."""
         names = ("title", "source", "question", "arms", "statistic", "rule")
         return {name: getattr(cls, name) for name in names}
-
-
-def verdict_of(reproduced: bool, partly: bool) -> Verdict:
-    """Return the verdict for a rule with a condition for each of the two better verdicts."""
-    return "reproduced" if reproduced else "partly" if partly else "not reproduced"
-
-
-def all_some_none(conditions: Iterable[bool]) -> Verdict:
-    """Return the verdict for a rule that asks how many conditions hold."""
-    known = list(conditions)
-    return verdict_of(all(known), any(known))
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import normwise as nw
-from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.conditions import Verdict, verdict_of
 from normwise.lab.claims.exhibits import Plot, Series, Table
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.engine.run import Run

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normwise.lab.claims.statistics import mean_with_interval
+from normwise.lab.claims.statistics import Estimate, mean_with_interval
 
-__all__ = ["LARGEST", "HeatMap", "Plot", "Series", "Table", "can_be_drawn", "family"]
+__all__ = ["LARGEST", "HeatMap", "Plot", "Series", "Table", "can_be_drawn", "dot_plot", "family"]
 
 LARGEST = 1e150  # the ends of an axis, with their margin, must be finite
 
@@ -86,7 +86,18 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over a common axis."""
+    """Curves over a common axis, or points with error bars beside names.
+
+    Attributes:
+        title: Above the plot.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+        series: The curves.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is logarithmic.
+        categories: Names; the x of each series are then their indices, and no line joins the points.
+        reference: A number that the values are to be compared with, such as 0 for differences.
+    """
 
     title: str
     x_label: str
@@ -94,6 +105,27 @@ class Plot:
     series: Sequence[Series]
     log_x: bool = False
     log_y: bool = False
+    categories: Sequence[str] = ()
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        for series in self.series if self.categories else ():
+            if any(x != int(x) or not 0 <= x < len(self.categories) for x in series.x):
+                raise ValueError(f"x of {series.label!r} has a value that is no index of a category")
+
+
+def dot_plot(title: str, label: str, estimates: Mapping[str, Estimate], reference: float = 0.0) -> Plot:
+    """Return a plot with a point and its interval for each name."""
+    found = list(estimates.values())
+    known = [estimate.n > 1 for estimate in found]
+    series = Series(
+        "mean and 95 % interval",
+        list(range(len(found))),
+        [estimate.mean if estimate.n else None for estimate in found],
+        [estimate.low if shown else None for estimate, shown in zip(found, known, strict=True)],
+        [estimate.high if shown else None for estimate, shown in zip(found, known, strict=True)],
+    )
+    return Plot(title, "", label, [series], categories=list(estimates), reference=reference)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from normwise.lab.claims.statistics import mean_with_interval
+from normwise.lab.claims.tuning import Choice, choose
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store
 
-__all__ = ["FinishedRuns", "over_seeds"]
+__all__ = ["GUESSING_ACCURACY", "GUESSING_LOSS", "FinishedRuns", "over_seeds"]
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 Summary = dict[str, Any]
 Values = list[float | None]
+
+GUESSING_ACCURACY = 10.0  # per cent: both data sets have ten classes
+GUESSING_LOSS = math.log(30)  # nats a character: guessing among the letters
 
 
 def over_seeds(wanted: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
@@ -55,43 +58,46 @@ class FinishedRuns:
         summaries = self.summaries(settings, seeds)
         return [summary[key] if summary["status"] == "finished" else None for summary in summaries]
 
-    def points(self, key: str, settings: Run, seeds: Sequence[int]) -> Values:
-        """Return :meth:`values` of a fraction, in percentage points."""
-        return [None if value is None else 100 * value for value in self.values(key, settings, seeds)]
-
-    def accuracy(self, cells: Mapping[K, Run], seeds: Sequence[int], part: str = "test") -> dict[K, Values]:
-        """Return the accuracy (%) of each seed for each of several settings."""
-        return {cell: self.points(f"{part}_accuracy", settings, seeds) for cell, settings in cells.items()}
-
-    def mean_scores(
-        self, candidates: Mapping[K, Run], seeds: Sequence[int], key: str = "validation_accuracy"
-    ) -> dict[K, float | None]:
-        """Return the mean over seeds for each candidate, None where a seed did not finish."""
-        values = {name: self.values(key, settings, seeds) for name, settings in candidates.items()}
-        return {name: None if None in of else mean_with_interval(of).mean for name, of in values.items()}
-
-    def best(
-        self,
-        candidates: Mapping[K, Run],
-        seeds: Sequence[int],
-        key: str = "validation_accuracy",
-        smallest: bool = False,
-    ) -> K:
-        """Return the candidate with the best mean; the first of several that are equal or did not finish.
+    def scores(
+        self, settings: Run, seeds: Sequence[int], key: str = "test_accuracy", factor: float = 100.0
+    ) -> list[float]:
+        """Return an accuracy or a loss of each seed; a run that did not finish scores what guessing scores.
 
         Args:
-            candidates: Settings by name.
-            seeds: The tuning seeds, disjoint from the seeds of the comparison.
-            key: Entry of the summaries that is compared.
-            smallest: Whether smaller is better, as with a loss.
+            settings: The run.
+            seeds: Of the runs.
+            key: An entry of the summaries that ends in "accuracy" or "loss".
+            factor: What it is multiplied by: 100 gives an accuracy in per cent, −1 makes a loss a score.
         """
-        means = self.mean_scores(candidates, seeds, key)
+        guess = GUESSING_LOSS if key.endswith("loss") else GUESSING_ACCURACY / 100
+        return [factor * (guess if value is None else value) for value in self.values(key, settings, seeds)]
 
-        def merit(name: K) -> float:
-            mean = means[name]
-            return -math.inf if mean is None else -mean if smallest else mean
+    def losses(self, settings: Run, seeds: Sequence[int]) -> list[float]:
+        """Return the test loss of each seed in nats; a run that did not finish scores see :meth:`scores`."""
+        return self.scores(settings, seeds, "test_loss", 1.0)
 
-        return max(means, key=merit)
+    def accuracy(
+        self, cells: Mapping[K, Run], seeds: Sequence[int], part: str = "test"
+    ) -> dict[K, list[float]]:
+        """Return the accuracy (%) of each seed for each of several settings, as :meth:`scores`."""
+        return {cell: self.scores(settings, seeds, f"{part}_accuracy") for cell, settings in cells.items()}
+
+    def choice(
+        self, candidates: Mapping[K, Run], seeds: Sequence[int], key: str = "validation_accuracy"
+    ) -> Choice[K]:
+        """Return the candidate that the tuning seeds choose (:mod:`normwise.lab.claims.tuning`).
+
+        Args:
+            candidates: Settings by name, in the order of the grid.
+            seeds: The tuning seeds, disjoint from the seeds of the comparison.
+            key: Entry of the summaries that is compared; of a loss the smallest is best.
+        """
+        factor = -1.0 if key.endswith("loss") else 1.0
+        return choose({name: self.scores(run, seeds, key, factor) for name, run in candidates.items()})
+
+    def unfinished_count(self, settings: Run, seeds: Sequence[int]) -> int:
+        """Return how many of the seeds did not finish."""
+        return sum(summary["status"] != "finished" for summary in self.summaries(settings, seeds))
 
     def unfinished(self, groups: Mapping[str, Sequence[Run]]) -> list[str]:
         """Return a note for each named group of runs in which some did not finish."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import normwise as nw
-from normwise.lab.claims.claim import Claim, Exhibits, Measured, Verdict, verdict_of
+from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.conditions import Verdict, verdict_of
 from normwise.lab.claims.exhibits import Plot, Series, Table, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.statistics import mean_with_interval
