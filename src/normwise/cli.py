@@ -129,7 +129,9 @@ def reproduce(
     ] = None,
     data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
     budget: Annotated[str, typer.Option(help="quick (minutes) or full (hours).")] = "quick",
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: set by the budget.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|A-B", help="Number of seeds, or first and last. Default: set by the budget.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Parallel runs. Default: one per core, or per worker.")
     ] = None,

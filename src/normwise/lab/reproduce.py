@@ -40,7 +40,7 @@ def reproduce(
     out: Path,
     data: str = "fashion-mnist",
     budget: str = "quick",
-    seeds: int | None = None,
+    seeds: str | int | None = None,
     jobs: int | None = 1,
     offline: bool = False,
     cluster: str | None = None,
@@ -58,7 +58,7 @@ def reproduce(
         out: The folder: new, empty, or of an earlier call.
         data: Name of the data set.
         budget: "quick" or "full".
-        seeds: Number of seeds; None for that of the budget.
+        seeds: Number of seeds, or the first and the last such as "500-504"; None for those of the budget.
         jobs: Number of runs at a time; None for one per core, or with a cluster two per worker. More than one
             job starts processes, so a script must then call this function under ``if __name__ ==
             "__main__":``.

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normwise.lab.claims.statistics import equivalence, mean_with_interval, paired_difference
+from normwise.lab.claims.statistics import (
+    bootstrap,
+    equivalence,
+    mean_with_interval,
+    median,
+    paired_difference,
+    pooled_deviation,
+)
 
 
 def test_intervals_agree_with_scipy() -> None:
@@ -20,8 +27,15 @@ def test_intervals_agree_with_scipy() -> None:
 
 
 def test_missing_runs_are_left_out_in_pairs() -> None:
-    assert paired_difference([1.0, None, 3.0], [0.0, 1.0, None]).n == 1
+    assert paired_difference([1.0, None, 3.0, 3.0], [0.0, 1.0, None, 2.0]).n == 2
     assert mean_with_interval([None, 2.0, 4.0]).mean == 3.0
+
+
+def test_there_is_no_mean_over_fewer_than_half_of_the_seeds() -> None:
+    assert mean_with_interval([None, None, None, 2.0]).n == 0
+    assert median([None, None, 1.0]) is None
+    assert mean_with_interval([None, None, 1.0, 2.0]).n == 2
+    assert paired_difference([1.0, None, 3.0], [0.0, 1.0, None]).n == 0
 
 
 def test_too_few_values_have_no_interval() -> None:
@@ -55,3 +69,42 @@ def test_an_equivalence_needs_two_seeds() -> None:
     one = equivalence([1.0], [1.0], margin=1.0)
     assert not one.shown
     assert one.as_dict()["power"] is None
+
+
+def _range(means: np.ndarray) -> np.ndarray:
+    return np.asarray(means.max(-1) - means.min(-1))
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])  # all draws, and a sample of them
+def test_the_bootstrap_of_a_mean_is_students_interval(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(n, 1))
+    found = bootstrap(values.tolist(), lambda means: means[..., 0])
+    expected = mean_with_interval(values[:, 0].tolist())
+    assert found == pytest.approx(expected, abs=1e-12 if n <= 5 else 0.05)
+
+
+def test_a_bootstrap_pairs_the_columns_of_a_seed() -> None:
+    common = np.random.default_rng(0).normal(size=(5, 1))
+    found = bootstrap((common + [[0.0, 1.0, 3.0]]).tolist(), _range)
+    assert found == pytest.approx((3.0, 3.0, 3.0, 5))
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_the_interval_of_a_spread_covers_it(n: int) -> None:
+    """Five norms, of which two are far down; seeds differ by a third of a point, as in training."""
+    rng = np.random.default_rng(n)
+    truth = np.array([0.0, 1.5, 2.0, 2.0, 1.8])
+    covered = 0
+    for _ in range(300):
+        rows = truth + 0.35 * rng.normal(size=(n, 5)) + 0.3 * rng.normal(size=(n, 1))
+        found = bootstrap(rows.tolist(), _range)
+        covered += found.low <= 2.0 <= found.high
+    assert covered >= 0.92 * 300
+
+
+def test_a_pooled_deviation_is_that_of_an_analysis_of_variance() -> None:
+    samples = [[1.0, 2.0, 4.0], [10.0, 10.0, 13.0], [0.0, 5.0, 5.0]]
+    deviation, freedom = pooled_deviation(samples)
+    assert freedom == 6
+    between = 3 * np.var([np.mean(sample) for sample in samples], ddof=1)
+    assert between / deviation**2 == pytest.approx(stats.f_oneway(*samples).statistic)

@@ -16,6 +16,7 @@ from normwise.lab.claims.coefficient import Coefficient
 from normwise.lab.claims.constant_regularizer import ConstantRegularizer
 from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
 from normwise.lab.claims.equilibrium import HEAVY, Equilibrium
+from normwise.lab.claims.finished_runs import GUESSING_LOSS
 from normwise.lab.claims.generalization import Generalization
 from normwise.lab.claims.global_minimum import EPS, SCALES, GlobalMinimum
 from normwise.lab.claims.initialization import Initialization
@@ -95,7 +96,8 @@ def instability(run: Any, l2_fails_in: str) -> Summary:
     if run.precision != "float32":
         return found | {"skipped_steps": int(l2 and "c" in l2_fails_in)}
     if run.lr == 0.4:
-        return found | {"spikes": 3 if l2 and "d" in l2_fails_in else 0}
+        aws = rule_name(run) == "AdaptiveWeightShrink"
+        return found | {"spikes": 3 * ((l2 and "d" in l2_fails_in) or (aws and "D" in l2_fails_in))}
     return found | ({"test_accuracy": 0.7} if l2 and "b" in l2_fails_in else {})
 
 
@@ -141,7 +143,9 @@ def shrink(run: Any, aws: float, none: float, coupled: float) -> Summary:
     return _noisy(aws if name == "AdaptiveWeightShrink" else 0.78, run)
 
 
-def no_tuning(run: Any, aws: float) -> Summary:
+def no_tuning(run: Any, aws: float, from_large: float | None = None) -> Summary:
+    if from_large is not None and run.init_scale == 1e3:
+        aws = from_large
     return _noisy(0.80 if rule_name(run) == "L2" else aws, run, scale=0.1)
 
 
@@ -187,12 +191,14 @@ CASES: list[tuple[type[Claim], Callable[..., Summary], tuple[Any, ...], str]] = 
     (Instability, instability, ("bcd",), "partly"),
     (Instability, instability, ("acd",), "partly"),
     (Instability, instability, ("abd",), "partly"),
-    (Instability, instability, ("abc",), "partly"),
+    (Instability, instability, ("abcD",), "partly"),
+    (Instability, instability, ("abc",), "undecided"),  # no spike on either side
     (Instability, instability, ("d",), "partly"),
-    (Instability, instability, ("",), "not reproduced"),
+    (Instability, instability, ("",), "undecided"),
+    (Instability, instability, ("D",), "not reproduced"),
     (Initialization, initialization, (0.79, 0.70), "reproduced"),
-    (Initialization, initialization, (0.79, 0.785), "partly"),
-    (Initialization, initialization, (0.75, 0.60), "partly"),
+    (Initialization, initialization, (0.795, 0.785), "partly"),  # flat, but hardly ahead
+    (Initialization, initialization, (0.70, 0.65), "partly"),  # ahead, with 2/3 of the spread
     (Initialization, initialization, (0.75, 0.74), "not reproduced"),
     (Coefficient, coefficient, (0.5, 0.75), "reproduced"),
     (Coefficient, coefficient, (0.75, 0.5), "not reproduced"),
@@ -203,10 +209,12 @@ CASES: list[tuple[type[Claim], Callable[..., Summary], tuple[Any, ...], str]] = 
     (Equilibrium, equilibrium, (0.75, 0.75, 1.1), "not reproduced"),
     (Shrink, shrink, (0.85, 0.70, 0.80), "reproduced"),
     (Shrink, shrink, (0.80, 0.70, 0.80), "partly"),
+    (Shrink, shrink, (0.80, 0.70, 0.81), "undecided"),  # about 1 point behind coupled L2
     (Shrink, shrink, (0.80, 0.80, 0.80), "not reproduced"),
     (Shrink, shrink, (0.80, 0.70, 0.85), "not reproduced"),
     (NoTuning, no_tuning, (0.85,), "reproduced"),
-    (NoTuning, no_tuning, (0.80,), "partly"),
+    (NoTuning, no_tuning, (0.80,), "undecided"),
+    (NoTuning, no_tuning, (0.85, 0.75), "partly"),  # better on average, and far behind in a cell
     (NoTuning, no_tuning, (0.78,), "not reproduced"),
     (WhatToDecay, what_to_decay, (1.9, 1.8, 1.84, 2.2), "reproduced"),
     (WhatToDecay, what_to_decay, (1.9, 1.8, 1.90, 2.2), "partly"),  # a large scale costs AWS 0.1
@@ -253,32 +261,31 @@ def test_migration_is_judged_by_its_rule(
 
 def test_statistics_are_those_of_the_runs() -> None:
     spread = outcome(Initialization, lambda run: initialization(run, 0.75, 0.60)).statistics["weight_norm"]
-    assert spread["spread"][AWS] == pytest.approx(5, abs=0.01)
+    assert spread["spread"][AWS] .mean == pytest.approx(5, abs=0.01)
     found = outcome(Coefficient, lambda run: coefficient(run, 0.5, 0.75))
     # six coefficients over five decades, two of them within a factor of 5
     assert found.statistics["weight_norm"]["lost"][L2].mean == pytest.approx(30 * 4 / 6, abs=0.3)
-    assert len({(heat.low, heat.high) for heat in found.exhibits.maps}) == 1
-    assert len(found.exhibits.maps) == 3
+    assert found.exhibits.maps == []  # of the full budget
     found = outcome(Shrink, lambda run: shrink(run, 0.85, 0.70, 0.80))
     assert set(found.statistics["weight_norm"]["AWS_minus"]) == {*Shrink(BUDGET)._tuned_arms, FREE} - {AWS}
     counts = outcome(NoTuning, lambda run: no_tuning(run, 0.85)).statistics["overall"]["counts"]
-    assert counts == {"equivalent": 0, "better": 10, "worse": 0, "undecided": 0}
+    assert counts == {"equivalent": 0, "better": 8, "worse": 0, "undecided": 0}
     found = outcome(WhatToDecay, lambda run: what_to_decay(run, 1.9, 1.8, 1.84, 2.2))
     assert found.statistics["gain"]["AWS: matrices − invariant"]["mean"].mean == pytest.approx(0.1)
 
 
-def test_an_arm_that_was_refused_is_noted_and_left_out() -> None:
+def test_an_arm_that_did_not_finish_scores_what_guessing_scores_and_is_counted() -> None:
     def make(run: Any) -> Summary:
-        if _arm(run) == "AWS, explicit" and run.init_scale == 1e3:
-            return {"status": "refused", "step": 0, "reason": "t·c(n) ≥ 1"}
-        return finished(0.8, run)
+        failed = _arm(run) == AWS and run.init_scale == 1e3 and run.start == "as is"
+        return not_finite() if failed else finished(0.8, run)
 
     found = outcome(Initialization, make)
     (note,) = found.exhibits.notes
-    assert "AWS, explicit, initial norm 1000: 2 of 2 runs ended at step 0 (refused): t·c(n) ≥ 1" in note
-    assert found.statistics["weight_norm"]["spread"]["AWS, explicit"] == 0
-    row = next(row for row in found.exhibits.tables[0].rows if row[0] == "AWS, explicit")
-    assert row[-2] == "refused"
+    assert "AWS, initial norm 1000: 2 of 2 runs ended at step 3 (not finite): the training loss" in note
+    assert found.statistics["weight_norm"]["spread"][AWS].mean == pytest.approx(70, abs=0.1)
+    row = next(row for row in found.exhibits.tables[1].rows if row[0] == AWS)
+    assert row[-2] == "10.0 (2 did not finish)"
+    assert found.verdict == "not reproduced"
 
 
 def test_a_setting_of_which_a_run_failed_does_not_agree() -> None:
@@ -287,12 +294,12 @@ def test_a_setting_of_which_a_run_failed_does_not_agree() -> None:
         return not_finite() if failed else equilibrium(run, 1.0, 1.0, 2.0)
 
     found = outcome(Equilibrium, make)
-    assert (found.verdict, found.statistics["agree"], found.statistics["of"]) == ("partly", 4, 10)
+    assert (found.verdict, found.statistics["agree"], found.statistics["of"]) == ("partly", 3, 7)
 
 
 def test_a_run_that_did_not_finish_scores_what_guessing_scores_and_is_counted() -> None:
     found = outcome(NoTuning, lambda run: not_finite() if run.init_scale == 1e3 else finished(0.80, run))
-    assert found.statistics["overall"]["counts"]["equivalent"] == 10  # two cells in which all arms guess
+    assert found.statistics["overall"]["counts"]["equivalent"] == 8  # two cells in which all arms guess
     assert all("norm 1000: 2 runs of" in note for note in found.exhibits.notes)
     failing = outcome(
         NoTuning,
@@ -300,7 +307,7 @@ def test_a_run_that_did_not_finish_scores_what_guessing_scores_and_is_counted() 
             not_finite() if run.start == "equilibrium" and run.init_scale == 1e3 else finished(0.8, run)
         ),
     )
-    assert failing.statistics["overall"]["failing_cells"] == 2  # of SGD and of Adam
+    assert failing.statistics["overall"]["cells_below_the_floor"] == 2  # of SGD and of Adam
     assert failing.verdict == "not reproduced"
 
 
@@ -311,4 +318,5 @@ def test_a_run_of_the_language_model_that_did_not_finish_is_noted() -> None:
 
     found = outcome(WhatToDecay, make)
     assert any("ended at step 3 (not finite): the training loss was nan" in n for n in found.exhibits.notes)
-    assert found.verdict == "not reproduced"
+    behind = found.statistics["scale"]["stream"]["L2 − AWS"]
+    assert behind.mean == pytest.approx(GUESSING_LOSS - 2.0, abs=0.01)
