@@ -25,6 +25,23 @@ except ImportError:  # the library works without the packages of the command lin
     print("normwise: the command line needs the extra 'lab': pip install normwise[lab]", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
+# Listed here, as importing the claims takes seconds.
+CLAIMS = (
+    "constant-regularizer",
+    "under-fitting",
+    "effective-learning-rate",
+    "generalization",
+    "global-minimum",
+    "instability",
+    "initialization",
+    "coefficient",
+    "equilibrium",
+    "shrink",
+    "migration",
+    "what-to-decay",
+    "no-tuning",
+)
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -125,12 +142,15 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @_command(stopped="stopped; the same command goes on from here")
 def reproduce(
     claims: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM …]", help="Claims to test. Default: all.")
+        list[str] | None, typer.Argument(metavar="[CLAIM …]", help=f"Default: all. {', '.join(CLAIMS)}.")
     ] = None,
     data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
-    budget: Annotated[str, typer.Option(help="quick (minutes) or full (hours).")] = "quick",
+    budget: Annotated[
+        str, typer.Option(help="quick (ten minutes on two cores) or full (about two hours).")
+    ] = "quick",
     seeds: Annotated[
-        str | None, typer.Option(metavar="N|A-B", help="Number of seeds, or first and last. Default: set by the budget.")
+        str | None,
+        typer.Option(metavar="N|A-B", help="Number of seeds, or first and last. Default: set by the budget."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Parallel runs. Default: one per core, or per worker.")
@@ -364,15 +384,21 @@ def _say(line: str) -> None:
 
 
 def _print_verdicts(results: dict[str, Any]) -> None:
-    from rich.markup import escape
+    """Print a line for each claim: its sign, its name, and what was found."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("claim", "verdict", "answer", show_lines=True)
-    colours = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
+    from normwise.lab.claims.conditions import SIGNS
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    colours = {"reproduced": "green", "partly": "yellow", "undecided": "cyan", "not reproduced": "red"}
     for name, claim in sorted(results["claims"].items(), key=lambda item: item[1]["order"]):
-        verdict = claim["verdict"]
-        table.add_row(name, f"[{colours[verdict]}]{verdict}[/]", escape(claim["answer"]))
-    _print(table)
+        sign = f"[{colours[claim['verdict']]}]{SIGNS[claim['verdict']]}[/]"
+        table.add_row(sign, name, Text(claim["headline"] or claim["answer"]))
+    _print(table, ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items()))
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
@@ -407,39 +433,56 @@ def _progress() -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("runs"),
-        BarColumn(),
-        TextColumn("{task.fields[runs]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
+    columns = (TextColumn("runs"), BarColumn(), TextColumn("{task.fields[runs]}"))
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("runs", total=1.0, visible=False, runs="")
+        task = bar.add_task("runs", total=None, visible=False, runs="")
+        smoothed = _smoothed()
 
-        def show(done: int, total: int, share: float) -> None:
-            if done == 0:  # a new set of runs begins, and with it a new estimate of the time left
-                bar.reset(task, visible=total > 0)
-            bar.update(task, completed=share, runs=f"{done}/{total}")
+        def show(done: int, total: int, left: float) -> None:
+            said = f"{done}/{total}, {_minutes(smoothed(left))} left"
+            bar.update(task, completed=done, total=total, visible=total > 0, runs=said)
 
         yield show
 
 
 def _lines(every: float = 20.0) -> Progress:
-    begin = last = time.monotonic()
+    last = -every
+    smoothed = _smoothed()
 
-    def line(done: int, total: int, share: float) -> None:
-        nonlocal begin, last
-        now = time.monotonic()
+    def line(done: int, total: int, left: float) -> None:
+        nonlocal last
+        now, shown = time.monotonic(), smoothed(left)
         if done == 0:
-            begin = last = now
-            _say(f"{total} runs to do" if total else "all runs are done already")
+            last = now
+            _say(f"{total} runs to do, {_minutes(shown)} left" if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now
-            left = (now - begin) * (1 / share - 1)  # not by number of runs: the long runs come first
-            _say(f"{done} of {total} runs, about {left:.0f} s left")
+            _say(f"{done} of {total} runs, {_minutes(shown)} left")
 
     return line
+
+
+def _smoothed(share: float = 0.1) -> Callable[[float], float]:
+    """Return a function that follows estimates of the time left, without jumps.
+
+    What was said last, less the time since, moves by ``share`` of the way towards each new estimate.
+    """
+    said: float | None = None
+    then = 0.0
+
+    def follow(left: float) -> float:
+        nonlocal said, then
+        now = time.monotonic()
+        expected = left if said is None else max(0.0, said - (now - then))
+        said, then = expected + share * (left - expected), now
+        return said
+
+    return follow
+
+
+def _minutes(seconds: float) -> str:
+    """Return a time in words, to the minute above two minutes."""
+    return f"about {seconds / 60:.0f} min" if seconds > 120 else f"about {seconds:.0f} s"

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.changes import changes_of
 from normwise.lab.claims.claim import Claim
 from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.data.datasets import DATASETS, load
 from normwise.lab.engine.cluster import connected
 from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
+from normwise.lab.engine.forecast import Forecast
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, naming_errors, write_atomically
 from normwise.lab.report.html_report import write_report
@@ -46,7 +49,7 @@ def reproduce(
     cluster: str | None = None,
     reference: Path | None = None,
     announce: Announce = lambda line: None,
-    progress: Progress = lambda done, total, share: None,
+    progress: Progress = lambda done, total, left: None,
 ) -> Results:
     """Test claims and write ``results.json`` and ``report.html``.
 
@@ -67,8 +70,9 @@ def reproduce(
         reference: A ``results.json``, or a folder that holds one, to compare with
             (:func:`normwise.lab.report.reference_comparison.compare`).
         announce: Called with a line for everything that takes time or is downloaded.
-        progress: Called as :data:`normwise.lab.engine.execution.Progress` says; it starts from 0 again for
-            the runs whose settings the first runs determine.
+        progress: Called as :data:`normwise.lab.engine.execution.Progress` says. The number of finished runs
+            starts from 0 again for the runs whose settings the first runs determine; the time left covers
+            both.
 
     Returns:
         The content of ``results.json``.
@@ -127,11 +131,13 @@ def _execute_all(
 ) -> FinishedRuns:
     """Execute the runs of the claims, then the runs whose settings the first ones determine."""
     first: list[Run] = [run for claim in claims for run in claim.runs()]
-    runs = FinishedRuns(execute(first, store, workers, progress, announce), store)
+    forecast = Forecast(later=sum(claim.second_cost() for claim in claims))
+    runs = FinishedRuns(execute(first, store, workers, progress, announce, forecast), store)
+    forecast.later = 0.0
     second: list[Run] = [run for claim in claims for run in claim.second_runs(runs)]
     if second:
         announce("now the runs with what the first ones have chosen")
-        runs = FinishedRuns(execute([*first, *second], store, workers, progress, announce), store)
+        runs = FinishedRuns(execute([*first, *second], store, workers, progress, announce, forecast), store)
     return runs
 
 
@@ -161,6 +167,7 @@ def _judged(claim: Claim, runs: FinishedRuns) -> dict[str, Any]:
     failed = {identity: status for identity, status in statuses.items() if status != "finished"}
     return {
         **claim.texts(),
+        "changes": [asdict(change) for change in changes_of(claim.id)],
         "order": claim.order,
         **claim.outcome(runs).as_dict(),
         "runs": {
@@ -182,15 +189,38 @@ def _environment() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "instructions": _instructions(),
     }
+
+
+# How each library of torch can be kept from using all the instructions of the processor.
+_LIMITS = {"oneDNN": "ONEDNN_MAX_CPU_ISA", "MKL": "MKL_ENABLE_INSTRUCTIONS"}
+
+
+def _instructions() -> str:
+    """Return the vector instructions that torch and its libraries use, which the last digits depend on."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = _cpuinfo("flags").split()
+    widest = next((name for name, flag in (("AVX512", "avx512f"), ("AVX2", "avx2")) if flag in flags), "")
+    libraries = [
+        f"{name} at most {os.environ[variable]}"
+        if variable in os.environ
+        else f"{name} {widest or 'unknown'}"
+        for name, variable in _LIMITS.items()
+    ]
+    return f"torch {capability}, {', '.join(libraries)}"
 
 
 def _processor() -> str:
     """Return the name of the processor, or "unknown"."""
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def _cpuinfo(entry: str) -> str:
+    """Return an entry of the first processor in /proc/cpuinfo, "" where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(entry)), "")

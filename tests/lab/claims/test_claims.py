@@ -11,6 +11,7 @@ import pytest
 from tests.lab.claims.made_up_runs import BUDGET, MadeUpRuns, Summary, finished, outcome, rule_name
 
 import normwise as nw
+from normwise.cli import CLAIMS
 from normwise.lab.claims import all_claims, claims_named
 from normwise.lab.claims.budget import BUDGETS, Budget
 from normwise.lab.claims.claim import Claim, Exhibits, Outcome
@@ -28,22 +29,6 @@ from normwise.lab.runs.arms import ARMS, AWS, L2, NONE, SPHERE, times, with_arm
 from normwise.lab.runs.base import rule_from
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
-
-CLAIMS = (
-    "constant-regularizer",
-    "under-fitting",
-    "effective-learning-rate",
-    "generalization",
-    "global-minimum",
-    "instability",
-    "initialization",
-    "coefficient",
-    "equilibrium",
-    "shrink",
-    "migration",
-    "what-to-decay",
-    "no-tuning",
-)
 
 
 def test_claims_are_found_in_order_and_by_name() -> None:
@@ -87,7 +72,7 @@ def test_budgets_that_are_not_possible_are_refused() -> None:
 def test_outcomes_become_plain_values_that_json_can_hold() -> None:
     estimate = Estimate(1.0, float("nan"), float("nan"), 1)
     exhibits = Exhibits("", [], [Table("", ["x", "y"], [[float("inf"), 1.0]])])
-    plain = Outcome("partly", {"a": float("nan"), "b": [estimate]}, exhibits).as_dict()
+    plain = Outcome("partly", "", {"a": float("nan"), "b": [estimate]}, exhibits).as_dict()
     assert plain["statistics"] == {"a": None, "b": [{"mean": 1.0, "low": None, "high": None, "n": 1}]}
     assert plain["tables"][0]["rows"] == [[None, 1.0]]
 

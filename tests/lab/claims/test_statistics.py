@@ -85,7 +85,7 @@ def test_the_bootstrap_of_a_mean_is_students_interval(n: int) -> None:
 
 def test_a_bootstrap_pairs_the_columns_of_a_seed() -> None:
     common = np.random.default_rng(0).normal(size=(5, 1))
-    found = bootstrap((common + [[0.0, 1.0, 3.0]]).tolist(), _range)
+    found = bootstrap((common + np.array([0.0, 1.0, 3.0])).tolist(), _range)
     assert found == pytest.approx((3.0, 3.0, 3.0, 5))
 
 

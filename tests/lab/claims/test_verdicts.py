@@ -261,7 +261,7 @@ def test_migration_is_judged_by_its_rule(
 
 def test_statistics_are_those_of_the_runs() -> None:
     spread = outcome(Initialization, lambda run: initialization(run, 0.75, 0.60)).statistics["weight_norm"]
-    assert spread["spread"][AWS] .mean == pytest.approx(5, abs=0.01)
+    assert spread["spread"][AWS].mean == pytest.approx(5, abs=0.01)
     found = outcome(Coefficient, lambda run: coefficient(run, 0.5, 0.75))
     # six coefficients over five decades, two of them within a factor of 5
     assert found.statistics["weight_norm"]["lost"][L2].mean == pytest.approx(30 * 4 / 6, abs=0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -14,24 +14,7 @@ from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.claims.statistics import Equivalence, Estimate
 from normwise.lab.engine.run import Run
 
-__all__ = ["Change", "Claim", "Exhibits", "Measured", "Outcome"]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the registration after results of the claim had been seen.
-
-    Attributes:
-        date: Of the commit, as YYYY-MM-DD.
-        commit: Its subject, by which ``git log`` finds it.
-        what: What changed.
-        reason: Why.
-    """
-
-    date: str
-    commit: str
-    what: str
-    reason: str
+__all__ = ["Claim", "Exhibits", "Measured", "Outcome", "in_short"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +56,7 @@ class Outcome:
     """The result of all three steps."""
 
     verdict: Verdict
+    headline: str
     statistics: dict[str, Any]
     exhibits: Exhibits
 
@@ -80,7 +64,13 @@ class Outcome:
         """Return plain values for JSON; numbers that no axis can show, such as infinity, become None."""
         exhibits = asdict(self.exhibits)
         answer = exhibits.pop("answer")
-        merged = {"verdict": self.verdict, "answer": answer, "statistics": self.statistics, **exhibits}
+        merged = {
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "answer": answer,
+            "statistics": self.statistics,
+            **exhibits,
+        }
         plain: dict[str, Any] = _plain(merged)
         return plain
 
@@ -88,8 +78,8 @@ class Outcome:
 class Claim(ABC):
     """A claim of the paper. Each is a subclass in a file of this folder, named there as ``CLAIM``.
 
-    The texts are the pre-registration: they were written before the runs, and a commit that changes them says
-    why.
+    The texts are the registration: they were written before the runs. What was changed after results had been
+    seen stands in :mod:`normwise.lab.claims.changes`.
 
     Args:
         budget: How much computation the claim may use.
@@ -120,6 +110,10 @@ class Claim(ABC):
         """Return the runs whose settings depend on the results of :meth:`runs`, such as tuned arms."""
         return []
 
+    def second_cost(self) -> float:
+        """Return roughly the cost of :meth:`second_runs`, for the time left before they are known."""
+        return 0.0
+
     @abstractmethod
     def measure(self, runs: FinishedRuns) -> Measured:
         """Return the numbers."""
@@ -129,19 +123,40 @@ class Claim(ABC):
         """Apply the rule of judgement."""
 
     @abstractmethod
+    def headline(self, measured: Measured) -> str:
+        """Return what was found with its number, in a line of at most 54 characters (quick budget)."""
+
+    @abstractmethod
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Return what the report shows; ``runs`` is for curves over the steps of training."""
 
     def outcome(self, runs: FinishedRuns) -> Outcome:
         """Measure, judge and show."""
         measured = self.measure(runs)
-        return Outcome(self.judge(measured), measured.statistics, self.show(runs, measured))
+        return Outcome(
+            self.judge(measured), self.headline(measured), measured.statistics, self.show(runs, measured)
+        )
 
     @classmethod
     def texts(cls) -> dict[str, str]:
         """Return the pre-registration, for the report."""
         names = ("title", "source", "question", "arms", "statistic", "rule")
         return {name: getattr(cls, name) for name in names}
+
+
+def in_short(by_member: Mapping[str, Estimate], spec: str = ".1f") -> str:
+    """Return an estimate in words; of several members, the range of their means.
+
+    Example:
+        >>> in_short({"weight_norm": Estimate(1.0, 0.5, 1.5, 3)}, "+.1f")
+        '+1.0 [+0.5, +1.5]'
+        >>> in_short({"a": Estimate(1.0, 0.5, 1.5, 3), "b": Estimate(-2.0, -3.0, -1.0, 3)}, "+.1f")
+        '-2.0 … +1.0'
+    """
+    means = sorted(by_member.values(), key=lambda estimate: estimate.mean)
+    if len(means) == 1:
+        return f"{means[0]:{spec}}"
+    return f"{means[0].mean:{spec}} … {means[-1].mean:{spec}}"
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import normwise as nw
-from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, in_short
 from normwise.lab.claims.conditions import Verdict, above, all_some_none
 from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
@@ -114,6 +114,11 @@ class Coefficient(Claim):
         return all_some_none(
             above(measured.statistics[member]["L2_loses_more_by"]) for member in self.budget.members
         )
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        more = {m: measured.statistics[m]["L2_loses_more_by"] for m in self.budget.members}
+        return f"L2 loses {in_short(more, '+.1f')} points more"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show accuracy by coefficient, and the maps."""

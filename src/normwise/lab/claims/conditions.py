@@ -13,6 +13,7 @@ from typing import Literal
 from normwise.lab.claims.statistics import Equivalence, Estimate
 
 __all__ = [
+    "SIGNS",
     "Condition",
     "Verdict",
     "above",
@@ -27,6 +28,7 @@ __all__ = [
 
 Condition = bool | None
 Verdict = Literal["reproduced", "partly", "undecided", "not reproduced"]
+SIGNS: dict[str, str] = {"reproduced": "✓", "partly": "◐", "undecided": "?", "not reproduced": "✗"}
 
 
 def above(estimate: Estimate, threshold: float = 0.0) -> Condition:

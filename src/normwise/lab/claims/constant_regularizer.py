@@ -93,6 +93,16 @@ class ConstantRegularizer(Claim):
             for member, found in measured.statistics.items()
         )
 
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        worst = max(
+            value
+            for found in measured.statistics.values()
+            for by_key in found["epsilons"].values()
+            for value in by_key.values()
+        )
+        return f"constant to {worst:.1f} rounding errors over 60 decades"
+
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the deviation by norm, and the angles."""
         epsilons = [

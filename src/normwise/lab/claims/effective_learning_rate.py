@@ -85,6 +85,12 @@ class EffectiveLearningRate(Claim):
         )
         return verdict_of(all(holds), any(holds) or all(explained))
 
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        worst = max(found["largest_angle"]["replay"] for found in measured.statistics.values())
+        differ = max(found["predictions_that_differ"]["replay"] for found in measured.statistics.values())
+        return f"undecayed replays within {worst:.0e} rad; {differ} answers differ"
+
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the angles over time and at their largest."""
         rows: list[list[str | int]] = []

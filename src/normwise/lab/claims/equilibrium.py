@@ -159,6 +159,11 @@ class Equilibrium(Claim):
         half: Condition = True if 2 * certain >= len(agree) else None if 2 * possible >= len(agree) else False
         return verdict_of(all_of([*agree, *ordered]), any_of([half, *ordered]))
 
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        counts = measured.statistics
+        return f"as predicted in {counts['agree']} of {counts['of']} settings, open in {counts['undecided']}"
+
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show measured and predicted values by layer, and the imbalance of the rules."""
         layers, imbalance = measured.details["layers"], measured.details["imbalance"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import normwise as nw
-from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, in_short
 from normwise.lab.claims.conditions import Verdict, all_of, any_of, equivalent, negated, verdict_of
 from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
 from normwise.lab.claims.exhibits import Plot, Series, Table, family
@@ -67,6 +67,10 @@ class Generalization(Claim):
             (self._scheduled(runs, member) for member in self.budget.members), self.budget.many_seeds
         )
 
+    def second_cost(self) -> float:
+        """The spheres."""
+        return len(self.budget.members) * len(self.budget.many_seeds) * self.budget.training.cost
+
     def measure(self, runs: FinishedRuns) -> Measured:
         """Count the answers that differ, and test for equivalence."""
         replays = [runs[run]["replay"] for run in EffectiveLearningRate(self.budget).runs()]
@@ -96,6 +100,11 @@ class Generalization(Claim):
             noticed = negated(equivalent(found["control_minus_L2"]))
             shown.append(all_of([equivalent(found["sphere_minus_L2"]), noticed]))
         return verdict_of(all_of([alike, *shown]), all_of([alike, any_of(shown)]))
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        found = {m: measured.statistics[m]["sphere_minus_L2"].difference for m in self.budget.members}
+        return f"{in_short(found, '+.2f')} points at the same effective rates"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show accuracy by seed, and the tests."""

@@ -93,6 +93,11 @@ class GlobalMinimum(Claim):
         none, one = (all(measured.details[key]) for key in ("L2_has_none", "shift_has_one"))
         return verdict_of(none and one, none or one)
 
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        least = [found["least_at"] for found in measured.statistics[self.first].values()]
+        return "objective least at scale {:g} (L2), {:g} (AWS), {:g} (ε)".format(*least)
+
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the objective along the ray, and descent."""
         l2, aws, shift = (measured.statistics[self.first][rule] for rule in RULES)

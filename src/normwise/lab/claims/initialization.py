@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, in_short
 from normwise.lab.claims.conditions import Verdict, above, all_some_none, any_of, below
 from normwise.lab.claims.exhibits import Plot, Series, Table, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
@@ -137,6 +137,14 @@ class Initialization(Claim):
             conditions.append(below(found["spread_of_AWS_minus_half_of_L2s"]))
             conditions.append(any_of(above(gain, LOSS) for gain in found["advantage_over_L2"].values()))
         return all_some_none(conditions)
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        spread = {
+            arm: in_short({m: found["spread"][arm] for m, found in measured.statistics.items()})
+            for arm in (AWS, L2)
+        }
+        return f"spread {spread[AWS]} points, of L2 {spread[L2]}"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show accuracy by initial norm, and from the other starts."""

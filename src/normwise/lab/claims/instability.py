@@ -7,7 +7,16 @@ from typing import Any
 
 import normwise as nw
 from normwise.lab.claims.claim import Claim, Exhibits, Measured
-from normwise.lab.claims.conditions import Verdict, above, all_of, all_some_none, any_of, below, negated
+from normwise.lab.claims.conditions import (
+    Condition,
+    Verdict,
+    above,
+    all_of,
+    all_some_none,
+    any_of,
+    below,
+    negated,
+)
 from normwise.lab.claims.exhibits import Plot, Series, Table, family
 from normwise.lab.claims.finished_runs import GUESSING_ACCURACY, FinishedRuns, over_seeds
 from normwise.lab.claims.layer_curves import layer_curves
@@ -120,10 +129,20 @@ class Instability(Claim):
 
     def judge(self, measured: Measured) -> Verdict:
         """All, some or none of the four parts hold."""
+        return all_some_none(self._parts(measured))
+
+    def _parts(self, measured: Measured) -> list[Condition]:
         parts = [measured.statistics["dead"], measured.statistics["autocast"]]
         for member in self.budget.members:
             parts += measured.statistics[member].values()
-        return all_some_none(part["holds"] for part in parts)
+        return [part["holds"] for part in parts]
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        flow = measured.statistics[self.first]["large"]["AWS_minus_L2"]["flow"]
+        parts = self._parts(measured)
+        last = MULTIPLES[-1]
+        return f"{parts.count(True)} of {len(parts)} parts; {flow[str(last)]:+.0f} points at λ × {last}"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the four parts."""

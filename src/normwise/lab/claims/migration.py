@@ -89,6 +89,10 @@ class Migration(Claim):
         """The twins, whose coefficients follow from norms of the recipes."""
         return over_seeds((self._twin(runs, half) for half in HALVES), self._seeds)
 
+    def second_cost(self) -> float:
+        """The twins."""
+        return sum(self._recipe(half).cost for half in HALVES) * len(self._seeds)
+
     def measure(self, runs: FinishedRuns) -> Measured:
         """Compare twins with recipes over time, and at the end."""
         measured = Measured({})
@@ -119,6 +123,11 @@ class Migration(Claim):
         tracks = [found["tracks"] for found in measured.statistics.values()]
         same = [equivalent(found["twin_minus_recipe"]) for found in measured.statistics.values()]
         return verdict_of(all_of([*tracks, *same]), any_of([*tracks, *same]))
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        apart = [found["largest_relative_difference"]["norm"] for found in measured.statistics.values()]
+        return f"norms {_percent(apart[0])} apart on images, {_percent(apart[1])} on text"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show losses and layers over time, and the results."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import normwise as nw
-from normwise.lab.claims.claim import Claim, Exhibits, Measured
+from normwise.lab.claims.claim import Claim, Exhibits, Measured, in_short
 from normwise.lab.claims.conditions import Verdict, above, all_of, verdict_of
 from normwise.lab.claims.exhibits import Table, dot_plot, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
@@ -114,6 +114,12 @@ class Shrink(Claim):
                 wanted += over_seeds(by_scale.values(), self.budget.seeds)
         return wanted
 
+    def second_cost(self) -> float:
+        """Each tuned arm, with one or two settings."""
+        count = len(self.budget.members) * len(self._tuned_arms) * len(self._seeds)
+        count += len(self._readings) * len(READING_SCALES) * len(self.budget.seeds)
+        return 1.5 * count * self.budget.small.cost
+
     def measure(self, runs: FinishedRuns) -> Measured:
         """Compare AWS with every other arm, and the readings with each other."""
         measured = Measured({})
@@ -157,6 +163,11 @@ class Shrink(Claim):
             ahead += [above(gain, AHEAD) for arm, gain in gains.items() if arm != FREE]
             near += [above(gains[NONE], AHEAD), above(gains[COUPLED], -NEAR)]
         return verdict_of(all_of(ahead), all_of(near))
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        gains = {m: measured.statistics[m]["AWS_minus"][COUPLED] for m in self.budget.members}
+        return f"{in_short(gains, '+.1f')} points from a tuned L2"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the differences, all arms and the readings."""

@@ -108,6 +108,11 @@ class UnderFitting(Claim):
         """All, some or no cells show severe under-fitting."""
         return all_some_none(cell["severe"] for cell in measured.statistics["cells"])
 
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        counts = measured.statistics
+        return f"severe in {counts['severe']} of {counts['of']} cells, open in {counts['undecided']}"
+
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the cells of each member, and the lengths of training."""
         plots, tables = [], []

@@ -115,6 +115,11 @@ class WhatToDecay(Claim):
             wanted += [_from_scale(run, part, LARGE) for run in chosen for part in PARTS]
         return over_seeds(wanted, self.budget.seeds)
 
+    def second_cost(self) -> float:
+        """Each tuned arm, and two arms from two large scales, with one or two settings."""
+        count = len(self._rates) * len(DECAYED) + len(RULES) * len(PARTS)
+        return 1.5 * count * len(self.budget.seeds) * self.budget.text.cost
+
     def measure(self, runs: FinishedRuns) -> Measured:
         """Compare what is decayed at each learning rate, then the rules at a large initial scale."""
         losses = {
@@ -167,6 +172,11 @@ class WhatToDecay(Claim):
         holds = [measured.statistics[key] for key in ("object_holds", "scale_holds")]
         on_average = all_of(above(by_rate["mean"]) for by_rate in measured.statistics["gain"].values())
         return verdict_of(all_of(holds), any_of([*holds, on_average]))
+
+    def headline(self, measured: Measured) -> str:
+        """Return what was found, in a line."""
+        l2, aws = (measured.statistics["gain"][f"{rule}: {MATRICES} − invariant"]["mean"] for rule in RULES)
+        return f"nats gained: {l2:+.2f} (L2), {aws:+.2f} (AWS)"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show losses by learning rate and by initial scale."""

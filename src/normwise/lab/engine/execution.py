@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
+from normwise.lab.engine.forecast import Forecast
 from normwise.lab.engine.run import Metrics, Run
 from normwise.lab.engine.store import MisfitError, Store
 
 __all__ = ["HERE", "Outcome", "Progress", "RunError", "Workers", "attempt", "execute", "local_workers"]
 
 Progress = Callable[[int, int, float], None]
-"""Called with the number of finished runs, of runs to execute, and the finished fraction of their cost."""
+"""Called with the number of finished runs, of runs to execute, and roughly the seconds left."""
 
 # Threads and torch's random state belong to the process: two runs at once would disturb each other.
 _ONE_AT_A_TIME = threading.Lock()
@@ -168,8 +169,9 @@ def execute(
     wanted: Iterable[Run],
     store: Store,
     workers: Workers = HERE,
-    progress: Progress = lambda done, total, share: None,
+    progress: Progress = lambda done, total, left: None,
     announce: Callable[[str], None] = lambda line: None,
+    forecast: Forecast | None = None,
 ) -> dict[str, Metrics]:
     """Execute the runs that the store does not have, and return the summaries of all runs by identity.
 
@@ -183,6 +185,7 @@ def execute(
         workers: What executes the runs.
         progress: Called at the start and after each run.
         announce: Called with a line if stored runs do not fit, so that they are executed again.
+        forecast: What was learned about the time of earlier runs, and the cost of later ones.
 
     Raises:
         RunError: A run failed, a worker process died, or the connection to a cluster was lost.
@@ -193,11 +196,13 @@ def execute(
     missing = [run for identity, run in distinct.items() if summaries[identity] is None]
     # Start the long runs first, so that no worker is left alone with a long one at the end.
     missing.sort(key=lambda run: -run.cost)
-    progress(0, len(missing), 0.0)
+    forecast = Forecast() if forecast is None else forecast
+    forecast.begin(missing)
+    progress(0, len(missing), forecast.seconds / workers.at_once)
     queue = iter(missing)
     pending: dict[Future[Outcome], Run] = {}
     failures: list[tuple[Run, Outcome]] = []
-    done, spent, whole = 0, 0.0, sum(run.cost for run in missing)
+    done = 0
     while True:
         if not failures:
             for run in islice(queue, workers.at_once - len(pending)):
@@ -221,8 +226,8 @@ def execute(
             store.write_run(run, outcome.metrics, outcome.summary)
             summaries[run.identity] = outcome.summary
             done += 1
-            spent += run.cost
-            progress(done, len(missing), min(1.0, spent / whole))  # rounding: summed in another order
+            forecast.finish(run, float(outcome.summary["seconds"]))
+            progress(done, len(missing), forecast.seconds / workers.at_once)
         if lost is not None:
             raise _lost(lost, done, workers) from lost
     if failures:

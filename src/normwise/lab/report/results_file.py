@@ -16,7 +16,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from normwise.lab.claims import all_claims
-from normwise.lab.claims.claim import Exhibits, Verdict
+from normwise.lab.claims.changes import Change
+from normwise.lab.claims.claim import Exhibits
+from normwise.lab.claims.conditions import Verdict
 from normwise.lab.claims.exhibits import LARGEST, can_be_drawn
 from normwise.lab.data.datasets import DATASETS
 
@@ -95,6 +97,8 @@ class StoredClaim(Exhibits, Finding):
     rule: str
     order: int
     runs: Runs
+    headline: str = ""
+    changes: Sequence[Change] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
