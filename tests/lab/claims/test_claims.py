@@ -72,7 +72,7 @@ def test_budgets_that_are_not_possible_are_refused() -> None:
 def test_outcomes_become_plain_values_that_json_can_hold() -> None:
     estimate = Estimate(1.0, float("nan"), float("nan"), 1)
     exhibits = Exhibits("", [], [Table("", ["x", "y"], [[float("inf"), 1.0]])])
-    plain = Outcome("partly", "", {"a": float("nan"), "b": [estimate]}, exhibits).as_dict()
+    plain = Outcome("partly", "", {"a": float("nan"), "b": [estimate]}, {}, exhibits).as_dict()
     assert plain["statistics"] == {"a": None, "b": [{"mean": 1.0, "low": None, "high": None, "n": 1}]}
     assert plain["tables"][0]["rows"] == [[None, 1.0]]
 

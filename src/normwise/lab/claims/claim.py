@@ -58,6 +58,7 @@ class Outcome:
     verdict: Verdict
     headline: str
     statistics: dict[str, Any]
+    thresholds: dict[str, tuple[float, ...]]
     exhibits: Exhibits
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class Outcome:
             "headline": self.headline,
             "answer": answer,
             "statistics": self.statistics,
+            "thresholds": self.thresholds,
             **exhibits,
         }
         plain: dict[str, Any] = _plain(merged)
@@ -122,6 +124,10 @@ class Claim(ABC):
     def judge(self, measured: Measured) -> Verdict:
         """Apply the rule of judgement."""
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the estimates are judged against, by their keys joined by " / "."""
+        return {}
+
     @abstractmethod
     def headline(self, measured: Measured) -> str:
         """Return what was found with its number, in a line of at most 54 characters (quick budget)."""
@@ -134,7 +140,11 @@ class Claim(ABC):
         """Measure, judge and show."""
         measured = self.measure(runs)
         return Outcome(
-            self.judge(measured), self.headline(measured), measured.statistics, self.show(runs, measured)
+            self.judge(measured),
+            self.headline(measured),
+            measured.statistics,
+            self.thresholds(measured),
+            self.show(runs, measured),
         )
 
     @classmethod

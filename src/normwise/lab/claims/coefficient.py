@@ -115,6 +115,10 @@ class Coefficient(Claim):
             above(measured.statistics[member]["L2_loses_more_by"]) for member in self.budget.members
         )
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        return {f"{member} / L2_loses_more_by": (0.0,) for member in self.budget.members}
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         more = {m: measured.statistics[m]["L2_loses_more_by"] for m in self.budget.members}

@@ -159,6 +159,20 @@ class Equilibrium(Claim):
         half: Condition = True if 2 * certain >= len(agree) else None if 2 * possible >= len(agree) else False
         return verdict_of(all_of([*agree, *ordered]), any_of([half, *ordered]))
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        found: dict[str, tuple[float, ...]] = {
+            f"settings / {k} / {key} / {layer}": (LOW[arm.momentum], HIGH)
+            for k, ((_, arm), entry) in enumerate(
+                zip(self._cells, measured.statistics["settings"], strict=True)
+            )
+            for key in KEYS
+            for layer in entry.get(key, ())
+        }
+        for member in self.budget.members:
+            found |= {f"order / {member} / {step}": (0.0,) for step in ("AWS_minus_L2", "sphere_minus_AWS")}
+        return found
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         counts = measured.statistics

@@ -138,6 +138,17 @@ class Initialization(Claim):
             conditions.append(any_of(above(gain, LOSS) for gain in found["advantage_over_L2"].values()))
         return all_some_none(conditions)
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        found: dict[str, tuple[float, ...]] = {}
+        for member, statistics in measured.statistics.items():
+            found[f"{member} / spread_of_AWS_minus_half_of_L2s"] = (0.0,)
+            found |= {
+                f"{member} / advantage_over_L2 / {scale}": (LOSS,)
+                for scale in statistics["advantage_over_L2"]
+            }
+        return found
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         spread = {

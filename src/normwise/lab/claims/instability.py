@@ -137,6 +137,14 @@ class Instability(Claim):
             parts += measured.statistics[member].values()
         return [part["holds"] for part in parts]
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        found: dict[str, tuple[float, ...]] = {}
+        for member in self.budget.members:
+            found |= {f"{member} / large / AWS_minus_L2 / flow / {k}": (LOSS, -LOSS) for k in MULTIPLES}
+            found[f"{member} / spikes / L2_minus_AWS"] = (0.0,)
+        return found
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         flow = measured.statistics[self.first]["large"]["AWS_minus_L2"]["flow"]

@@ -124,6 +124,10 @@ class Migration(Claim):
         same = [equivalent(found["twin_minus_recipe"]) for found in measured.statistics.values()]
         return verdict_of(all_of([*tracks, *same]), any_of([*tracks, *same]))
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        return {f"{half} / largest_relative_difference / norm": (TRACK,) for half in measured.statistics}
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         apart = [found["largest_relative_difference"]["norm"] for found in measured.statistics.values()]

@@ -277,6 +277,17 @@ class NoTuning(Claim):
         ]
         return verdict_of(all_of([*map(above, means), *every]), above(means[0], -POINTS.margin))
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        found: dict[str, tuple[float, ...]] = {
+            f"{setup} / {cell} / {STARTED} minus {TUNED}": (-SETUPS[setup].score.floor,)
+            for setup in self._setups
+            for cell in measured.statistics[setup]
+        }
+        for unit in (POINTS.unit, CENTINATS.unit):
+            found[f"overall / {unit} / {STARTED}"] = (0.0, -POINTS.margin)
+        return found
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         return f"{measured.statistics['overall'][POINTS.unit][STARTED]:+.2f} points from a tuned L2"

@@ -164,6 +164,15 @@ class Shrink(Claim):
             near += [above(gains[NONE], AHEAD), above(gains[COUPLED], -NEAR)]
         return verdict_of(all_of(ahead), all_of(near))
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        return {
+            f"{member} / AWS_minus / {arm}": (AHEAD, -NEAR) if arm == COUPLED else (AHEAD,)
+            for member in self.budget.members
+            for arm in measured.statistics[member]["AWS_minus"]
+            if arm != FREE
+        }
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         gains = {m: measured.statistics[m]["AWS_minus"][COUPLED] for m in self.budget.members}

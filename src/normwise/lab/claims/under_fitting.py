@@ -108,6 +108,10 @@ class UnderFitting(Claim):
         """All, some or no cells show severe under-fitting."""
         return all_some_none(cell["severe"] for cell in measured.statistics["cells"])
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        return {f"cells / {k} / L2_minus_none": (SEVERE,) for k in range(len(measured.statistics["cells"]))}
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         counts = measured.statistics

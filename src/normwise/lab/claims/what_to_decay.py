@@ -173,6 +173,17 @@ class WhatToDecay(Claim):
         on_average = all_of(above(by_rate["mean"]) for by_rate in measured.statistics["gain"].values())
         return verdict_of(all_of(holds), any_of([*holds, on_average]))
 
+    def thresholds(self, measured: Measured) -> dict[str, tuple[float, ...]]:
+        """Return what the statistics are judged against."""
+        found: dict[str, tuple[float, ...]] = {
+            f"gain / {name} / {rate}": (0.0,)
+            for name, by_rate in measured.statistics["gain"].items()
+            for rate in by_rate
+        }
+        for part, costs in measured.statistics["scale"].items():
+            found |= {f"scale / {part} / {name}": (SAME if "cost" in name else 0.0,) for name in costs}
+        return found
+
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         l2, aws = (measured.statistics["gain"][f"{rule}: {MATRICES} − invariant"]["mean"] for rule in RULES)

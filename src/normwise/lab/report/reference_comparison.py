@@ -107,8 +107,9 @@ def compare(results: Mapping[str, Any], reference: Reference, claims: Sequence[s
     rows = [row for claim in found.values() for row in claim["rows"]]
     for row, differs in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["agrees"] = not differs
-    for claim in found.values():
+    for name, claim in found.items():
         verdict = claim["verdict"]
+        claim["explanation"] = _explanation(claim, results["claims"][name].get("thresholds", {}))
         claim["agrees"] = (
             all(row["agrees"] for row in claim["rows"])
             if claim["rows"]
@@ -167,6 +168,11 @@ def lines(comparison: Mapping[str, Any], most: int = 12) -> list[str]:
     said = []
     for name, claim in comparison["claims"].items():
         said += [f"{name}: {difference}" for difference in claim["protocol"]]
+    for name, claim in comparison["claims"].items():
+        verdict, why = claim["verdict"], claim["explanation"]
+        if verdict["here"] != verdict["reference"]:
+            flip = f"{name}: {verdict['here']} here, {verdict['reference']} in the reference"
+            said.append(f"{flip}: {'; '.join(why[:2])}" if why else flip)
     differing = [
         f"differs: {name}: {row['statistic']}: {_number(row['here'])}, reference {_number(row['reference'])}"
         for name, claim in comparison["claims"].items()
@@ -209,6 +215,27 @@ def _claim(here: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, A
         "protocol": _differences(here["protocol"], reference["protocol"]),
         "rows": rows,
     }
+
+
+def _explanation(claim: Mapping[str, Any], thresholds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return which statistics decide differently, if the verdicts differ; those that agree come first."""
+    if claim["verdict"]["here"] == claim["verdict"]["reference"]:
+        return []
+    said = []
+    for row in sorted(claim["rows"], key=lambda row: not row["agrees"]):
+        for threshold in thresholds.get(row["statistic"], ()):
+            inside = [
+                side for side in ("here", "reference") if row[side]["low"] <= threshold <= row[side]["high"]
+            ]
+            beyond = [row[side]["mean"] > threshold for side in ("here", "reference")]
+            if not inside and beyond[0] == beyond[1]:
+                continue
+            where = {0: "between the two", 1: f"in that of {inside[0] if inside else ''}", 2: "in both"}
+            said.append(
+                f"{row['statistic']} {'agrees' if row['agrees'] else 'differs'}: {_number(row['here'])} "
+                f"against {_number(row['reference'])}; the threshold {threshold:g} lies {where[len(inside)]}"
+            )
+    return said
 
 
 def _estimates(tree: Any, path: _Path = ()) -> Iterator[tuple[_Path, _Estimate]]:

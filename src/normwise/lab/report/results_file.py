@@ -83,6 +83,7 @@ class Finding:
     verdict: Verdict
     statistics: dict[str, Any]
     protocol: Protocol
+    thresholds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ class ComparedClaim:
     compared: int
     outside: int
     rows: Sequence[ComparedStatistic]
+    explanation: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
