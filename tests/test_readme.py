@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from normwise.lab.claims.conditions import SIGNS
+
 README = Path(__file__).parents[1] / "README.md"
 RESULTS = README.parent / "docs" / "results"
-SIGNS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
 
 
 def claims(budget: str) -> dict[str, Any]:

@@ -103,7 +103,13 @@ def reproduce(
         )
         with started as workers:
             runs = _execute_all(claims, store, workers, announce, progress)
-    protocol = {"data": data, "budget": budget, "seeds": list(spent.seeds), "environment": _environment()}
+    protocol = {
+        "data": data,
+        "budget": budget,
+        "seeds": list(spent.seeds),
+        "experiments": spent.experiments,
+        "environment": _environment(),
+    }
     results = _earlier_results(out)
     for claim in claims:
         results["claims"][claim.id] = _judged(claim, runs) | {"protocol": protocol}
@@ -169,6 +175,7 @@ def _judged(claim: Claim, runs: FinishedRuns) -> dict[str, Any]:
         **claim.texts(),
         "changes": [asdict(change) for change in changes_of(claim.id)],
         "order": claim.order,
+        "failures_are_the_subject": claim.failures_are_the_subject,
         **claim.outcome(runs).as_dict(),
         "runs": {
             "count": len(statuses),

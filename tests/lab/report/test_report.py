@@ -220,7 +220,7 @@ def test_failures_are_shown(tmp_path: Path) -> None:
 
 def test_it_says_how_to_repeat_a_claim_and_gives_every_number(tmp_path: Path) -> None:
     html = _html(_claim(), tmp_path)
-    assert ">normwise reproduce made-up --data digits --budget quick --seeds 3</pre>" in html
+    assert ">normwise reproduce made-up --data digits --budget quick --seeds 0-2</pre>" in html
     assert '<th scope="row">difference</th><td>0.1235 [-0.1, 0.3], n = 3</td>' in html
     assert '<th scope="row">cells · 2 · holds</th><td>–</td>' in html
 

@@ -211,7 +211,7 @@ def test_every_number_that_is_read_can_be_drawn(points: list[tuple[Any, Any]], l
         (("statistics", "difference", "mean"), "a", "statistics.difference.mean is 'a', not a number"),
         (("statistics", "difference", "low"), 9.0, "statistics.difference: low 9.0 is above high 0.3"),
         (("statistics", "other"), float("inf"), "statistics.other is inf, not a number up to 1e+150"),
-        (("verdict",), "fine", "claims.shrink.verdict is 'fine', not 'reproduced' or 'partly' or 'not"),
+        (("verdict",), "fine", "claims.shrink.verdict is 'fine', not 'reproduced' or 'partly' or 'undec"),
         (("order",), True, "claims.shrink.order is True, not an integer"),
         (("title",), "\x1b[2J", "claims.shrink.title has a character that no page can show"),
         (("protocol", "data"), "digits; rm *", "protocol: data 'digits; rm *' is not one of fashion-mnist, "),

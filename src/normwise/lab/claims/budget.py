@@ -56,6 +56,19 @@ class Budget:
         """Whether this is the full budget."""
         return self.name == "full"
 
+    @property
+    def experiments(self) -> str:
+        """What is trained, in a sentence."""
+        run, text = self.training, self.text
+        channels = f"{run.width}, {2 * run.width} and {4 * run.width}"
+        blocks = "one block" if text.depth == 1 else f"{text.depth} blocks"
+        written = "the King James Bible" if text.data == BIBLE else "numbers in words"
+        return (
+            f"Trained are networks of three convolutions ({channels} channels) for {run.epochs} epochs on "
+            f"{run.train_size} images of {run.data} (sweeps: {self.small.train_size}) at {run.image_size} × "
+            f"{run.image_size} pixels, and a GPT of {blocks} for {text.length} steps on {written}."
+        )
+
     def at_least(self, seeds: int) -> tuple[int, ...]:
         """Return ``seeds`` of the budget, extended to at least this many."""
         first = self.seeds[0]

@@ -95,6 +95,7 @@ class Claim(ABC):
     arms: ClassVar[str]
     statistic: ClassVar[str]
     rule: ClassVar[str]
+    failures_are_the_subject: ClassVar[bool] = False  # runs that do not finish are what is asked about
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget

@@ -336,22 +336,19 @@ def _layer_rows(cell: Cell, finished: list[Layers]) -> list[list[str]]:
 
 
 def _plot(member: str, by_arm: dict[Arm, list[Layers]], key: str, momentum: float) -> Plot:
+    """Compare measured with predicted values: a row for each rule and layer."""
+    shown = {arm: finished for arm, finished in by_arm.items() if arm.momentum == momentum and finished}
+    rows = [(arm, finished, layer) for arm, finished in shown.items() for layer in finished[0]]
     series = []
-    for arm, finished in by_arm.items():
-        if arm.momentum != momentum or not finished:
-            continue
-        for name, label in ((key, "measured"), (f"predicted_{key}", "predicted")):
-            values: dict[float, Values] = {
-                float(k): [run[layer][name] for run in finished]
-                for k, layer in enumerate(finished[0], start=1)
-            }
-            curve = Series.over_seeds(
-                f"{arm.rule}, {label}", values, dashed=name != key, color=RULES.index(arm.rule)
-            )
-            series.append(curve if name == key else replace(curve, low=None, high=None, by_seed=None))
+    for name, label in ((key, "measured, with 95 % interval"), (f"predicted_{key}", "predicted")):
+        values: dict[float, Values] = {
+            float(k): [run[layer][name] for run in finished] for k, (_, finished, layer) in enumerate(rows)
+        }
+        series.append(Series.over_seeds(label, values))
     quantity, y_label = _PLOTTED[key]
     title = f"{quantity} by layer, momentum {momentum:g} ({family(member)})"
-    return Plot(title, "layer", y_label, series)
+    names = [f"{arm.rule}, layer {1 + list(finished[0]).index(layer)}" for arm, finished, layer in rows]
+    return Plot(title, "", y_label, series, categories=names)
 
 
 CLAIM = Equilibrium

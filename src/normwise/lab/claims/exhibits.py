@@ -28,7 +28,7 @@ class Series:
         y: Values, None where no run finished.
         low: Lower ends of the intervals.
         high: Upper ends of the intervals.
-        dashed: Whether the line is dashed.
+        dashed: Whether the line is dashed; 2: with short dashes.
         color: Index into the report's palette, shared by curves that belong together; None: the next colour.
         by_seed: The values of each seed, one sequence as long as ``x`` per seed.
     """
@@ -38,7 +38,7 @@ class Series:
     y: Sequence[float | None]
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
-    dashed: bool = False
+    dashed: bool | int = False
     color: int | None = None
     by_seed: Sequence[Sequence[float | None]] | None = None
 
@@ -54,7 +54,7 @@ class Series:
         cls,
         label: str,
         values: Mapping[float, Sequence[float | None]],
-        dashed: bool = False,
+        dashed: bool | int = False,
         color: int | None = None,
     ) -> Series:
         """Return means with 95 % intervals; ``values`` holds, for each x, one value per seed."""
@@ -76,7 +76,7 @@ class Series:
         label: str,
         metrics: Sequence[Mapping[str, Any]],
         key: str,
-        dashed: bool = False,
+        dashed: bool | int = False,
         color: int | None = None,
     ) -> Series:
         """Return a number that a run logged, over its steps; zeros are gaps, as on a log axis."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -108,6 +109,17 @@ class FinishedRuns:
                 first = failed[0]
                 notes.append(
                     f"{name}: {len(failed)} of {len(runs)} runs ended at step {first['step']} "
-                    f"({first['status']}): {first['reason']}"
+                    f"({first['status']}): {_readable(first['reason'])}"
                 )
         return notes
+
+
+def _readable(reason: str) -> str:
+    """Return why a run ended, with layers for groups of parameters and with rounded numbers.
+
+    Example:
+        >>> _readable("param_groups[1]['params'][0]: 0.18691588773600612 is too large")
+        'the weights of layer 1: 0.1869 is too large'
+    """
+    reason = re.sub(r"param_groups\[(\d+)\]\['params'\]\[0\]", r"the weights of layer \1", reason)
+    return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", reason)

@@ -164,12 +164,12 @@ class GlobalMinimum(Claim):
             for key in ("norm", "objective")
         )
         scale = "scale of the directions"
-        above = "objective above its least value"
+        above = "objective above its least value (nats)"
         return [
             Plot("The objective along a ray", scale, above, along, log_x=True, log_y=True),
             Plot("The gradient of the loss along a ray", scale, "‖∇L‖", gradient, log_x=True, log_y=True),
             Plot("Norms under descent", "step", "median norm of the units", norms, log_y=True),
-            Plot("The objective under descent", "step", "objective", objectives, log_y=True),
+            Plot("The objective under descent", "step", "objective (nats)", objectives, log_y=True),
         ]
 
 

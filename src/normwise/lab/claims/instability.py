@@ -46,6 +46,7 @@ class Instability(Claim):
 
     id = "instability"
     order = 6
+    failures_are_the_subject = True
     title = "Training instability"
     source = (
         "Li, Chen & Yang, AAAI 2020: with L2 the gradient grows as 1/‖W‖, down to float overflow, and "
@@ -208,7 +209,7 @@ class Instability(Claim):
                 f"{rule}, {dtype}",
                 runs.metrics(run),
                 "norm",
-                dashed=dtype != "float32",
+                dashed=DTYPES["full"].index(dtype),
                 color=list(DEAD).index(rule),
             )
             for (rule, dtype), run in self._dead().items()
@@ -311,7 +312,7 @@ def _large_plot(member: str, accuracy: dict[tuple[str, str, int], list[float]]) 
         Series.over_seeds(
             f"{arm}, {mode}",
             {float(k): accuracy[arm, mode, k] for k in MULTIPLES},
-            dashed=mode != "flow",
+            dashed=MODES["full"].index(mode),
             color=color,
         )
         for color, arm in enumerate((L2, AWS))

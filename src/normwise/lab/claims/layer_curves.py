@@ -41,7 +41,7 @@ def layer_curves(runs: FinishedRuns, arms: Mapping[str, Run], subject: str, degr
                 f"{arm}, {layer}",
                 [line["step"] for line in lines],
                 [line["layers"][layer][key] or None for line in lines],
-                dashed=k > 0,
+                dashed=k,  # three layers at most
                 color=color,
             )
             for color, (arm, lines) in enumerate(metrics.items())

@@ -149,7 +149,7 @@ class Migration(Claim):
                 if runs.status(run) == "finished"
             ]
             subject = f"{half}, seed {first}"
-            plots.append(Plot(f"Training loss over time ({subject})", "step", "training loss", curves))
+            plots.append(Plot(f"Training loss over time ({subject})", "step", "training loss (nats)", curves))
             traces += layer_curves(runs, arms, subject, degree=2 if half == IMAGES else 1)
         columns = ["recipe", "norms apart", "without decay", "effective learning rates apart"]
         columns += ["rotations apart", "result of the recipe", "of the twin", "difference, 90 % interval"]

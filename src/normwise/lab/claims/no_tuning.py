@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import normwise as nw
 from normwise.lab.claims.budget import Budget
 from normwise.lab.claims.claim import Claim, Exhibits, Measured
 from normwise.lab.claims.conditions import Verdict, above, all_of, verdict_of
-from normwise.lab.claims.exhibits import HeatMap, Plot, Series, Table
+from normwise.lab.claims.exhibits import HeatMap, Plot, Table, dot_plot
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.statistics import Estimate, mean_with_interval, median, pooled_deviation, within
 from normwise.lab.claims.tuning import Choice, TunedValues, mean_of_tuned, mean_over_cells
@@ -318,7 +318,7 @@ class NoTuning(Claim):
             what = "Test accuracy (%)" if score is POINTS else "Minus test loss (0.01 nats)"
             title = f"{what}, and the other arms minus the {TUNED}: {setup}"
             tables.append(Table(title, columns, rows))
-            plots.append(_plot(setup, score, means))
+            plots.append(_plot(setup, score, measured.statistics[setup]))
             if self.budget.full:
                 for arm in (STARTED, CENTRED, AS_IS):
                     maps.append(_map(f"{arm}, minus the L2 tuned in the cell: {setup}", score, means[arm]))
@@ -403,20 +403,17 @@ def _rounded(estimate: Estimate) -> float | None:
     return round(estimate.mean, 2) if estimate.n else None
 
 
-def _plot(setup: str, score: Score, means: dict[str, dict[Cell, float | None]]) -> Plot:
+def _plot(setup: str, score: Score, found: Mapping[str, Mapping[str, Any]]) -> Plot:
+    """Show AWS from equilibrium, and the L2 tuned in the centre, against the L2 tuned in each cell."""
     series = [
-        Series(
-            f"{arm}, learning rate × {factor:g}",
-            [cell.scale for cell in means[arm] if cell.factor == factor],
-            [value for cell, value in means[arm].items() if cell.factor == factor],
-            dashed=dashed,
-            color=k,
+        replace(
+            dot_plot("", "", {cell: of[f"{arm} minus {TUNED}"] for cell, of in found.items()}).series[0],
+            label=arm,
         )
-        for arm, dashed in ((STARTED, False), (CENTRED, True))
-        for k, factor in enumerate(FACTORS)
+        for arm in (STARTED, CENTRED)
     ]
     title = f"Compared with the L2 tuned in the cell: {setup}"
-    return Plot(title, "norm of every unit at the start", f"difference ({score.unit})", series, log_x=True)
+    return Plot(title, "", f"difference ({score.unit})", series, categories=list(found), reference=0.0)
 
 
 def _map(title: str, score: Score, values: dict[Cell, float | None]) -> HeatMap:

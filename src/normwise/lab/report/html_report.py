@@ -8,7 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from normwise.lab.claims.conditions import SIGNS
 from normwise.lab.engine.store import write_atomically
+from normwise.lab.report.dot_plots import dots_svg
 from normwise.lab.report.heat_maps import heat_table
 from normwise.lab.report.inline_svg import inline_svg, legend_key
 from normwise.lab.report.paper_figures import Figure, heat_figure, plot_figure
@@ -16,9 +18,6 @@ from normwise.lab.report.plot_style import PALETTE, SHAPES, color_of, has_marker
 from normwise.pages import data_block, environment, script_hash, vendored
 
 __all__ = ["write_report"]
-
-VERDICTS = ("reproduced", "partly", "not reproduced")
-SIGNS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
 
 
 def write_report(results: dict[str, Any], path: Path) -> Path:
@@ -57,8 +56,11 @@ def _page(results: dict[str, Any], claims: list[tuple[str, dict[str, Any]]]) -> 
         claims=[_claim(name, claim, results) for name, claim in claims],
         tally=[
             (verdict, SIGNS[verdict], sum(claim["verdict"] == verdict for _, claim in claims))
-            for verdict in VERDICTS
+            for verdict in SIGNS
         ],
+        own=sum(_is_own(claim) for _, claim in claims),
+        experiments=list(dict.fromkeys(filter(None, (c["protocol"].get("experiments") for _, c in claims)))),
+        changes=_all_changes(claims),
         runs=_runs(claims),
         finished=results["finished"],
         colors=len(PALETTE),
@@ -101,8 +103,12 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
     """Return a claim with the additional entries that the template needs."""
     seeds = claim["protocol"]["seeds"]
     return {
+        "changes": (),
+        "failures_are_the_subject": False,
         **claim,
         "name": name,
+        "headline": claim.get("headline") or "",
+        "own": _is_own(claim),
         "sign": SIGNS[claim["verdict"]],
         "word": claim["verdict"].split()[0],
         "figures": [_figure(plot, f"{name}-{k + 1}", seeds) for k, plot in enumerate(claim["plots"])],
@@ -120,6 +126,21 @@ def _claim(name: str, claim: dict[str, Any], results: dict[str, Any]) -> dict[st
     }
 
 
+def _is_own(claim: dict[str, Any]) -> bool:
+    """Whether a claim is not in the paper."""
+    return bool(claim["source"].startswith("Not in the paper"))
+
+
+def _all_changes(claims: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the changes of all claims, each once."""
+    found = {
+        (change["date"], change["commit"], change["what"]): change
+        for _, claim in claims
+        for change in claim.get("changes") or ()
+    }
+    return sorted(found.values(), key=lambda change: str(change["date"]))
+
+
 def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the comparison of a claim with the reference: a sentence, and a row per remarkable statistic."""
     if found is None:
@@ -127,6 +148,7 @@ def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
     differ = sum(not row["agrees"] for row in found["rows"])
     verdicts = found["verdict"]
     return {
+        "explanation": found.get("explanation") or [],
         "sentence": f"The verdict is “{verdicts['here']}” here and “{verdicts['reference']}” in the "
         f"reference. Of {found['compared']} statistics that both have, {found['outside']} are outside the 95 "
         f"% interval of their difference, where chance alone would put about {found['compared'] / 20:.0f}; "
@@ -146,7 +168,7 @@ def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
 def _command(name: str, protocol: dict[str, Any]) -> str:
     return (
         f"normwise reproduce {name} --data {protocol['data']} --budget {protocol['budget']} "
-        f"--seeds {len(protocol['seeds'])}"
+        f"--seeds {protocol['seeds'][0]}-{protocol['seeds'][-1]}"
     )
 
 
@@ -157,7 +179,7 @@ def _figure(plot: dict[str, Any], identifier: str, seeds: list[int]) -> dict[str
             **{
                 part: curve[part] for part in ("label", "x", "y", "low", "high", "by_seed") if curve.get(part)
             },
-            "dashed": curve["dashed"],
+            "dashed": int(curve["dashed"]),
             "color": color_of(curve, k),
             "shape": k % len(SHAPES) if has_markers(curve) else None,
         }
@@ -167,7 +189,8 @@ def _figure(plot: dict[str, Any], identifier: str, seeds: list[int]) -> dict[str
     return {
         **axes,
         "id": identifier,
-        "svg": inline_svg(plot, identifier),
+        "dots": bool(plot.get("categories")),
+        "svg": dots_svg(plot) if plot.get("categories") else inline_svg(plot, identifier),
         "legend": [(legend_key(curve, k), curve["label"]) for k, curve in enumerate(plot["series"])],
         "bands": any(curve["low"] is not None and curve["high"] is not None for curve in plot["series"]),
         "data": data_block({**axes, "seeds": seeds, "series": series}),

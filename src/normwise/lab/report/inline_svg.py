@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from normwise.lab.report.plot_style import SHAPES, color_of, extent, has_markers, tick_label, ticks
+from normwise.lab.report.plot_style import SHAPES, color_of, dash_of, extent, has_markers, tick_label, ticks
 
 __all__ = ["inline_svg", "legend_key"]
 
@@ -67,7 +67,7 @@ def inline_svg(plot: dict[str, Any], prefix: str) -> Markup:
 def legend_key(series: dict[str, Any], k: int) -> Markup:
     """Return the line and the marker of the k-th series of a plot, for the legend."""
     shape = f'<path class="mark" d="M15 7{_shape(k)}"/>' if has_markers(series) else ""
-    dash = ' stroke-dasharray="6 4"' if series["dashed"] else ""
+    dash = dash_of(series)
     return Markup(
         f'<svg class="key series-{color_of(series, k)}" viewBox="0 0 30 14" aria-hidden="true">'
         f'<path class="line"{dash} d="M1 7H29"/>{shape}</svg>'
@@ -93,7 +93,7 @@ def _scale(low: float, high: float, start: float, end: float, log: bool) -> Scal
 
 def _curve(series: dict[str, Any], k: int, across: Scale, up: Scale) -> str:
     places = [(across(x), up(y)) for x, y in zip(series["x"], series["y"], strict=True)]
-    dash = ' stroke-dasharray="6 4"' if series["dashed"] else ""
+    dash = dash_of(series)
     lines = "".join(_line(run) if len(run) > 1 else _dot(run[0]) for run in _runs(places))
     text = f'<g class="series-{color_of(series, k)}"><path class="line"{dash} d="{lines}"/>'
     if has_markers(series):

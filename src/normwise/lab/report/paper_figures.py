@@ -13,6 +13,7 @@ from normwise.lab.report.plot_style import PALETTE, color_of, extent, has_marker
 __all__ = ["Figure", "heat_figure", "plot_figure"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # matplotlib's codes for plot_style.SHAPES
+LINES = ("-", "--", ":")
 _INK = "#222222"
 
 
@@ -25,6 +26,8 @@ class Figure(NamedTuple):
 
 def plot_figure(plot: dict[str, Any]) -> Figure:
     """Return a plot (``dataclasses.asdict`` of a Plot) as a figure."""
+    if plot.get("categories"):
+        return _dots_figure(plot)
     with _style():
         from matplotlib.figure import Figure as Canvas
 
@@ -39,6 +42,38 @@ def plot_figure(plot: dict[str, Any]) -> Figure:
         axes.set(xlabel=plot["x_label"], ylabel=plot["y_label"])
         axes.set_title(plot["title"], fontsize=10, wrap=True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
+        return _saved(fig)
+
+
+def _dots_figure(plot: dict[str, Any]) -> Figure:
+    """Return a plot with categories: a row for each name, values from left to right."""
+    with _style():
+        from matplotlib.figure import Figure as Canvas
+
+        names, count = plot["categories"], len(plot["series"])
+        fig = Canvas(figsize=(5.6, 0.9 + (0.12 + 0.17 * count) * len(names)))
+        axes = fig.add_subplot()
+        drawn = [v for s in plot["series"] for name in ("y", "low", "high") for v in s[name] or ()]
+        _axis(axes, "x", [*drawn, plot["reference"]], plot["log_y"])
+        for k, series in enumerate(plot["series"]):
+            for place, x in enumerate(series["x"]):
+                y = x + (k - (count - 1) / 2) * 0.7 / count
+                ends = [series[part][place] if series[part] else None for part in ("low", "high")]
+                colour = PALETTE[color_of(series, k)]
+                if None not in ends:
+                    axes.plot(ends, [y, y], color=colour, linewidth=1.4)
+                if series["y"][place] is not None:
+                    label = series["label"] if place == 0 and count > 1 else None
+                    mark = MARKERS[k % len(MARKERS)]
+                    axes.plot([series["y"][place]], [y], mark, color=colour, markersize=5, label=label)
+        if plot["reference"] is not None:
+            axes.axvline(plot["reference"], color=_INK, linewidth=0.8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel=plot["y_label"])
+        axes.set_title(plot["title"], fontsize=10, wrap=True)
+        if count > 1:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
         return _saved(fig)
 
 
@@ -134,7 +169,7 @@ def _curve(axes: Any, series: dict[str, Any], k: int) -> None:
         color=colour,
         marker=marker if has_markers(series) else None,
         markersize=5,
-        linestyle="--" if series["dashed"] else "-",
+        linestyle=LINES[int(series["dashed"])],
         linewidth=1.6,
         label=series["label"],
     )

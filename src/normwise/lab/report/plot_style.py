@@ -10,6 +10,7 @@ __all__ = [
     "PALETTE",
     "SHAPES",
     "color_of",
+    "dash_of",
     "extent",
     "has_markers",
     "number",
@@ -31,6 +32,12 @@ SHAPES = (
 )
 _DENSE = 20  # a curve with more points has no markers
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def dash_of(series: dict[str, Any]) -> str:
+    """Return the SVG attribute of the dashes of a series: none, long or short."""
+    dashes = ("", "6 4", "2 4")[int(series["dashed"])]
+    return f' stroke-dasharray="{dashes}"' if dashes else ""
 
 
 def color_of(series: dict[str, Any], k: int) -> int:

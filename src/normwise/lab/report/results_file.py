@@ -56,6 +56,7 @@ class Protocol:
     budget: Literal["quick", "full"]
     seeds: Sequence[int]
     environment: Mapping[str, str]
+    experiments: str = ""
 
     def __post_init__(self) -> None:
         if self.data not in DATASETS:  # the page shows it in a command to be copied
@@ -99,6 +100,7 @@ class StoredClaim(Exhibits, Finding):
     order: int
     runs: Runs
     headline: str = ""
+    failures_are_the_subject: bool = False
     changes: Sequence[Change] = ()
 
 

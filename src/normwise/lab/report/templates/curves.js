@@ -60,7 +60,7 @@
     const colour = () => ink(`series-${series.color}`);
     const plain = { label: series.label, stroke: colour, points: { show: false } };
     if (kind === "mean") {
-      return { ...plain, width: 2, dash: series.dashed ? [7, 5] : undefined, points: marks(series) };
+      return { ...plain, width: 2, dash: [undefined, [7, 5], [2, 4]][series.dashed], points: marks(series) };
     }
     if (kind === "seed") return { ...plain, width: 1, alpha: 0.55, show: false };
     return { ...plain, stroke: "transparent", width: 0 };

@@ -20,10 +20,28 @@
   // ---- the page ---------------------------------------------------------------------------------------
   const draw = (figure) => charts.push(new Chart(figure));
   const folded = (figure) => figure.closest("details:not([open])");
-  document.querySelectorAll("figure.plot").forEach((figure) => folded(figure) || draw(figure));
-  document.querySelectorAll("details.traces").forEach((details) => details.addEventListener("toggle", () => {
-    if (details.open) details.querySelectorAll("figure.plot:not(.live)").forEach(draw);
+  const curves = "figure.plot:not(.dotted):not(.live)";
+  const drawAll = (within) => within.querySelectorAll(curves).forEach((figure) => folded(figure) || draw(figure));
+  drawAll(document);
+  document.querySelectorAll("details.traces, details.claim").forEach((details) => {
+    details.addEventListener("toggle", () => details.open && drawAll(details));
+  });
+
+  // A link to a claim opens it.
+  const unfold = () => {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const details = target.querySelector("details.claim") ?? target.closest("details.claim");
+    if (details && !details.open) {
+      details.open = true;
+      target.scrollIntoView();
+    }
+  };
+  addEventListener("hashchange", unfold);
+  document.querySelectorAll('a[href^="#"]').forEach((a) => a.addEventListener("click", () => {
+    if (a.hash === location.hash) unfold(); // again: no hashchange
   }));
+  unfold();
 
   const redraw = () => charts.forEach((chart) => chart.u.redraw(false, true));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -31,7 +49,7 @@
   // On paper everything is said: how each claim was judged, and how to repeat it.
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details.repeat:not([open])")];
+    opened = [...document.querySelectorAll("details.claim:not([open]), details.repeat:not([open])")];
     opened.forEach((details) => (details.open = true));
   });
   addEventListener("afterprint", () => opened.forEach((details) => (details.open = false)));
