@@ -2,9 +2,9 @@
 
     python -m benchmarks.stability --out DIR
 
-runs the quick budget with other vector instructions and with disjoint sets of seeds, each in a folder of DIR,
-and prints verdict × instructions × seeds. The same command goes on where it was stopped. The exit code is 1 if
-a claim is reproduced in one job and not reproduced in another.
+runs the quick budget with other vector instructions and with disjoint sets of seeds, each in a folder of
+DIR, and prints verdict × instructions × seeds. The same command goes on where it was stopped. The exit code
+is 1 if a claim is reproduced in one job and not reproduced in another.
 """
 
 from __future__ import annotations

@@ -172,6 +172,8 @@ def test_nothing_scrolls_sideways(browser: Any, report: Path, width: int) -> Non
 
 def test_without_a_script_the_curves_are_there(browser: Any, report: Path) -> None:
     with _opened(browser, report, java_script_enabled=False) as page:
+        assert page.locator("#plain-1 .static svg").is_hidden()
+        page.locator("#plain > details > summary").click()
         assert page.locator("#plain-1 .static svg").is_visible()
         assert page.locator("#plain-1 .canvas").is_hidden()
 
