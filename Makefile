@@ -55,6 +55,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(VENV)/.lab: $(VENV)/.venv pyproject.toml
+	@echo "installing $(TORCH) and normwise into $(VENV): 1.3 GB, some minutes, once"
 	$(PIP) $(TORCH)
 	$(PIP) -e '.[lab,peers]'
 	touch $@

@@ -24,9 +24,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The budget of a second, and no figures for a paper, which take longer."""
     real = Budget.of
 
-    def of(name: str, data: str, fingerprint: str, seeds: int | None = None) -> Budget:
+    def of(name: str, data: str, fingerprint: str, seeds: str | int | None = None) -> Budget:
         real(name, data, fingerprint, seeds)  # its checks
-        return budget(seeds=tuple(range(seeds or 2)))
+        return budget(seeds=(0, 1) if seeds is None else seeds_from(seeds))
 
     monkeypatch.setattr(Budget, "of", of)
     with made_up_results.without_figures():
@@ -54,7 +54,9 @@ def test_reproduce_leaves_runs_results_and_a_report(
     assert printed == results
     assert set(results["claims"]) == set(claims)
     for claim in results["claims"].values():
-        assert claim["verdict"] in ("reproduced", "partly", "not reproduced")
+        assert claim["verdict"] in ("reproduced", "partly", "undecided", "not reproduced")
+        assert claim["headline"]
+        assert claim["changes"]
         for identity in claim["runs"]["identities"]:
             folder = out / "runs" / identity
             assert {path.name for path in folder.iterdir()} == {
@@ -71,6 +73,8 @@ def test_reproduce_leaves_runs_results_and_a_report(
     captured = capsys.readouterr()
     assert "all runs are done already" in captured.err
     assert "initialization" in captured.out
+    assert max(map(len, captured.out.splitlines())) <= 80
+    assert len(captured.out.splitlines()) == len(claims) + 1  # a line for each claim, and what the signs mean
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == stamps
     again = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert again["claims"] == results["claims"]
@@ -112,7 +116,7 @@ _JOB = """
 from pathlib import Path
 import sys
 from tests.lab.small import budget
-from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.budget import Budget, seeds_from
 from normwise.lab.reproduce import reproduce
 Budget.of = lambda *_: budget()
 reproduce(["under-fitting"], out=Path(sys.argv[1]), data="digits", jobs=2)
@@ -169,10 +173,12 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
         (["gravity"], "claim 'gravity' is not known: choose from "),
         (["--data", "imagenet"], "--data imagenet is not known: choose from fashion-mnist, digits"),
         (["--budget", "endless"], "--budget endless is not known: choose from quick, full"),
-        (["--seeds", "1"], "--seeds 1 is not possible: give 2"),
+        (["--seeds", "1"], "--seeds 1 is not possible: give their number, 2"),
         (["--jobs", "0"], "--jobs 0 is not possible: give 1 or more"),
         (["--depth", "3"], "No such option: --depth"),
-        (["--seeds", "many"], "Invalid value for '--seeds'"),
+        (["--seeds", "many"], "--seeds many is not possible"),
+        (["--seeds", "5-5"], "--seeds 5-5 is not possible"),
+        (["--seeds", "900-1001"], "--seeds 900-1001 is not possible"),
     ],
 )
 def test_what_is_not_possible_is_said_in_a_line_with_exit_code_2(
@@ -209,19 +215,25 @@ def test_missing_data_are_an_error_when_offline(
     assert "fashion-mnist" in capsys.readouterr().err
 
 
-def test_the_time_left_is_that_of_the_lot_of_runs_under_way(
+def test_the_time_left_does_not_jump(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     line = _lines()
-    line(0, 2, 0.0)
-    now[0] = 1000.0
-    line(2, 2, 1.0)
-    line(0, 100, 0.0)
-    now[0] += 30
-    line(10, 100, 0.25)
-    assert "10 of 100 runs, about 90 s left" in capsys.readouterr().err
+    line(0, 100, 600.0)
+    assert "100 runs to do, about 10 min left" in capsys.readouterr().err
+    said = []
+    for done, left in enumerate((3600.0, 60.0, 3600.0, 60.0), start=1):  # estimates that jump
+        now[0] += 30
+        line(done, 100, left)
+        said.append(float(capsys.readouterr().err.split("about ")[1].split()[0]))
+    assert all(abs(one - other) <= 6 for one, other in zip(said, said[1:], strict=False))
+    for done in range(5, 60):  # and settles on what stays
+        now[0] += 1
+        line(done, 100, 300.0)
+    line(100, 100, 300.0)
+    assert capsys.readouterr().err.endswith("100 of 100 runs, about 5 min left\n")
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -176,7 +176,11 @@ def test_finished_runs_are_not_repeated_and_damaged_ones_are(
     seen: list[tuple[int, int, float]] = []
     first, second = training(), training(seed=1)
     summaries = execute([first, second, first], store, progress=lambda *now: seen.append(now))
-    assert seen == [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0)]
+    assert [now[:2] for now in seen] == [(0, 2), (1, 2), (2, 2)]
+    lefts = [now[2] for now in seen]
+    assert lefts[0] == pytest.approx(first.cost + second.cost)
+    assert lefts == sorted(lefts, reverse=True)
+    assert lefts[-1] == 0
     (store.run_folder(second) / "summary.json").write_text('{"status": "fini')
     done: list[Run] = []
 

@@ -110,6 +110,26 @@ def test_verdicts_decide_only_where_there_is_nothing_else() -> None:
     assert _compared(_results({}), _results({}))["agrees"]
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "where"),
+    [
+        ([1.6, 2.3, 2.9], [1.6, 1.9, 2.3], "in both"),
+        ([1.6, 2.3, 2.9], [1.5, 1.51, 1.52], "in that of here"),
+        ([2.5, 2.51, 2.52], [1.5, 1.51, 1.52], "between the two"),
+    ],
+)
+def test_a_flipped_verdict_is_explained_in_its_line(here: list[float], there: list[float], where: str) -> None:
+    mine, other = _results({"spread": _estimate(here)}), _results({"spread": _estimate(there)}, "partly")
+    mine["claims"]["shrink"]["thresholds"] = {"spread": [2.0], "unknown": [0.0]}
+    found = _compared(mine, other)
+    (line,) = [line for line in lines(found) if line.startswith("shrink: reproduced here, partly in")]
+    agrees = "agrees" if found["claims"]["shrink"]["rows"][0]["agrees"] else "differs"
+    assert f"spread {agrees}: {sum(here) / 3:.4g} [" in line
+    assert line.endswith(f"the threshold 2 lies {where}")
+    same = _compared(mine, _results({"spread": _estimate(there)}))
+    assert same["claims"]["shrink"]["explanation"] == []
+
+
 def test_what_was_done_differently_is_said() -> None:
     here = _results({}, environment={"torch": "2.13.0"})
     there = _results({}, budget="full", environment={"torch": "2.14.0"})

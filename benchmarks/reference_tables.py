@@ -1,0 +1,82 @@
+"""The tables of README.md and docs/results/README.md, from docs/results/*/results.json.
+
+    python -m benchmarks.reference_tables
+
+rewrites what stands between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``. A test compares the
+pages with these tables, so no number in them is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from normwise.lab.claims.changes import CHANGES
+from normwise.lab.claims.conditions import SIGNS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+BUDGETS = ("quick", "full")
+
+
+def claims(budget: str) -> dict[str, Any]:
+    """Return the claims of the reference results, in the order of the report."""
+    found = json.loads((RESULTS / budget / "results.json").read_text(encoding="utf-8"))["claims"]
+    return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
+
+
+def results_table(budget: str) -> str:
+    """Return the verdicts and answers of a budget."""
+    rows = [f"| `{name}` | {claim['verdict']} | {claim['answer']} |" for name, claim in claims(budget).items()]
+    return "\n".join(["| claim | verdict | found |", "|---|---|---|", *rows])
+
+
+def readme_table() -> str:
+    """Return a line for each claim: verdicts of both budgets, and what the quick budget found."""
+    full = claims("full")
+    rows = []
+    for name, claim in claims("quick").items():
+        other = SIGNS[full[name]["verdict"]] if name in full else "–"
+        own = " (not in the paper)" if claim["source"].startswith("Not in the paper") else ""
+        rows.append(
+            f"| {claim['title']}{own} | {SIGNS[claim['verdict']]} | {claim['headline']} | {other} |"
+        )
+    return "\n".join(["| claim | quick | found in the quick budget | full |", "|---|---|---|---|", *rows])
+
+
+def changes_list() -> str:
+    """Return the changes of the registration."""
+    return "\n".join(
+        f"- {change.date}, {', '.join(change.claims) or 'all claims'}: {change.what} *Why:* {change.reason} "
+        f"(“{change.commit}”)"
+        for change in CHANGES
+    )
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """Return the tables by page and mark."""
+    return {
+        ROOT / "README.md": {"claims": readme_table()},
+        RESULTS / "README.md": {
+            **{budget: results_table(budget) for budget in BUDGETS},
+            "changes": changes_list(),
+        },
+    }
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for page, tables in pages().items():
+        text = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+            text, count = marked.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+            if count != 1:
+                raise ValueError(f"{page} has {count} places marked {name}: it needs one")
+        page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
