@@ -29,7 +29,9 @@ def claims(budget: str) -> dict[str, Any]:
 
 def results_table(budget: str) -> str:
     """Return the verdicts and answers of a budget."""
-    rows = [f"| `{name}` | {claim['verdict']} | {claim['answer']} |" for name, claim in claims(budget).items()]
+    rows = [
+        f"| `{name}` | {claim['verdict']} | {claim['answer']} |" for name, claim in claims(budget).items()
+    ]
     return "\n".join(["| claim | verdict | found |", "|---|---|---|", *rows])
 
 
@@ -40,9 +42,7 @@ def readme_table() -> str:
     for name, claim in claims("quick").items():
         other = SIGNS[full[name]["verdict"]] if name in full else "–"
         own = " (not in the paper)" if claim["source"].startswith("Not in the paper") else ""
-        rows.append(
-            f"| {claim['title']}{own} | {SIGNS[claim['verdict']]} | {claim['headline']} | {other} |"
-        )
+        rows.append(f"| {claim['title']}{own} | {SIGNS[claim['verdict']]} | {claim['headline']} | {other} |")
     return "\n".join(["| claim | quick | found in the quick budget | full |", "|---|---|---|---|", *rows])
 
 
@@ -72,9 +72,11 @@ def main() -> None:
         text = page.read_text(encoding="utf-8")
         for name, table in tables.items():
             marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-            text, count = marked.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
-            if count != 1:
-                raise ValueError(f"{page} has {count} places marked {name}: it needs one")
+            places = list(marked.finditer(text))
+            if len(places) != 1:
+                raise ValueError(f"{page} has {len(places)} places marked {name}: it needs one")
+            (place,) = places
+            text = f"{text[: place.end(1)]}{table}\n{text[place.start(2) :]}"
         page.write_text(text, encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.lab.small import budget
 from tests.pages import made_up_results
 
 from normwise.cli import _lines, main
-from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.budget import Budget, seeds_from
 from normwise.lab.engine.store import Store
 from normwise.lab.reproduce import rebuild_report, reproduce
 
@@ -228,7 +229,7 @@ def test_the_time_left_does_not_jump(
         now[0] += 30
         line(done, 100, left)
         said.append(float(capsys.readouterr().err.split("about ")[1].split()[0]))
-    assert all(abs(one - other) <= 6 for one, other in zip(said, said[1:], strict=False))
+    assert all(abs(one - other) <= 6 for one, other in pairwise(said))
     for done in range(5, 60):  # and settles on what stays
         now[0] += 1
         line(done, 100, 300.0)

@@ -118,7 +118,9 @@ def test_verdicts_decide_only_where_there_is_nothing_else() -> None:
         ([2.5, 2.51, 2.52], [1.5, 1.51, 1.52], "between the two"),
     ],
 )
-def test_a_flipped_verdict_is_explained_in_its_line(here: list[float], there: list[float], where: str) -> None:
+def test_a_flipped_verdict_is_explained_in_its_line(
+    here: list[float], there: list[float], where: str
+) -> None:
     mine, other = _results({"spread": _estimate(here)}), _results({"spread": _estimate(there)}, "partly")
     mine["claims"]["shrink"]["thresholds"] = {"spread": [2.0], "unknown": [0.0]}
     found = _compared(mine, other)

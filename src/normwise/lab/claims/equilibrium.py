@@ -187,7 +187,13 @@ class Equilibrium(Claim):
             Table(
                 "Measured and predicted: means over seeds of medians over units",
                 columns,
-                [row for cell, finished in layers.items() for row in _layer_rows(cell, finished)],
+                [
+                    row
+                    for (cell, finished), entry in zip(
+                        layers.items(), measured.statistics["settings"], strict=True
+                    )
+                    for row in _layer_rows(cell, finished, entry)
+                ],
             ),
             Table(
                 "Rotation of the fastest layer over that of the slowest",
@@ -321,18 +327,17 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 3)
 
 
-def _layer_rows(cell: Cell, finished: list[Layers]) -> list[list[str]]:
+def _layer_rows(cell: Cell, finished: list[Layers], entry: dict[str, Any]) -> list[list[str]]:
     digits = {"gradient_scale": 3, "norm": 3, "predicted_norm": 3, "norm_ratio": 3}
     digits |= {"turn": 4, "predicted_turn": 4, "turn_ratio": 3, "drift": 3}
     member, arm = cell
-    return [
-        [family(member), str(arm), layer]
-        + [
-            f"{mean_with_interval([run[layer][key] for run in finished]).mean:.{n}f}"
-            for key, n in digits.items()
-        ]
-        for layer in (finished[0] if finished else ())
-    ]
+    rows = []
+    for layer in finished[0] if finished else ():
+        means = {key: mean_with_interval([run[layer][key] for run in finished]).mean for key in digits}
+        texts = {key: f"{means[key]:.{n}f}" for key, n in digits.items()}
+        texts |= {f"{key}_ratio": f"{entry[key][layer]:.3f}" for key in KEYS}
+        rows.append([family(member), str(arm), layer, *texts.values()])
+    return rows
 
 
 def _plot(member: str, by_arm: dict[Arm, list[Layers]], key: str, momentum: float) -> Plot:

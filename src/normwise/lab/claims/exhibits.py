@@ -114,12 +114,14 @@ class Plot:
                 raise ValueError(f"x of {series.label!r} has a value that is no index of a category")
 
 
-def dot_plot(title: str, label: str, estimates: Mapping[str, Estimate], reference: float = 0.0) -> Plot:
+def dot_plot(
+    title: str, label: str, estimates: Mapping[str, Estimate], reference: float = 0.0, level: str = "95 %"
+) -> Plot:
     """Return a plot with a point and its interval for each name."""
     found = list(estimates.values())
     known = [estimate.n > 1 for estimate in found]
     series = Series(
-        "mean and 95 % interval",
+        f"mean and {level} interval",
         list(range(len(found))),
         [estimate.mean if estimate.n else None for estimate in found],
         [estimate.low if shown else None for estimate, shown in zip(found, known, strict=True)],

@@ -8,7 +8,7 @@ import normwise as nw
 from normwise.lab.claims.claim import Claim, Exhibits, Measured, in_short
 from normwise.lab.claims.conditions import Verdict, all_of, any_of, equivalent, negated, verdict_of
 from normwise.lab.claims.effective_learning_rate import EffectiveLearningRate
-from normwise.lab.claims.exhibits import Plot, Series, Table, family
+from normwise.lab.claims.exhibits import Table, dot_plot, family
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import equivalence, mean_with_interval
@@ -112,29 +112,25 @@ class Generalization(Claim):
         seeds = self.budget.many_seeds
         rows, plots, differences = [], [], []
         for member in self.budget.members:
-            statistics, accuracy = measured.statistics[member], measured.details[member]
+            statistics = measured.statistics[member]
             same, control = statistics["sphere_minus_L2"], statistics["control_minus_L2"]
             rows.append(
                 [
                     family(member),
-                    *(statistics["test_accuracy"][arm].short for arm in labels),
+                    *(str(statistics["test_accuracy"][arm]) for arm in labels),
                     f"{same.difference:+.2f}",
                     "yes" if same.shown else "not shown",
                     f"{100 * same.power:.0f} %",
                     f"{control.difference:+.2f}",
                 ]
             )
-            curves = [
-                Series(label, list(seeds), accuracy[arm], dashed=arm == SCHEDULED)
-                for arm, label in labels.items()
-            ]
-            plots.append(
-                Plot(f"Test accuracy by seed ({family(member)})", "seed", "test accuracy (%)", curves)
-            )
+            title = f"Test accuracy at matched and at other effective learning rates ({family(member)})"
+            tested = {"sphere − L2": same.difference, "no decay − L2": control.difference}
+            plots.append(dot_plot(title, f"points; the margin is ±{MARGIN:g}", tested, level="90 %"))
             differences.append(
                 f"with {family(member)} {same.difference.mean:+.2f} points [{same.difference.low:+.2f}, "
-                f"{same.difference.high:+.2f}], where other effective learning rates cost "
-                f"{-control.difference.mean:.1f}"
+                f"{same.difference.high:+.2f}] (90 %), where other effective learning rates "
+                f"make {control.difference:+.1f} (90 %)"
             )
         differ = measured.statistics["replays"]["predictions_that_differ"]
         replays = "answer every test image alike" if differ == 0 else f"differ on up to {differ} test images"

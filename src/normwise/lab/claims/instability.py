@@ -182,17 +182,22 @@ class Instability(Claim):
         return Exhibits(self._answer(measured.statistics), plots, tables, notes, traces=traces)
 
     def _answer(self, statistics: dict[str, Any]) -> str:
-        flow = statistics[self.first]["large"]["AWS_minus_L2"]["flow"]
-        gains = ", ".join(f"{gain.mean:.1f} at {multiple} times" for multiple, gain in flow.items())
         failed, skipped = (statistics["autocast"][key] for key in ("did_not_finish", "skipped_steps"))
         dead = " and ".join(statistics["dead"]["fails"]) or "no rule"
-        fewer = "fewer" if statistics[self.first]["spikes"]["holds"] else "no fewer"
-        return (
-            f"Dead units in float32 come to break torch's own weight normalisation under {dead}. With larger "
-            f"coefficients AWS minus L2 in test accuracy is {gains} the usual one; under autocast "
-            f"{failed[L2]} runs of L2 and {failed[AWS]} of AWS fail, with {skipped[L2]} and {skipped[AWS]} "
-            f"skipped steps; loss spikes of over-trained networks are {fewer} under AWS."
+        sentences = [f"Dead units in float32 come to break torch's own weight normalisation under {dead}."]
+        for member in self.budget.members:
+            flow = statistics[member]["large"]["AWS_minus_L2"]["flow"]
+            gains = ", ".join(f"{gain:+.1f} at {multiple} times" for multiple, gain in flow.items())
+            spikes = statistics[member]["spikes"]["L2_minus_AWS"]
+            sentences.append(
+                f"With {family(member)} and larger coefficients AWS minus L2 in test accuracy is {gains} the "
+                f"usual one; over-trained networks have {spikes:+.1f} more loss spikes under L2."
+            )
+        sentences.append(
+            f"Under autocast {failed[L2]} runs of L2 and {failed[AWS]} of AWS fail, with {skipped[L2]} and "
+            f"{skipped[AWS]} skipped steps."
         )
+        return " ".join(sentences)
 
     # (a) dead units
 

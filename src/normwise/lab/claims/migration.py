@@ -240,7 +240,8 @@ def _sentence(half: str, found: dict[str, Any]) -> str:
     return (
         f"{WORDS[half]}: after the first quarter the norms of the twin stay within "
         f"{_percent(found['largest_relative_difference']['norm'])} of the recipe's{off}, and the result "
-        f"differs by {difference.mean:+.2f} {UNITS[half]} [{difference.low:+.2f}, {difference.high:+.2f}]."
+        f"differs by {difference.mean:+.2f} {UNITS[half]} [{difference.low:+.2f}, {difference.high:+.2f}] "
+        "(90 %)."
     )
 
 

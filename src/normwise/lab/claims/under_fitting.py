@@ -161,7 +161,8 @@ class UnderFitting(Claim):
             plot, table = self._by_length(measured.statistics["by_length"], lengths)
             plots.append(plot)
             tables.append(table)
-        traced = {arm: replace(self._length(arm, 10.0, 8), seed=self.budget.seeds[0]) for arm in (NONE, L2)}
+        far = self._cells(self.first)[CENTRE, 10.0]
+        traced = {arm: replace(far[arm], seed=self.budget.seeds[0]) for arm in (NONE, L2)}
         return Exhibits(
             _answer(measured.statistics["cells"]),
             plots,

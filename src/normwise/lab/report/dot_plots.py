@@ -54,9 +54,10 @@ def dots_svg(plot: dict[str, Any]) -> Markup:
             if value is None:
                 continue
             y = _TOP + row * int(x) + 4 + _ROW * (k + 0.5)
-            ends = [one[part][place] if one[part] else None for part in ("low", "high")]
-            if None not in ends:
-                parts.append(f'<path class="bar" d="M{across(ends[0]):.1f} {y:.1f}H{across(ends[1]):.1f}"/>')
+            low_end, high_end = (one[part][place] if one[part] else None for part in ("low", "high"))
+            if low_end is not None and high_end is not None:
+                bar = f"M{across(low_end):.1f} {y:.1f}H{across(high_end):.1f}"
+                parts.append(f'<path class="bar" d="{bar}"/>')
             parts.append(f'<path class="mark" d="M{across(value):.1f} {y:.1f}{SHAPES[k % len(SHAPES)]}"/>')
         parts.append("</g>")
     return Markup("".join([*parts, "</svg>"]))

@@ -58,10 +58,10 @@ def _dots_figure(plot: dict[str, Any]) -> Figure:
         for k, series in enumerate(plot["series"]):
             for place, x in enumerate(series["x"]):
                 y = x + (k - (count - 1) / 2) * 0.7 / count
-                ends = [series[part][place] if series[part] else None for part in ("low", "high")]
+                low, high = (series[part][place] if series[part] else None for part in ("low", "high"))
                 colour = PALETTE[color_of(series, k)]
-                if None not in ends:
-                    axes.plot(ends, [y, y], color=colour, linewidth=1.4)
+                if low is not None and high is not None:
+                    axes.plot([low, high], [y, y], color=colour, linewidth=1.4)
                 if series["y"][place] is not None:
                     label = series["label"] if place == 0 and count > 1 else None
                     mark = MARKERS[k % len(MARKERS)]

@@ -231,7 +231,7 @@ def check(value: Any, kind: Any, place: _Place = ()) -> None:
     elif origin is Literal:
         if not any(value == part and type(value) is type(part) for part in parts):
             raise _wrong(value, " or ".join(map(repr, parts)), place)
-    elif origin in (Sequence, list):
+    elif origin in (Sequence, list, tuple):
         if not isinstance(value, list):
             raise _wrong(value, "a list", place)
         for k, part in enumerate(value):
