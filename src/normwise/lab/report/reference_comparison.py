@@ -268,7 +268,7 @@ def _differences(here: Mapping[str, Any], reference: Mapping[str, Any]) -> list[
     mine, theirs = here.get("environment", {}), reference.get("environment", {})
     for key in mine:
         if mine[key] != theirs.get(key):
-            found.append(f"{key} {mine[key]} here, {theirs.get(key)} in the reference")
+            found.append(f"{key} {mine[key]} here, {theirs.get(key, 'not stated')} in the reference")
     return found
 
 
