@@ -23,10 +23,7 @@ from normwise.lab.runs.base import OptimizerRun, rule_from
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
 
-MULTIPLES = {  # of the matched coefficient: four and seven
-    "quick": tuple(10 ** (k / 2) for k in range(-3, 4, 2)),
-    "full": tuple(10 ** (k / 2) for k in range(-3, 4)),
-}
+MULTIPLES = tuple(10 ** (k / 2) for k in range(-3, 4))  # of the matched coefficient: seven
 FACTORS = (0.25, 1.0, 4.0)
 SCALES = (1e-3, 1.0, 1e3)
 STRENGTHS = (1.0, 3.0, 10.0)  # of the ablation
@@ -350,7 +347,7 @@ class NoTuning(Claim):
 
     def _candidates(self, setup: str, cell: Cell) -> dict[float, OptimizerRun]:
         run = _as_is(SETUPS[setup].run(self.budget, cell), L2)
-        return {multiple: times(run, multiple) for multiple in MULTIPLES[self.budget.name]}
+        return {multiple: times(run, multiple) for multiple in MULTIPLES[:: 1 if self.budget.full else 2]}
 
     def _arms(self, runs: FinishedRuns, setup: str) -> dict[Cell, dict[str, _Arm]]:
         """Return all arms by cell."""
