@@ -391,8 +391,8 @@ def _print_verdicts(results: dict[str, Any]) -> None:
     from normwise.lab.claims.conditions import SIGNS
 
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=1)
+    table.add_column(no_wrap=True, min_width=max(map(len, CLAIMS)))
     table.add_column(no_wrap=True, overflow="ellipsis")
     colours = {"reproduced": "green", "partly": "yellow", "undecided": "cyan", "not reproduced": "red"}
     for name, claim in sorted(results["claims"].items(), key=lambda item: item[1]["order"]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +11,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from tests.pages import made_up_results
 from tests.pages.checker import Page
 from tests.pages.made_up_results import NASTY
 
-from normwise.lab.claims.exhibits import HeatMap, Plot, Series
+from normwise.lab.claims.exhibits import HeatMap, Plot, Series, dot_plot
+from normwise.lab.claims.statistics import Estimate
+from normwise.lab.report.dot_plots import dots_svg
 from normwise.lab.report.heat_maps import COLORS, heat_table, scale_of, text_color
 from normwise.lab.report.html_report import write_report
 from normwise.lab.report.inline_svg import inline_svg
@@ -120,6 +124,26 @@ def test_an_inline_svg_puts_points_at_their_places() -> None:
     assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
     assert y1 < y2 < y0
     assert y2 == pytest.approx((y0 + y1) / 2, abs=0.1)
+
+
+def test_a_dot_plot_has_a_named_row_for_each_point_and_its_interval() -> None:
+    plot = dot_plot(
+        "t", "points", {"L2": Estimate(1.0, 0.5, 2.0, 3), NASTY: Estimate(-1.0, math.nan, math.nan, 1)}
+    )
+    svg = dots_svg(asdict(plot))
+    assert "<script" not in svg
+    names = re.findall(r'<text x="[^"]*" y="([^"]*)">([^<]*)</text>', svg)
+    rows = [float(y) for y, name in names if name in ("L2", str(escape(NASTY)))]
+    assert len(rows) == 2
+    assert rows[0] < rows[1]
+    (low, high) = re.findall(r'class="bar" d="M([\d.]+) [\d.]+H([\d.]+)"', svg)[0]  # the other has none
+    assert svg.count('class="bar"') == 1
+    marks = [float(x) for x in re.findall(r'class="mark" d="M([\d.]+) ', svg)]
+    assert marks[1] < float(low) < marks[0] < float(high)
+    assert (marks[0] - float(low)) * 2 == pytest.approx(float(high) - marks[0], abs=0.3)
+    zero = float(re.findall(r'class="zero" d="M([\d.]+) ', svg)[0])
+    assert zero == pytest.approx((marks[0] + marks[1]) / 2, abs=0.1)
+    assert plot_figure(asdict(plot)).pdf.startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("log", [False, True])

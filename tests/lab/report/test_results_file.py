@@ -23,7 +23,8 @@ from tests.pages.checker import Page
 from tests.pages.made_up_results import NASTY
 
 from normwise.cli import main
-from normwise.lab.claims.exhibits import LARGEST, HeatMap, Plot, Series, Table
+from normwise.lab.claims.exhibits import LARGEST, HeatMap, Plot, Series, Table, dot_plot
+from normwise.lab.claims.statistics import Estimate
 from normwise.lab.report.html_report import write_report
 from normwise.lab.report.inline_svg import inline_svg
 from normwise.lab.report.paper_figures import plot_figure
@@ -46,7 +47,10 @@ def _claim() -> dict[str, Any]:
     plot = asdict(Plot("accuracy", "norm", "accuracy (%)", curves, log_x=True))
     heat = asdict(HeatMap("accuracy", "rate", "decay", ["1", "2"], ["3"], [[1.0, None]], "%", low=0.0))
     table = asdict(Table("accuracy", ["rule", "accuracy"], [["AWS", 97.1], ["L2", None]]))
-    return claim | {"plots": [plot], "traces": [plot], "maps": [heat], "tables": [table]}
+    dots = asdict(
+        dot_plot("ahead", "points", {"L2": Estimate(1.0, 0.5, 1.5, 3), NASTY: Estimate(2, 1, 3, 3)})
+    )
+    return claim | {"plots": [plot, dots], "traces": [plot], "maps": [heat], "tables": [table]}
 
 
 def _good() -> dict[str, Any]:

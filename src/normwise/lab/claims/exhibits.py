@@ -108,11 +108,6 @@ class Plot:
     categories: Sequence[str] = ()
     reference: float | None = None
 
-    def __post_init__(self) -> None:
-        for series in self.series if self.categories else ():
-            if any(x != int(x) or not 0 <= x < len(self.categories) for x in series.x):
-                raise ValueError(f"x of {series.label!r} has a value that is no index of a category")
-
 
 def dot_plot(
     title: str, label: str, estimates: Mapping[str, Estimate], reference: float = 0.0, level: str = "95 %"

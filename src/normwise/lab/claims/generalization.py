@@ -104,7 +104,7 @@ class Generalization(Claim):
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         found = {m: measured.statistics[m]["sphere_minus_L2"].difference for m in self.budget.members}
-        return f"{in_short(found, '+.2f')} points at the same effective rates"
+        return f"{in_short(found, '+.2f')} (90 %) points at equal rates"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show accuracy by seed, and the tests."""

@@ -96,7 +96,7 @@ class GlobalMinimum(Claim):
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         least = [found["least_at"] for found in measured.statistics[self.first].values()]
-        return "objective least at scale {:g} (L2), {:g} (AWS), {:g} (ε)".format(*least)
+        return "least at scale {:g} (L2), {:g} (AWS), {:g} (ε-shift)".format(*least)
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the objective along the ray, and descent."""

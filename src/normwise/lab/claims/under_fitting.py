@@ -115,7 +115,9 @@ class UnderFitting(Claim):
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         counts = measured.statistics
-        return f"severe in {counts['severe']} of {counts['of']} cells, open in {counts['undecided']}"
+        most = max(float(cell["L2_minus_none"].mean) for cell in counts["cells"])
+        cells = f"severe in {counts['severe']} of {counts['of']} cells, open in {counts['undecided']}"
+        return f"{cells}; up to {most:.1f} points"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the cells of each member, and the lengths of training."""

@@ -187,7 +187,7 @@ class WhatToDecay(Claim):
     def headline(self, measured: Measured) -> str:
         """Return what was found, in a line."""
         l2, aws = (measured.statistics["gain"][f"{rule}: {MATRICES} − invariant"]["mean"] for rule in RULES)
-        return f"L2 {l2:+.2f}, AWS {aws:+.2f} nats"
+        return f"L2 {l2:.2f}, AWS {aws:.2f} nats"
 
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show losses by learning rate and by initial scale."""

@@ -27,12 +27,12 @@ def dots_svg(plot: dict[str, Any]) -> Markup:
     row = _ROW * len(series) + 8
     bottom = _TOP + row * len(names)
     drawn = [v for s in series for part in ("y", "low", "high") for v in s[part] or ()]
-    low, high = extent([*drawn, plot.get("reference")], plot["log_y"])
+    low, high = extent([*drawn, plot.get("reference")], False)
 
     def across(value: float) -> float:
         return float(left + (value - low) / (high - low) * (_WIDTH - _RIGHT - left))
 
-    marks = ticks(low, high, plot["log_y"])
+    marks = ticks(low, high, False)
     grid = "".join(f"M{across(value):.1f} {_TOP}V{bottom}" for value in marks)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {bottom + _BOTTOM}" font-size="12" fill="currentColor">']
     parts.append(f'<path class="grid" d="{grid}"/>')
@@ -40,7 +40,7 @@ def dots_svg(plot: dict[str, Any]) -> Markup:
         parts.append(f'<path class="zero" d="M{across(plot["reference"]):.1f} {_TOP}V{bottom}"/>')
     below, middle = bottom + 16, _TOP + row / 2 + 4
     parts.append('<g text-anchor="middle">')
-    parts += [f'<text x="{across(v):.1f}" y="{below}">{tick_label(v, plot["log_y"])}</text>' for v in marks]
+    parts += [f'<text x="{across(v):.1f}" y="{below}">{tick_label(v, False)}</text>' for v in marks]
     parts.append('</g><g text-anchor="end">')
     parts += [
         f'<text x="{left - 8:.1f}" y="{middle + row * k:.1f}">{escape(name)}</text>'

@@ -54,7 +54,7 @@ def _dots_figure(plot: dict[str, Any]) -> Figure:
         fig = Canvas(figsize=(5.6, 0.9 + (0.12 + 0.17 * count) * len(names)))
         axes = fig.add_subplot()
         drawn = [v for s in plot["series"] for name in ("y", "low", "high") for v in s[name] or ()]
-        _axis(axes, "x", [*drawn, plot["reference"]], plot["log_y"])
+        _axis(axes, "x", [*drawn, plot["reference"]], False)
         for k, series in enumerate(plot["series"]):
             for place, x in enumerate(series["x"]):
                 y = x + (k - (count - 1) / 2) * 0.7 / count
