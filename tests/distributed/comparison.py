@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,10 @@ SQUARE_LAYOUTS: dict[str, tuple[Placement, ...]] = {
 }
 if hasattr(torch.cpu.Stream, "record_event"):  # before torch 2.7 strided shards must be even
     SQUARE_LAYOUTS["_StridedShard(0), Shard(0)"] = (_StridedShard(0, split_factor=2), S0)
+# every rank has the whole value: from torch 2.7 on, distribute_tensor need not communicate
+_LOCAL: dict[str, Any] = (
+    {"src_data_rank": None} if "src_data_rank" in inspect.signature(distribute_tensor).parameters else {}
+)
 each_extent = pytest.mark.parametrize(
     "full", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["every pair", "full product"]
 )
@@ -66,7 +71,7 @@ def mesh_of(*sizes: int) -> DeviceMesh:
 
 
 def sharded(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> nn.Parameter:
-    return nn.Parameter(distribute_tensor(value, mesh, placements))
+    return nn.Parameter(distribute_tensor(value, mesh, placements, **_LOCAL))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from normwise.decay.copying import OPTIONS
 from normwise.decay.decay import Decay
 from normwise.decay.rules import RULES, Rule
-from normwise.decay.start import JointGroup, Start
+from normwise.decay.start import JointGroup, Start, running_statistics
 from normwise.units import Unit
 
 __all__ = ["described", "rebuilt"]
@@ -66,7 +66,7 @@ def rebuilt(recipe: Mapping[str, Any], optimizer: Optimizer, model: nn.Module, r
         )
         for unit in recipe["units"]
     ]
-    start = None if recipe["start"] is None else _rebuilt_start(recipe["start"], named)
+    start = None if recipe["start"] is None else _rebuilt_start(recipe["start"], named, model)
     decay = Decay(optimizer, _rule(recipe["rule"], rule), units, **recipe["options"], start=start)
     decay._notes += recipe["notes"]
     return decay
@@ -77,6 +77,7 @@ def _described_start(start: Start, names: Mapping[int, str]) -> dict[str, Any]:
     # Groups across optimizers are placed in the first step. Before it, those weights stay as they are.
     across = {k for group in start.joint if group.elsewhere for k in group.units}
     fields["norms"] = [None if k in across else norm for k, norm in enumerate(start.norms)]
+    fields["statistics"] = bool(start.statistics)  # those of the model
     joint: list[dict[str, Any]] = [
         {"units": dict(group.units), "others": [[names[id(p)], float(e)] for p, e in group.others]}
         for group in start.joint
@@ -91,12 +92,14 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else value
 
 
-def _rebuilt_start(saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> Start:
+def _rebuilt_start(saved: Mapping[str, Any], named: Mapping[str, Tensor], model: nn.Module) -> Start:
     joint = [
         JointGroup(group["units"], [(named[name], exponent) for name, exponent in group["others"]])
         for group in saved["joint"]
     ]
-    return Start(**{**saved, "joint": joint, "rigid": frozenset(saved["rigid"])})
+    statistics = running_statistics(model) if saved["statistics"] else []
+    rigid = frozenset(saved["rigid"])
+    return Start(**{**saved, "joint": joint, "rigid": rigid, "statistics": statistics})
 
 
 def _rule(settings: Mapping[str, Any], given: Rule | None) -> Rule:
