@@ -166,6 +166,14 @@ def test_groups_carry_the_decay_of_their_verdict_and_names() -> None:
     assert optimizer.param_groups[0]["param_names"][0] == groups["shrink"]["params"][0][0]
 
 
+def test_auto_decays_nothing_by_the_optimizer() -> None:
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    result = nw.plan(net, [torch.randn(8, 3)], progress=False)
+    assert result.param_groups(weight_decay="auto") == result.param_groups(0.0) == result.param_groups()
+    with pytest.raises(TypeError, match="weight_decay"):
+        result.param_groups(weight_decay="none")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan")])
 def test_a_wrong_weight_decay_is_refused(weight_decay: float) -> None:
     _, plan = planned("mlp_gelu")

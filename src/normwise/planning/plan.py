@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -130,7 +130,7 @@ class Plan:
         return {t.name: self._named[t.name][1] for t in self.treatments}
 
     def param_groups(
-        self, weight_decay: float = 0.0, *, shrink_weight_decay: float = 0.0
+        self, weight_decay: float | Literal["auto"] = "auto", *, shrink_weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
         """Return groups for an optimizer: every parameter once, with its name, decayed at most once.
 
@@ -143,13 +143,15 @@ class Plan:
         optimizer (0.01 in AdamW) acts on no group.
 
         Args:
-            weight_decay: Zero or positive.
+            weight_decay: Zero or positive. "auto" is 0: beside ``attach`` the usual 5e-4 (SGD) or 0.1 (AdamW)
+                changed little or nothing, and the rate S/Σlr, which suits scale-invariant
+                weights, did harm in 15 of 15 settings (benchmarks/results/start_variants.md).
             shrink_weight_decay: Zero or positive: the optimizer's own decay of scale-invariant weights, for
                 use without ``attach``. It cannot tell rows apart, so it is 0 for parameters of which only
                 some rows or columns are invariant.
 
         Raises:
-            TypeError: An argument is not a number.
+            TypeError: An argument is not a number, nor "auto".
             ValueError: An argument is negative or not finite.
 
         Example:
@@ -160,7 +162,7 @@ class Plan:
             [('shrink', 0.0, ['0.weight']), ('none', 0.0, ['1.weight', '1.bias'])]
             >>> optimizer = torch.optim.AdamW(groups)
         """
-        decayed = checked("weight_decay", weight_decay)
+        decayed = 0.0 if weight_decay == "auto" else checked("weight_decay", weight_decay)
         shrunk = checked("shrink_weight_decay", shrink_weight_decay)
         decays = {"shrink": shrunk, "balance": decayed, "L2": decayed, "none": 0.0, _IN_PART: 0.0}
         groups: dict[str, dict[str, Any]] = {
