@@ -137,7 +137,7 @@ class ImageVariant(TrainRun):
 
 
 class StartByUnit(Start):
-    """Places each unit by its own γ; it is measured in one step, and dead units wait."""
+    """Places each unit by a γ of its own; units without a gradient stay as they are."""
 
     def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor | None:
         scales = norms * gradients

@@ -44,8 +44,9 @@ def running_statistics(model: nn.Module) -> list[nn.Module]:
 def _begin_anew(module: nn.Module) -> None:
     """Set running statistics to those of a new module, if the module is in training mode.
 
-    A step inside the backward pass may come before the backward pass of this module. In training mode that
-    does not read the running statistics, though autograd has saved them: ``data`` tells it of no change.
+    If the optimizer steps inside the backward pass, this module's own backward pass may still be to come.
+    Autograd has saved the running statistics for it and would refuse a change, although the backward pass in
+    training mode does not read them. So the change goes through ``data``, which autograd does not watch.
     """
     for name, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
         buffer = getattr(module, name, None)
@@ -93,8 +94,8 @@ class Start:
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
-        statistics: Batch norms. Their running statistics have seen the weights before they were placed, so in
-            evaluation mode they would not fit: they begin anew with a placement.
+        statistics: Batch norms whose running statistics begin anew with a placement. They average over
+            outputs of the weights at their old norms, which do not fit the placed weights.
         readings: For each Unit the logarithms of γ so far; the part of the state that changes.
         bounded: The indices of Units that ``smallest_norms`` has kept from shrinking further.
     """

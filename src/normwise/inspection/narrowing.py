@@ -65,7 +65,7 @@ def narrowed(config: Any) -> Iterator[Any]:
         if settings != whole:
             try:
                 yield type(config).from_dict(settings)
-            except Exception:
+            except Exception:  # of any class: the configuration refuses these sizes, the next may fit
                 continue
 
 

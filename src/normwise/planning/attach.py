@@ -113,8 +113,9 @@ def attach(
         start: "equilibrium" or "as is".
         rule: The class ``AdaptiveWeightShrink`` or ``L2``.
         every: As for :class:`normwise.Decay`.
-        model: The model. The running statistics of its batch norms begin anew when the weights are placed;
-            without it they keep what they have seen of the weights before for some hundred steps.
+        model: The model. The running statistics of its batch norms begin anew when the weights are placed.
+            Without it they average over outputs at the old norms until these are forgotten: with large
+            initial norms, evaluation mode is wrong for some hundred steps.
         announce: Called with each line that is logged.
 
     Raises:

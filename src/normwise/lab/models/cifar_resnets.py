@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from normwise.lab.models.residual import BasicBlock, PaddedShortcut, convolution
+from normwise.lab.models.residual import BasicBlock, PaddedShortcut, ResidualNetwork, convolution
 
 __all__ = ["CifarResNet"]
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(ResidualNetwork):
     """A stem, three stages of (depth − 2)/6 basic blocks with shortcuts without parameters, a linear head.
 
     Args:
@@ -34,10 +34,9 @@ class CifarResNet(nn.Module):
     def __init__(
         self, depth: int, classes: int, channels: int = 3, batch_norm: bool = True, width: int = 16
     ) -> None:
-        super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth={depth} is not possible: give 6n + 2, such as 20, 56 or 110")
-        self.stem = nn.Sequential(convolution(channels, width, 3, batch_norm=batch_norm), nn.ReLU())
+        stem = nn.Sequential(convolution(channels, width, 3, batch_norm=batch_norm), nn.ReLU())
         blocks: list[nn.Module] = []
         inputs = width
         for factor in (1, 2, 4):
@@ -47,10 +46,4 @@ class CifarResNet(nn.Module):
                 shortcut = nn.Identity() if stride == 1 else PaddedShortcut(inputs, outputs, stride)
                 blocks.append(BasicBlock(inputs, outputs, stride, shortcut, batch_norm))
                 inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
-        return logits
+        super().__init__(stem, blocks, inputs, classes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from normwise.lab.models.residual import Bottleneck, convolution
+from normwise.lab.models.residual import Bottleneck, ResidualNetwork, convolution
 
 __all__ = ["CifarResNeXt"]
 
 
-class CifarResNeXt(nn.Module):
+class CifarResNeXt(ResidualNetwork):
     """A 3×3 stem, three stages of (depth − 2)/9 bottlenecks with groups, a linear head (section 5.3).
 
     Args:
@@ -41,10 +41,9 @@ class CifarResNeXt(nn.Module):
         groups: int = 8,
         width: int = 64,
     ) -> None:
-        super().__init__()
         if depth < 11 or depth % 9 != 2:
             raise ValueError(f"depth={depth} is not possible: give 9n + 2, such as 29")
-        self.stem = nn.Sequential(convolution(channels, width, 3, batch_norm=batch_norm), nn.ReLU())
+        stem = nn.Sequential(convolution(channels, width, 3, batch_norm=batch_norm), nn.ReLU())
         blocks: list[nn.Module] = []
         inputs = width
         for stage in range(3):
@@ -53,10 +52,4 @@ class CifarResNeXt(nn.Module):
                 stride = 2 if stage > 0 and k == 0 else 1
                 blocks.append(Bottleneck(inputs, middle, outputs, stride, groups, batch_norm))
                 inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
-        return logits
+        super().__init__(stem, blocks, inputs, classes)

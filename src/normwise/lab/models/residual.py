@@ -1,11 +1,13 @@
-"""Parts of residual networks: a convolution with its batch norm, the two kinds of block, the shortcuts."""
+"""Parts of residual networks: a convolution with its batch norm, two kinds of block, shortcuts, the whole."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "Bottleneck", "PaddedShortcut", "convolution", "projection"]
+__all__ = ["BasicBlock", "Bottleneck", "PaddedShortcut", "ResidualNetwork", "convolution", "projection"]
 
 
 def convolution(
@@ -94,3 +96,25 @@ class Bottleneck(nn.Module):
         """Return the images after this block."""
         total: Tensor = self.branch(x) + self.shortcut(x)
         return total.relu()
+
+
+class ResidualNetwork(nn.Module):
+    """A stem, residual blocks one after the other, global average pooling, a linear head.
+
+    Args:
+        stem: Images to the inputs of the first block.
+        blocks: The blocks.
+        outputs: Channels of the last block.
+        classes: Outputs of the head.
+    """
+
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], outputs: int, classes: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(outputs, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        return logits

@@ -7,16 +7,16 @@ torchvision, whose published counts these networks have.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from normwise.lab.models.residual import BasicBlock, Bottleneck, convolution, projection
+from normwise.lab.models.residual import BasicBlock, Bottleneck, ResidualNetwork, convolution, projection
 
 __all__ = ["ResNet"]
 
 _EXPANSION = 4  # outputs of a bottleneck over its width
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualNetwork):
     """A 7×7 stem with max pooling, four stages of blocks, global average pooling, a linear head.
 
     Args:
@@ -50,8 +50,7 @@ class ResNet(nn.Module):
         group_width: int | None = None,
         width: int = 64,
     ) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             convolution(channels, width, 7, stride=2, batch_norm=batch_norm),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -71,10 +70,4 @@ class ResNet(nn.Module):
                     shortcut = projection(inputs, outputs, stride, batch_norm)
                     built.append(BasicBlock(inputs, outputs, stride, shortcut, batch_norm))
                 inputs = outputs
-        self.blocks = nn.Sequential(*built)
-        self.head = nn.Linear(inputs, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
-        return logits
+        super().__init__(stem, built, inputs, classes)
