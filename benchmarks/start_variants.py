@@ -11,8 +11,6 @@ training: a constant learning rate, and ten times as many steps: AWS from equili
     tuned on validation data in the same cell.
 rest: weight decay on the matrices that are not scale-invariant (none by default): S/Σlr, or the usual 5e-4
     (SGD) and 0.1 (AdamW), minus none.
-muon: the language model with its matrices under Muon and the rest under AdamW: AWS from equilibrium minus
-    the L2 on all matrices that was tuned in the cell.
 every: decay that is applied every eighth step, minus every step.
 scales: AWS from equilibrium, from initial norms over twelve decades.
 """
@@ -30,7 +28,7 @@ from typing import Any
 import torch
 from benchmarks.timing import machine
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 import normwise as nw
 from normwise.decay.start import Start
@@ -154,65 +152,27 @@ class StartByUnit(Start):
         return torch.where(factors.isfinite(), factors, 1.0)
 
 
-class _Both:
-    """Two optimizers that step together, as far as a TextRun needs one."""
-
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        self.optimizers = optimizers
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-    def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextVariant(TextRun):
-    """A run of the language model with Muon, or with weight decay on the other matrices.
+    """A run of the language model with weight decay on the other matrices.
 
     Attributes:
-        muon: Whether Muon (with the step length of AdamW) trains the matrices of the blocks.
         rest: ``weight_decay`` of AdamW on matrices that are not scale-invariant.
     """
 
-    muon: bool = False
     rest: float = 0.0
 
-    def make_optimizer(self, model: GPT) -> Optimizer:
-        """Return the optimizer, or two that step together."""
-        if not self.muon and not self.rest:
-            return super().make_optimizer(model)
+    def make_optimizers(self, model: GPT) -> list[Optimizer]:
+        """Return AdamW, with the rule of a run that starts in equilibrium."""
+        if not self.rest:
+            return super().make_optimizers(model)
         plan = planned(model.token.num_embeddings, *self._architecture).apply_to(model)
-        betas = (0.9, self.beta2)
-        if not self.muon:
-            groups = plan.param_groups(weight_decay=self.rest)
-            optimizer: Any = AdamW(groups, self.lr, betas, fused=True)
-        else:
-            inner = [p for p in model.blocks.parameters() if p.ndim == 2]
-            outer = [p for p in model.parameters() if all(p is not q for q in inner)]
-            first = Muon(inner, self.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            second = AdamW(outer, self.lr, betas, weight_decay=0.0, fused=True)
-            optimizer = _Both([first, second])
+        groups = plan.param_groups(weight_decay=self.rest)
+        optimizer: Optimizer = AdamW(groups, self.lr, (0.9, self.beta2), fused=True)
         rule = rule_from(self.rule)
-        optimizers = optimizer.optimizers if self.muon else [optimizer]
-        if rule is not None and self.start == "equilibrium":
-            plan.attach(optimizers, self.total_time, strength=self.strength, rule=type(rule))
-        elif rule is not None:
-            units = self.units(model)
-            for one in optimizers:
-                held = {id(p) for group in one.param_groups for p in group["params"]}
-                own = [unit for unit in units if all(id(p) in held for p in unit.params)]
-                if own:
-                    nw.Decay(one, rule, own, measure="rms")
-        found: Optimizer = optimizer
-        return found
+        assert rule is not None
+        plan.attach(optimizer, self.total_time, strength=self.strength, rule=type(rule))
+        return [optimizer]
 
 
 # -- what is compared ----------------------------------------------------------------------------------------
@@ -356,21 +316,6 @@ def rest(bench: Bench) -> list[str]:
     return lines
 
 
-def muon(bench: Bench) -> list[str]:
-    """Return the table of the language model under Muon."""
-    lines = ["| learning rate × | stream × | L2 on all matrices, tuned | AWS from equilibrium minus it |"]
-    lines.append("|---|---|---|---|")
-    cells = (Cell(1, 1), Cell(0.25, 1), Cell(4, 1), Cell(1, 1e-3), Cell(1, 1e3))
-    candidates = [tuned_l2(run_of(TEXT, cell, muon=True)) for cell in cells]
-    bench.done(over_seeds([run for by_multiple in candidates for run in by_multiple.values()], TUNING_SEEDS))
-    for cell in cells:
-        run = run_of(TEXT, cell, muon=True)
-        tuned = bench.best(tuned_l2(run))
-        difference = bench.difference(from_equilibrium(run), tuned)
-        lines.append(f"| {cell.factor:g} | {cell.scale:g} | {bench.mean(tuned)} | {difference} |")
-    return lines
-
-
 def every(bench: Bench) -> list[str]:
     """Return the table of decay that is applied every eighth step."""
     lines = ["| network | cell | from equilibrium: every=8 minus 1 | from the norms as they are |"]
@@ -408,7 +353,6 @@ TABLES: dict[str, Callable[[Bench], list[str]]] = {
     "placement": placement,
     "training": training,
     "rest": rest,
-    "muon": muon,
     "every": every,
     "scales": scales,
 }

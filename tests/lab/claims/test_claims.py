@@ -158,8 +158,10 @@ def test_twins_have_the_pull_of_the_recipe_at_the_norm_that_it_had_half_way() ->
 def test_every_arm_is_tuned_over_as_many_candidates_by_seeds_that_are_not_compared() -> None:
     for name in BUDGETS:
         budget = Budget.of(name, "fashion-mnist", "f")
-        counts = {len(Shrink(budget)._candidates("weight_norm", arm)) for arm in Shrink(budget)._tuned_arms}
-        assert counts == {3 if name == "quick" else 15}
+        claim = Shrink(budget)
+        for member in budget.members:
+            counts = {len(claim._candidates(member, arm)) for arm in claim._tuned_arms(member)}
+            assert counts == {3 if name == "quick" else 15}
         assert not set(budget.tuning_seeds) & set(budget.many_seeds)
 
 

@@ -267,7 +267,8 @@ def test_statistics_are_those_of_the_runs() -> None:
     assert found.statistics["weight_norm"]["lost"][L2].mean == pytest.approx(30 * 4 / 6, abs=0.3)
     assert found.exhibits.maps == []  # of the full budget
     found = outcome(Shrink, lambda run: shrink(run, 0.85, 0.70, 0.80))
-    assert set(found.statistics["weight_norm"]["AWS_minus"]) == {*Shrink(BUDGET)._tuned_arms, FREE} - {AWS}
+    arms = Shrink(BUDGET)._tuned_arms("weight_norm")
+    assert set(found.statistics["weight_norm"]["AWS_minus"]) == {*arms, FREE} - {AWS}
     counts = outcome(NoTuning, lambda run: no_tuning(run, 0.85)).statistics["overall"]["counts"]
     assert counts == {"equivalent": 0, "better": 8, "worse": 0, "undecided": 0}
     found = outcome(WhatToDecay, lambda run: what_to_decay(run, 1.9, 1.8, 1.84, 2.2))
@@ -300,7 +301,7 @@ def test_a_setting_of_which_a_run_failed_does_not_agree() -> None:
 def test_a_run_that_did_not_finish_scores_what_guessing_scores_and_is_counted() -> None:
     found = outcome(NoTuning, lambda run: not_finite() if run.init_scale == 1e3 else finished(0.80, run))
     assert found.statistics["overall"]["counts"]["equivalent"] == 8  # two cells in which all arms guess
-    assert all("norm 1000: 2 runs of" in note for note in found.exhibits.notes)
+    assert all("norm 1000: 6 runs of" in note for note in found.exhibits.notes)
     failing = outcome(
         NoTuning,
         lambda run: (

@@ -98,7 +98,7 @@ def test_the_model_sees_no_later_character(model: GPT, ids: torch.Tensor) -> Non
 def test_torch_decays_nothing_and_adamw_is_matched_bit_for_bit() -> None:
     run = text(decayed="matrices", lr=0.01).with_rule(nw.L2(0.5), mode="explicit")
     model, twin = run.build(22), run.build(22)
-    ours = run.make_optimizer(model)
+    (ours,) = run.make_optimizers(model)
     assert {group["weight_decay"] for group in ours.param_groups} == {0.0}
     gains = [weight for weight in twin.parameters() if weight.ndim == 1]
     groups = [
@@ -119,18 +119,39 @@ def test_frozen_parts_stay_and_are_not_decayed() -> None:
     run = text(decayed="matrices", frozen="attention").with_rule(nw.L2(1.0))
     model = run.build(22)
     before = [weight.clone() for weight in part(model, "attention")]
-    optimizer = run.make_optimizer(model)
+    (optimizer,) = run.make_optimizers(model)
     model(torch.arange(8)[None]).sum().backward()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, part(model, "attention"), strict=True))
     assert not torch.equal(run.build(22).token.weight, model.token.weight)
 
 
-@pytest.mark.parametrize("change", [{"scaled": "head"}, {"frozen": "head"}, {"decayed": "gains"}])
+def test_muon_has_the_matrices_of_the_blocks_and_each_optimizer_its_part_of_the_decay() -> None:
+    run = text(decayed="matrices", optimizer="muon").with_rule(nw.L2(1.0), mode="explicit")
+    model = run.build(22)
+    muon, adamw = run.make_optimizers(model)
+    held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in (muon, adamw)]
+    inner = [p for p in model.blocks.parameters() if p.ndim == 2]
+    assert {id(p) for p in held[0]} == {id(p) for p in inner}
+    assert {id(p) for part_ in held for p in part_} == {id(p) for p in model.parameters()}
+    assert sum(map(len, held)) == len(list(model.parameters()))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in (muon, adamw):
+        optimizer.step()
+    for name, weight in model.named_parameters():
+        factor = 1 - run.lr if name in matrices(model) else 1
+        torch.testing.assert_close(weight, factor * before[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    "change", [{"scaled": "head"}, {"frozen": "head"}, {"decayed": "gains"}, {"optimizer": "lion"}]
+)
 def test_what_is_not_known_is_said(change: dict[str, Any]) -> None:
     run = text(**change).with_rule(nw.L2(1.0))
     with pytest.raises(ValueError, match=rf"{next(iter(change))}='\w+' is not known: choose from"):
-        run.make_optimizer(run.build(22))
+        run.make_optimizers(run.build(22))
 
 
 # runs

@@ -33,6 +33,7 @@ CENTRED = "L2, tuned in the centre"
 TUNED = "L2, tuned in the cell"
 OUTCOMES = ("equivalent", "better", "worse", "undecided")
 TEXT = "language model, AdamW"
+MUON = "language model, Muon"
 
 
 class Cell(NamedTuple):
@@ -93,7 +94,7 @@ class Setup:
     """A network and its optimizer.
 
     Attributes:
-        changes: What differs from the budget's small training run.
+        changes: What differs from the budget's small training run, or from its run of the language model.
         score: How its runs are compared.
     """
 
@@ -103,7 +104,8 @@ class Setup:
     def run(self, budget: Budget, cell: Cell) -> OptimizerRun:
         """Return the run of a cell, without decay."""
         if self.score is CENTINATS:
-            text = replace(budget.text, lr=budget.text.lr * cell.factor, decayed="invariant")
+            text = replace(budget.text, decayed="invariant", **self.changes)
+            text = replace(text, lr=text.lr * cell.factor)
             return text if cell.scale == 1 else replace(text, scaled="stream", init_scale=cell.scale)
         base = replace(budget.small, **self.changes)
         return scaled(replace(base, lr=base.lr * cell.factor), cell.scale)
@@ -120,6 +122,7 @@ SETUPS = {
     "residual network, SGD": Setup({"network": "residual"}),
     "perceptron, SGD": Setup({"network": "mlp"}),
     TEXT: Setup(score=CENTINATS),
+    MUON: Setup({"optimizer": "muon"}, CENTINATS),
 }
 QUICK = ("weight norm, SGD", "weight norm, Adam")
 
@@ -149,18 +152,19 @@ class NoTuning(Claim):
         "full: AWS with for_budget from the norms as they are, and L2 from equilibrium. Quick budget: "
         "weight norm, the three norms under SGD and Adam, and under SGD the two other rates at norm 1. "
         "Full: also weight standardisation with a gain and without batch norm, batch norm only, a residual "
-        "network, a perceptron, and a GPT under AdamW, all nine cells. Half of the images, a cosine. "
+        "network, a perceptron, all nine cells; and a GPT under AdamW, and with its matrices under Muon, the "
+        "three scales and at scale 1 the two other rates. Half of the images, a cosine. "
         "Ablation (full): strengths 1 and 10 for weight norm under SGD. Pilots with seeds 0 to 2 settled "
         "the rate without batch norm."
     )
     statistic = (
         "Test accuracy in points (the language model: minus test loss, in 0.01 nats) of AWS from equilibrium "
-        "minus that of the L2 tuned in the cell, paired by seed (quick 3, full 5), with a 95 % interval that "
+        "minus that of the L2 tuned in the cell, paired by seed (6 seeds), with a 95 % interval that "
         "carries the choice of L2 (the tuning seeds are resampled), and for which the cells of a network "
         "share their standard deviation between seeds. A "
         f"cell is equivalent where two one-sided tests show ±{POINTS.margin:g} points (±{CENTINATS.margin:g} "
         "of 0.01 nats), better or worse where the interval lies on one side of 0, else undecided. The same "
-        "for the mean over all cells of the image networks, and of the language model; the median of the "
+        "for the mean over all cells of the image networks, and of the language models; the median of the "
         "cells stands beside it. A run that does not finish scores what guessing scores."
     )
     rule = (
@@ -176,10 +180,10 @@ class NoTuning(Claim):
         for setup in self._setups:
             for cell in self._cells_of(setup):
                 arms = self._untuned(setup, cell)
-                wanted += over_seeds(arms.values(), self.budget.seeds)
+                wanted += over_seeds(arms.values(), self._seeds)
                 wanted += over_seeds(self._candidates(setup, cell).values(), self.budget.tuning_seeds)
         for by_strength in self._ablation().values():
-            wanted += over_seeds(by_strength.values(), self.budget.seeds)
+            wanted += over_seeds(by_strength.values(), self._seeds)
         return wanted
 
     def second_runs(self, runs: FinishedRuns) -> list[Run]:
@@ -188,13 +192,13 @@ class NoTuning(Claim):
         for setup in self._setups:
             for arms in self._arms(runs, setup).values():
                 for arm in (TUNED, CENTRED):
-                    wanted += over_seeds(arms[arm].settings.values(), self.budget.seeds)
+                    wanted += over_seeds(arms[arm].settings.values(), self._seeds)
         return wanted
 
     def second_cost(self) -> float:
         """In each cell the L2 that was tuned there, and in the centre, with one or two settings."""
         return sum(
-            2.5 * len(self.budget.seeds) * setup.run(self.budget, cell).cost
+            2.5 * len(self._seeds) * setup.run(self.budget, cell).cost
             for name in self._setups
             for setup in (SETUPS[name],)
             for cell in self._cells_of(name)
@@ -228,7 +232,7 @@ class NoTuning(Claim):
                 side = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
                 found["outcome"] = "equivalent" if test.shown else side
                 found["unfinished"] = {
-                    arm: runs.unfinished_count(one.best, self.budget.seeds) for arm, one in arms.items()
+                    arm: runs.unfinished_count(one.best, self._seeds) for arm, one in arms.items()
                 }
                 found["multiples_that_resamples_choose"] = list(arms[TUNED].settings)
                 found["above_the_floor"] = above(gain, -score.floor)
@@ -326,6 +330,10 @@ class NoTuning(Claim):
         return Exhibits(_answer(measured.statistics["overall"]), plots, tables, notes, maps=maps)
 
     @property
+    def _seeds(self) -> Sequence[int]:
+        return self.budget.at_least(6)
+
+    @property
     def _setups(self) -> Sequence[str]:
         return list(SETUPS) if self.budget.full else QUICK
 
@@ -334,10 +342,10 @@ class NoTuning(Claim):
         return [Cell(factor, scale) for factor in FACTORS for scale in SCALES]
 
     def _cells_of(self, setup: str) -> list[Cell]:
-        """All nine; quick: the three norms, and for the first network the three rates."""
-        if self.budget.full:
+        """All nine, or the three norms and with some networks the three rates."""
+        if self.budget.full and SETUPS[setup].score is POINTS:
             return self._cells
-        rates = setup == QUICK[0]
+        rates = self.budget.full or setup == QUICK[0]
         return [cell for cell in self._cells if cell.factor == 1 or (rates and cell.scale == 1)]
 
     def _untuned(self, setup: str, cell: Cell) -> dict[str, OptimizerRun]:
@@ -382,7 +390,7 @@ class NoTuning(Claim):
         return arm.choice.values(by_multiple)
 
     def _scores(self, runs: FinishedRuns, run: OptimizerRun, score: Score) -> list[float]:
-        return runs.scores(run, self.budget.seeds, f"test_{score.key}", score.factor)
+        return runs.scores(run, self._seeds, f"test_{score.key}", score.factor)
 
 
 def _as_is(run: OptimizerRun, arm: str) -> OptimizerRun:

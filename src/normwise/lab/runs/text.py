@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 
 import normwise as nw
 from normwise.lab.data.text import Text, load_text
@@ -30,9 +30,9 @@ VALIDATED = 32  # sequences for the validation loss during training
 
 @dataclass(frozen=True, kw_only=True)
 class TextRun(OptimizerRun):
-    """Train a small GPT with AdamW, then evaluate on the validation and the test text.
+    """Train a small GPT, then evaluate on the validation and the test text.
 
-    The weight_decay of AdamW is 0: all decay goes through ``normwise.Decay`` with ``measure="rms"``.
+    The weight_decay of the optimizers is 0: all decay goes through ``normwise.Decay`` with ``measure="rms"``.
 
     Attributes:
         data: Name of the text.
@@ -44,6 +44,8 @@ class TextRun(OptimizerRun):
         batch_size: Sequences per step.
         length: Number of steps.
         warmup: Steps of linear warm-up before the cosine.
+        optimizer: "adamw"; or "muon": Muon with the step length of AdamW for the matrices of the blocks, and
+            AdamW for the rest.
         beta2: β₂ of AdamW; β₁ is 0.9 and ε is 1e-8.
         decayed: What the rule acts on: "nothing"; "matrices", each as a whole; or "invariant", the units that
             ``normwise.plan`` finds to be scale-invariant in this network, alone or jointly.
@@ -65,6 +67,7 @@ class TextRun(OptimizerRun):
     batch_size: int = 32
     length: int = 200
     warmup: int = 20
+    optimizer: str = "adamw"
     beta2: float = 0.99
     decayed: str = "nothing"
     scaled: str = ""
@@ -107,7 +110,7 @@ class TextRun(OptimizerRun):
         """
         text = _text(self.data, self.fingerprint)
         model = self.build(len(text.characters))
-        optimizer = self.make_optimizer(model)
+        optimizers = self.make_optimizers(model)
         few = _sequences(text.validation, self.context, min(VALIDATED, self.measured))
         before = _snapshots(model)
         losses: list[Tensor] = []
@@ -115,14 +118,16 @@ class TextRun(OptimizerRun):
         every = max(1, self.steps // LINES)
         for step, batch in enumerate(self._batches(text)):
             lr = self.lr_at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad()
             loss = _loss(model, batch)
             losses.append(loss.detach())
             loss.backward()
             try:
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
             except ValueError as error:  # mode "explicit" refuses a coefficient that would flip the weight
                 return {"status": "refused", "step": step, "reason": str(error)}
             if (step + 1) % every == 0 or step + 1 == self.steps:
@@ -166,19 +171,39 @@ class TextRun(OptimizerRun):
             weight.requires_grad_(False)
         return model
 
-    def make_optimizer(self, model: GPT) -> Optimizer:
-        """Return AdamW without weight decay of its own, with the rule attached to :meth:`units`."""
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        betas = (0.9, self.beta2)
-        optimizer = torch.optim.AdamW(trained, self.lr, betas, weight_decay=0.0, fused=True)
+    def make_optimizers(self, model: GPT) -> list[Optimizer]:
+        """Return the optimizers, without weight decay of their own, with the rule attached to :meth:`units`.
+
+        Raises:
+            ValueError: ``optimizer`` is not known.
+        """
+        optimizers = self._bare_optimizers(model)
         rule = rule_from(self.rule)
-        decayed = [unit for unit in self.units(model) if all(p.requires_grad for p in unit.params)]
         if rule is not None and self.start == "equilibrium":
             plan = planned(model.token.num_embeddings, *self._architecture).apply_to(model)
-            plan.attach(optimizer, self.total_time, strength=self.strength, rule=type(rule))
-        elif rule is not None and decayed:
-            nw.Decay(optimizer, rule, decayed, mode=self.mode, measure="rms")
-        return optimizer
+            plan.attach(optimizers, self.total_time, strength=self.strength, rule=type(rule))
+        elif rule is not None:
+            for optimizer in optimizers:
+                held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+                decayed = [u for u in self.units(model) if all(id(param) in held for param in u.params)]
+                if decayed:
+                    nw.Decay(optimizer, rule, decayed, mode=self.mode, measure="rms")
+        return optimizers
+
+    def _bare_optimizers(self, model: GPT) -> list[Optimizer]:
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        betas = (0.9, self.beta2)
+        if self.optimizer == "adamw":
+            return [AdamW(trained, self.lr, betas, weight_decay=0.0, fused=True)]
+        if self.optimizer == "muon":
+            inner = {id(weight) for weight in model.blocks.parameters() if weight.ndim == 2}
+            matrices = [weight for weight in trained if id(weight) in inner]
+            rest = [weight for weight in trained if id(weight) not in inner]
+            return [
+                Muon(matrices, self.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+                AdamW(rest, self.lr, betas, weight_decay=0.0, fused=True),
+            ]
+        raise ValueError(f"optimizer={self.optimizer!r} is not known: choose from adamw, muon")
 
     def units(self, model: GPT) -> list[nw.Unit]:
         """Return the units that the rule acts on.
