@@ -20,19 +20,23 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist workstea
 # What stands on torch and numpy alone: no lab, no trainers, no browser.
 CORE := $(addprefix tests/,test_norms.py test_units.py decay distributed invariance monitor normalization planning theory)
 
-.PHONY: reproduce test thorough core dist lint docs clean
+.PHONY: reproduce test tests thorough core dist lint docs clean
 
 reproduce: $(VENV)/.lab
 	$(VENV)/bin/normwise reproduce --out runs
 
-test: $(VENV)/.dev lint
-	$(PYTEST) -m 'not thorough'
+test: $(VENV)/.dev
+	@$(MAKE) --jobs 2 lint tests
 
-thorough: $(VENV)/.dev lint
-	$(PYTEST)
+thorough: $(VENV)/.dev
+	@$(MAKE) --jobs 2 lint tests SELECTED=
+
+SELECTED := -m 'not thorough'
+tests: $(VENV)/.dev
+	$(PYTEST) $(SELECTED)
 
 core: $(VENV)/.core
-	$(PYTEST) -m 'not thorough' $(CORE)
+	$(PYTEST) $(SELECTED) $(CORE)
 
 dist: $(VENV)/.dist
 	rm -rf dist

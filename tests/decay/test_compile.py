@@ -63,6 +63,7 @@ def run(
 
 @pytest.mark.parametrize(("rule", "decay"), CASES)
 @pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.one_in(2)
 def test_compiled_equals_eager_and_is_compiled_once(
     kind: Callable[..., Optimizer], rule: Rule, decay: dict[str, Any]
 ) -> None:

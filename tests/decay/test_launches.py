@@ -130,6 +130,7 @@ def test_l2_takes_all_parameters_in_one_launch() -> None:
     ids=repr,
 )
 @pytest.mark.usefixtures("cuda")
+@pytest.mark.one_in(2)
 def test_no_setting_waits_for_the_device(settings: dict[str, Any], rule: Rule) -> None:
     assert launches(rule, 4, **settings) > 0
 

@@ -101,6 +101,7 @@ def resumed_equals_uninterrupted(
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.one_in(2)
 def test_resume(name: str, optimizer: str) -> None:
     rule = RULES[name]
     for mode, clock in itertools.product(rule.modes, CLOCKS):
@@ -117,6 +118,7 @@ def test_resume_with_a_compensated_scale(dtype: torch.dtype, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["L2", "AdaptiveWeightShrink", "PowerShrink", "EpsilonShiftedL2", "Sphere"])
 @pytest.mark.parametrize("stop", range(1, 8))
+@pytest.mark.one_in(2)
 def test_resume_between_applications(stop: int, name: str) -> None:
     """Interrupted at any step, with the rule applied at every third."""
     for optimizer, settings in (

@@ -21,6 +21,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import normwise as nw
 
+pytestmark = pytest.mark.one_in(2)  # of two numbers of ranks
+
 BUILDS: dict[str, Callable[..., Optimizer]] = {
     "SGD": functools.partial(SGD, lr=0.1, momentum=0.9, foreach=True),
     "AdamW": functools.partial(AdamW, lr=0.05, weight_decay=0.01),

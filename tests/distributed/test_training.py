@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from tests.distributed.comparison import assert_same_on_all_ranks, each_extent, whole
 from tests.distributed.models import BATCHES, network, train, units_of
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 import normwise as nw
+
+pytestmark = pytest.mark.one_in(2)  # of two numbers of ranks
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD foreach": functools.partial(SGD, lr=0.1, momentum=0.9, foreach=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 
+import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.comparison import CELLS, LAYOUTS, RULES, S0, R, compare, each_extent, mesh_of, sharded
@@ -15,6 +16,8 @@ from torch.distributed.tensor.placement_types import Placement
 
 import normwise as nw
 from normwise import collectives
+
+pytestmark = pytest.mark.one_in(2)  # of two numbers of ranks
 
 ALL = (*LAYOUTS.values(), None)
 

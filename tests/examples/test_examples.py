@@ -45,6 +45,7 @@ def test_watch_finds_queries_and_keys_that_do_not_turn(tmp_path: Path) -> None:
     assert set(finding.layers) == {f"blocks.{k}.{x}" for k in (0, 1) for x in ("query", "key")}
 
 
+@pytest.mark.thorough
 def test_watch_finds_decay_that_bfloat16_swallows_and_none_where_it_is_compensated(tmp_path: Path) -> None:
     monitor = watch_vocoder.train(tmp_path / "lost", steps=60)
     (finding,) = Log.open(tmp_path / "lost").present()

@@ -80,6 +80,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("registered", [True, False])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.one_in(2)
 def test_resumed_equals_uninterrupted(name: str, registered: bool, tmp_path: Path) -> None:
     """By load_state, whether the Decay is registered for checkpointing or rides in the optimizer's state."""
 

@@ -181,6 +181,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.one_in(2)
 def test_resumed_equals_uninterrupted(name: str, optimizer: str, tmp_path: Path) -> None:
     def callback() -> Any:
         return nw.lightning.DecayCallback(**RULES[name])

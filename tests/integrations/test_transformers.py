@@ -151,6 +151,7 @@ RULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "optim"), [*((name, "adamw_torch") for name in RULES), ("nothing given", "sgd")]
 )
+@pytest.mark.one_in(2)
 def test_resumed_equals_uninterrupted(name: str, optim: str, tmp_path: Path) -> None:
     def callback() -> Any:
         return nw.transformers.DecayCallback(**RULES[name])

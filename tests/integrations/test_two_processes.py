@@ -27,7 +27,10 @@ def run(trainer: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("trainer", ["accelerate", "lightning", "transformers"])
+# Trainer leaves the processes to Accelerate
+@pytest.mark.parametrize(
+    "trainer", ["accelerate", "lightning", pytest.param("transformers", marks=pytest.mark.thorough)]
+)
 def test_two_processes(trainer: str, tmp_path: Path) -> None:
     pytest.importorskip("lightning" if trainer == "lightning" else trainer)
     first, second = run(trainer, tmp_path)

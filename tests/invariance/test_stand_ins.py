@@ -167,6 +167,7 @@ def test_functional_transforms_get_a_float64_copy() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution", "vocabulary"])
+@pytest.mark.one_in(3)
 def test_memory_is_at_most_twice_the_models_own_beyond_the_forward_pass(kind: str) -> None:
     from benchmarks.invariance_memory import beyond
 

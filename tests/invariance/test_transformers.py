@@ -19,12 +19,8 @@ QUICK = (
     "bert",
     "t5",
     "vit",
-    "resnet18",
-    "wav2vec2",
     "qwen3",
     "olmo2",
-    "opt",
-    "albert",
 )
 
 

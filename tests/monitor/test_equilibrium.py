@@ -35,6 +35,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any, float]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.one_in(3)
 def test_a_training_settles_where_the_monitor_says(case: str) -> None:
     """Gradients of a scale-invariant loss that do not correlate: across w, and of norm γ/‖w‖."""
     kind, settings, decay, tolerance = CASES[case]

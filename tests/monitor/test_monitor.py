@@ -63,6 +63,7 @@ def _reference(before: Tensor, after: Tensor, gradient: Tensor, lr: float, degre
 @each_optimizer
 @each_rule
 @pytest.mark.parametrize("first", ["monitor", "decay"])
+@pytest.mark.one_in(2)
 def test_rows_equal_a_reference_whoever_was_attached_first(
     build: Callable[..., Optimizer], settings: dict[str, Any], first: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_rows_equal_a_reference_whoever_was_attached_first(
 
 @each_optimizer
 @each_rule
+@pytest.mark.one_in(2)
 def test_a_monitor_changes_no_bit_of_training(
     build: Callable[..., Optimizer], settings: dict[str, Any]
 ) -> None:

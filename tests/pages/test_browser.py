@@ -84,6 +84,7 @@ def test_the_legend_hides_and_shows_a_curve(browser: Any, report: Path) -> None:
         assert _colored(page, "plain-1", 1) == pytest.approx(before, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_zooming_by_mouse_by_buttons_and_by_keys(browser: Any, report: Path) -> None:
     with _opened(browser, report) as page:
         figure = page.locator("#plain-1")
@@ -163,6 +164,7 @@ def test_attacks_in_the_text_are_text(browser: Any, report: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [380, 800, 1400])
+@pytest.mark.one_in(2)
 def test_nothing_scrolls_sideways(browser: Any, report: Path, width: int) -> None:
     with _opened(browser, report, viewport={"width": width, "height": 700}) as page:
         page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
@@ -190,6 +192,7 @@ def test_on_paper_there_are_drawings_and_commands(browser: Any, report: Path) ->
         assert page.locator("#plain .repeat pre").is_hidden()
 
 
+@pytest.mark.thorough
 def test_the_quick_budget_is_below_a_megabyte(browser: Any, tmp_path: Path) -> None:
     with made_up_results.without_figures():
         path = write_report(made_up_results.many(), tmp_path / "report.html")

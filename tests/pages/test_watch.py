@@ -112,6 +112,7 @@ def test_the_filter(browser: Any, pages: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("width", [320, 380, 1200])
 @pytest.mark.parametrize("name", ["plain", "many", "nasty"])
+@pytest.mark.one_in(3)
 def test_nothing_scrolls_sideways(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
     with opened(browser, pages[name], viewport={"width": width, "height": 800}) as page:
         page.locator(".findings .where a").first.click()

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import optim
 
-from normwise.planning.optimizer_probe import decay_coupling, step_grows_with_gradient
+from normwise.planning.optimizer_probe import (
+    Recipe,
+    decay_coupling,
+    once_per_recipe,
+    step_grows_with_gradient,
+)
 
 # optimizer, its settings, whether its steps grow with the gradient, how it decays
 KINDS: list[tuple[Any, dict[str, Any], bool | None, str | None]] = [
@@ -93,3 +100,25 @@ class _Root(optim.SGD):
 
 def test_what_grows_in_some_other_way_is_of_no_kind() -> None:
     assert step_grows_with_gradient(_Root([torch.nn.Parameter(torch.ones(3))], lr=0.1)) is None
+
+
+def test_what_was_measured_is_kept_for_equal_settings_and_keeps_no_optimizer_alive() -> None:
+    measured: list[Recipe] = []
+
+    @once_per_recipe
+    def count(recipe: Recipe) -> int:
+        measured.append(recipe)
+        return len(measured)
+
+    def made(lr: float = 0.1, **settings: Any) -> optim.Optimizer:
+        return optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr, **settings)
+
+    first = made()
+    gone = weakref.ref(first)
+    assert count(first, 0) == count(made(lr=0.5, weight_decay=0.3), 0) == 1
+    assert count(made(betas=(0.8, 0.99)), 0) == 2
+    of_tensors = made(betas=(torch.tensor(0.8), torch.tensor(0.99)))  # their values may change
+    assert (count(of_tensors, 0), count(of_tensors, 0)) == (3, 4)
+    del first
+    gc.collect()
+    assert gone() is None

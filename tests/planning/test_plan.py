@@ -18,6 +18,7 @@ def _verdicts(plan: nw.Plan, verdict: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.one_in(2)
 def test_every_parameter_has_one_treatment_and_one_group(name: str) -> None:
     model, plan = shared(name)
     names = [n for n, _ in model.named_parameters()]

@@ -173,6 +173,7 @@ def test_clipped_gradients_lead_to_the_same_norms_from_every_scale(clip: float) 
 
 @pytest.mark.parametrize("at", [1, 3, 18])
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.one_in(2)
 def test_a_resumed_run_is_not_placed_twice(name: str, at: int) -> None:
     net = network(1e-2)
     optimizer, decay = attached(net, name)

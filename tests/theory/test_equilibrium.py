@@ -87,6 +87,7 @@ def simulate(
 
 
 @pytest.mark.parametrize(("rule", "mode", "momentum", "degree"), CASES)
+@pytest.mark.one_in(2)
 def test_random_pushes_settle_at_the_predicted_norm(
     rule: Rule, mode: str, momentum: float, degree: int
 ) -> None:
@@ -115,6 +116,7 @@ def test_random_pushes_settle_at_the_predicted_norm(
         for cell in cells
     ],
 )
+@pytest.mark.one_in(2)
 def test_a_network_settles_at_the_predicted_norms(
     rule: Rule, momentum: float, tolerance: float, mode: str
 ) -> None:

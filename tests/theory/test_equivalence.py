@@ -42,6 +42,7 @@ def test_every_rule_is_replayed() -> None:
 
 
 @pytest.mark.parametrize(("rule", "mode", "momentum", "schedule"), SETTINGS)
+@pytest.mark.one_in(2)
 def test_an_undecayed_run_takes_the_same_directions(
     rule: Rule, mode: str, momentum: float, schedule: str
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_scheduled_coefficient_and_another_clock(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("rule", "mode"), DECOUPLED)
+@pytest.mark.one_in(2)
 def test_adam_is_replayed(rule: Rule, mode: str) -> None:
     lrs, beta1 = SCHEDULES["warm-up and cosine"] / 5, replay.BETAS[0]
     decayed = replay.adam(rule, mode, lrs)
@@ -113,6 +115,7 @@ def test_a_sign_optimizer_is_replayed(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("rule", "mode"), CASES)
+@pytest.mark.one_in(2)
 def test_decay_beside_a_torch_optimizer_is_replayed(rule: Rule, mode: str) -> None:
     lrs = 0.1 * SCHEDULES["warm-up and cosine"][:80]
     params = [torch.nn.Parameter(w.clone()) for w in (*WEIGHTS, replay.HEAD)]

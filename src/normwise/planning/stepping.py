@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from normwise.planning.optimizer_probe import PROBE_LR, run_probe
+from normwise.planning.optimizer_probe import PROBE_LR, Recipe, once_per_recipe
 
 __all__ = ["Stepping", "stepping_of", "textbook_stepping"]
 
@@ -76,10 +76,15 @@ def stepping_of(optimizer: Optimizer, group: int = 0) -> Stepping | str:
         >>> found.grows_with_gradient, round(found.per_element / 4, 1)  # 1/(1 − μ)² = 4
         (True, 1.0)
     """
-    name = type(optimizer).__name__
-    usual = _step_length(optimizer, group, _SMALL)
-    strong = _step_length(optimizer, group, _SMALL, gradient=1000.0)
-    light = _step_length(optimizer, group, _SMALL, weight=0.01)
+    return _stepping_of(optimizer, group)
+
+
+@once_per_recipe
+def _stepping_of(recipe: Recipe) -> Stepping | str:
+    name = recipe.kind.__name__
+    usual = _step_length(recipe, _SMALL)
+    strong = _step_length(recipe, _SMALL, gradient=1000.0)
+    light = _step_length(recipe, _SMALL, weight=0.01)
     if not usual or not strong or not light:
         return f"the steps of {name} could not be measured"
     if not (0.2 < strong / usual < 5 or 500 < strong / usual < 2000):
@@ -89,22 +94,22 @@ def stepping_of(optimizer: Optimizer, group: int = 0) -> Stepping | str:
             f"the steps of {name} grow with the norm of the weights, so the norm does not set the effective "
             "learning rate"
         )
-    steady = _constant_steps(optimizer, group)
+    steady = _constant_steps(recipe)
     if steady is None or max(steady) > 1.5 * min(steady):
         return f"{name} changes its own step size as training goes on, so Σlr does not measure its time"
-    growth = _growth(optimizer, group)
+    growth = _growth(recipe)
     if growth is None:
         return f"the steps of {name} could not be measured"
-    numel, buffers = math.prod(_SMALL), _exponents(optimizer, group)
+    numel, buffers = math.prod(_SMALL), _exponents(recipe)
     if strong > 5 * usual:
         return Stepping(True, buffers, growth / numel, lambda *_: None)
-    others = [(_step_length(optimizer, group, shape), math.prod(shape)) for shape in _OTHER_SHAPES]
+    others = [(_step_length(recipe, shape), math.prod(shape)) for shape in _OTHER_SHAPES]
     alike = all(own and 0.8 < own / usual * (numel / size) ** 0.5 < 1.25 for own, size in others)
-    first = _step_length(optimizer, group, _SMALL, _EARLY)
+    first = _step_length(recipe, _SMALL, _EARLY)
 
     def measure(shape: tuple[int, ...], device: torch.device) -> float | None:
         # how steps add up does not depend on the shape, only how long they are
-        own = _step_length(optimizer, group, shape, _EARLY, device=device)
+        own = _step_length(recipe, shape, _EARLY, device=device)
         return None if own is None or not first else growth * (own / first) ** 2
 
     return Stepping(False, buffers, growth / numel if alike else math.nan, measure)
@@ -127,7 +132,7 @@ def textbook_stepping(group: Mapping[str, Any], kind: str) -> Stepping:
     raise ValueError(f"kind={kind!r} is not known: choose from 'sgd', 'adam'")
 
 
-def _growth(optimizer: Optimizer, group: int) -> float | None:
+def _growth(recipe: Recipe) -> float | None:
     """Return the growth of ‖w‖² per step and lr² under random gradients, after the first steps."""
     distances: list[float] = []
     start = torch.randn(_SMALL, generator=torch.Generator().manual_seed(0))
@@ -139,15 +144,14 @@ def _growth(optimizer: Optimizer, group: int) -> float | None:
         if number + 1 in (_WALK // 2, _WALK):
             distances.append(float((param.detach() - start).double().square().sum()))
 
-    if not run_probe(optimizer, group, start, _WALK, step):
+    if not recipe.train(start, _WALK, step):
         return None
     growth = (distances[1] - distances[0]) / (_WALK / 2 * PROBE_LR**2)
     return growth if math.isfinite(growth) and growth > 0 else None
 
 
 def _step_length(
-    optimizer: Optimizer,
-    group: int,
+    recipe: Recipe,
     shape: tuple[int, ...],
     number: int = _SETTLED,
     *,
@@ -166,10 +170,10 @@ def _step_length(
         probe.step()
         lengths.append(float((param.detach() - before).norm()))
 
-    return lengths[-1] if run_probe(optimizer, group, start, number, step) else None
+    return lengths[-1] if recipe.train(start, number, step) else None
 
 
-def _constant_steps(optimizer: Optimizer, group: int) -> list[float] | None:
+def _constant_steps(recipe: Recipe) -> list[float] | None:
     """Return the lengths of a middle and of the last step under a constant gradient."""
     lengths: list[float] = []
     gradient = torch.randn(_SMALL, generator=torch.Generator().manual_seed(3))
@@ -182,10 +186,10 @@ def _constant_steps(optimizer: Optimizer, group: int) -> list[float] | None:
             lengths.append(float((param.detach() - before).norm()))
 
     start = torch.randn(_SMALL, generator=torch.Generator().manual_seed(0))
-    return lengths if run_probe(optimizer, group, start, _CONSTANT, step) else None
+    return lengths if recipe.train(start, _CONSTANT, step) else None
 
 
-def _exponents(optimizer: Optimizer, group: int) -> dict[str, float] | None:
+def _exponents(recipe: Recipe) -> dict[str, float] | None:
     """Return how the buffers scale when a weight is scaled by 8 and its gradients by 1/8."""
     kept: list[dict[str, Tensor]] = []
     for scale in (1.0, 8.0):
@@ -199,7 +203,7 @@ def _exponents(optimizer: Optimizer, group: int) -> dict[str, float] | None:
                 state = probe.state.get(param, {})
                 kept.append({k: v.detach().clone() for k, v in state.items() if _is_buffer(v)})
 
-        if not run_probe(optimizer, group, start, 3, step):
+        if not recipe.train(start, 3, step):
             return None
     exponents: dict[str, float] = {}
     for name, value in kept[0].items():

@@ -51,6 +51,7 @@ def test_the_mean_over_cells_takes_the_same_cells_for_every_seed() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.6])
+@pytest.mark.one_in(3)
 def test_the_interval_covers_what_tuning_by_other_seeds_would_find(noise: float) -> None:
     """Three coefficients 1 point apart, tuned by three noisy seeds, tested by four.
 

@@ -260,6 +260,7 @@ def test_start_and_batches_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("mode", ["flow", "explicit", "coupled"])
 @pytest.mark.parametrize("rule", [nw.L2(0.3), nw.AdaptiveWeightShrink(0.3), nw.PowerShrink(0.3, 2.0)])
+@pytest.mark.one_in(2)
 def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str, tmp_path: Path) -> None:
     to = nw.PowerShrink(1.0, 2.0) if isinstance(rule, nw.PowerShrink) else type(rule)
     run = replaying().with_rule(nw.theory.match(rule, to, momentum=0.9, to_mode=mode), mode=mode)
@@ -273,6 +274,7 @@ def test_replays_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str
 
 @pytest.mark.parametrize("mode", ["flow", "explicit"])
 @pytest.mark.parametrize("rule", [nw.L2(10.0), nw.AdaptiveWeightShrink(10.0)])
+@pytest.mark.one_in(2)
 def test_replays_of_adam_have_the_directions_of_the_decayed_run(rule: nw.Rule, mode: str) -> None:
     run = replaying(optimizer="adam", lr=0.01).with_rule(rule, mode)
     summary = run.run(lambda line: None)

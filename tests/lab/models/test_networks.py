@@ -66,6 +66,7 @@ def test_every_network_is_among_them() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.one_in(2)
 def test_every_convolution_has_the_member_and_no_other_layer(name: str, member: str) -> None:
     with torch.device("meta"):
         network = build_network(name, classes=10, member=member, batch_norm=True)
@@ -85,6 +86,7 @@ def test_every_convolution_has_the_member_and_no_other_layer(name: str, member: 
     ("member", "batch_norm"),
     [(m, bn) for m in MEMBERS for bn in (True, False) if (m, bn) != ("plain", False)],
 )
+@pytest.mark.one_in(2)
 def test_scaling_the_filters_changes_no_output(name: str, member: str, batch_norm: bool) -> None:
     torch.manual_seed(0)
     arguments: dict[str, Any] = NARROW[name]

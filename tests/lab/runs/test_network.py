@@ -61,6 +61,7 @@ def without_time(summary: Metrics) -> Metrics:
         ({"rule": "l2", "network": "vgg16_small", "batch_norm": False, "precision": "bf16"}, (7,)),
     ],
 )
+@pytest.mark.one_in(2)
 def test_a_killed_run_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], places: tuple[int, ...]
 ) -> None:
@@ -92,6 +93,7 @@ def _larger_digits() -> Dataset:
     return replace(digits, train_images=grow(digits.train_images), test_images=grow(digits.test_images))
 
 
+@pytest.mark.thorough
 def test_the_checkpoint_is_needed_for_that(tmp_path: Path) -> None:
     run = small(rule="aws")
     path = tmp_path / "checkpoint.pt"
@@ -217,6 +219,7 @@ def test_the_initial_network_depends_on_the_seed_and_not_on_rule_or_scale() -> N
 # data
 
 
+@pytest.mark.thorough
 def test_pictures_of_a_folder_are_trained_on(tmp_path: Path) -> None:
     put_folder(tmp_path / "pictures", classes=2, images=8)
     name = f"imagefolder:{tmp_path / 'pictures'}"
@@ -307,6 +310,7 @@ def test_lightning_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None
         small().train(CPU)
 
 
+@pytest.mark.thorough
 def test_too_large_a_batch_says_which_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small(batch_size=64)
     with torch.device("meta"):
