@@ -582,3 +582,28 @@ def test_running_statistics_in_evaluation_mode_stay() -> None:
     before = frozen.running_var.clone()
     train(net, optimizer, 1)
     assert torch.equal(frozen.running_var, before)
+
+
+@pytest.mark.parametrize("steps", [16, 64])
+def test_a_placement_does_not_raise_the_radial_part_of_the_momentum(steps: int) -> None:
+    """To undo each step's growth would: the buffer is divided by the factor of the weight."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 9, generator=generator, dtype=torch.float64))
+    optimizer = SGD([weight], lr=0.1, momentum=0.9)
+    decay = nw.attach(optimizer, [weight], 20.0)
+    assert decay.start is not None
+    decay.start.steps = steps
+    norms = []
+    for step in range(steps):
+        with torch.no_grad():
+            norm = weight.norm(dim=1, keepdim=True)
+            noise = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+            across = noise - (noise * weight).sum(1, keepdim=True) / norm**2 * weight
+            weight.grad = 0.1 * across / across.norm(dim=1, keepdim=True) / norm  # γ is 0.1
+        optimizer.step()
+        norms.append(weight.detach().norm(dim=1))
+        if step == 0:  # as after a turn towards what the gradients pointed to
+            unit = weight.detach() / weight.detach().norm(dim=1, keepdim=True)
+            optimizer.state[weight]["momentum_buffer"] = -3.0 * unit * norms[0][:, None]
+    assert float(norms[-1].max() / norms[0].min()) < 30
+    assert float(optimizer.state[weight]["momentum_buffer"].norm()) < 3.0

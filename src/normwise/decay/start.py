@@ -29,6 +29,7 @@ from normwise.units import Unit, global_norms, local_units, local_values
 __all__ = ["JointGroup", "Start", "running_statistics"]
 
 _MOVED = 0.1  # a placement that scales a unit by more than e^±0.1 outdates running statistics
+_REVISED = 0.1  # a unit is placed again where its equilibrium norm turns out to differ by more than e^±0.1
 
 
 def running_statistics(model: nn.Module) -> list[nn.Module]:
@@ -87,10 +88,12 @@ class Start:
         rigid: The indices of Units whose slices are invariant in blocks only: one factor for all of them.
         smallest_norms: For each Unit the norm below which it does not shrink, as the eps of norm layers would
             no longer be negligible.
-        steps: In how many steps γ is measured. The units are placed in each of them, by the geometric mean of
-            γ over the last quarter of the steps so far. Needed where gradients are clipped: from a tiny norm
-            the first gradient is huge and is clipped, and γ is too small; each placement about halves the
-            error of the logarithm.
+        steps: In how many steps γ is measured, as the geometric mean over the last quarter of the steps so
+            far. A unit is placed in the first of them, and again where its equilibrium norm turns out to be
+            another. That is needed where gradients are clipped: from a tiny norm the first gradient is huge
+            and is clipped, and γ is too small; each placement about halves the error of the logarithm. Where
+            γ stays, the unit is left to move: to undo each step's growth would raise the momentum with it,
+            whose radial part then grows without bound.
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
@@ -159,11 +162,11 @@ class Start:
                 factors[which] = factor
         others = self._solve_groups(targets, factors)
         self._scale(targets, factors, others)
-        if any(bool((factor.log().abs() > _MOVED).any()) for factor in factors.values()):
+        if any(map(_moves, factors.values())):
             for module in self.statistics:
                 _begin_anew(module)
         for which, norm in zip(ready, norms, strict=True):
-            if which in factors:
+            if which in factors and (self._revised(which) is not None or _moves(factors[which])):
                 targets.refer_to(which, norm * factors[which] * self.reference_factors.get(which, 1.0))
 
     def _ready(self, targets: Targets) -> list[int]:
@@ -211,8 +214,10 @@ class Start:
             return None
         assert norm is not None  # or the Unit would not wait
         readings.append(math.log(float(alive.square().mean().sqrt())) if grows else 0.0)
-        later = readings[-max(1, len(readings) // 4) :]
-        wanted = norm * math.exp(sum(later) / len(later) / 2)
+        revised = self._revised(which)
+        if revised is None:
+            return torch.ones_like(norms)
+        wanted = norm * math.exp(revised / 2)
         factors = wanted / norms
         if which in self.rigid:
             factors = torch.full_like(factors, wanted / float(norms[acting].log().mean().exp()))
@@ -224,6 +229,16 @@ class Start:
         if (which in self.rigid and bool((acting & ~fits).any())) or not bool(fits.any()):
             return torch.ones_like(factors)
         return torch.where(fits, factors, torch.ones_like(factors))
+
+    def _revised(self, which: int) -> float | None:
+        """Return log γ if the last measurement places the Unit, alone or again; else None."""
+        readings, placed, revised = self.readings[which], math.inf, False
+        for k in range(1, len(readings) + 1):
+            later = readings[k - max(1, k // 4) : k]
+            mean = sum(later) / len(later)
+            revised = abs(mean - placed) / 2 > _REVISED
+            placed = mean if revised else placed
+        return placed if revised else None
 
     def _solve_groups(self, targets: Targets, factors: dict[int, Tensor]) -> dict[int, tuple[Tensor, float]]:
         """Replace the factors of grouped Units by powers of one α for each group.
@@ -310,6 +325,10 @@ class Start:
         for name, value in targets.optimizer.state.get(owner, {}).items():
             if name in self.buffers and isinstance(value, Tensor) and value.shape == owner.shape:
                 scale_units([local_tensor(value)], [factor ** self.buffers[name]], [entry.unit])
+
+
+def _moves(factors: Tensor) -> bool:
+    return bool((factors.log().abs() > _MOVED).any())
 
 
 def _fits(unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor:

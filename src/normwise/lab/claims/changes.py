@@ -27,6 +27,7 @@ class Change:
 
 
 _UNDECIDED = "Claims: a verdict is undecided where an interval contains its threshold"
+_PLACED_AGAIN = "Start: a unit is placed again only where its equilibrium norm turns out to be another"
 _SIX_SEEDS = "no-tuning: six seeds and Muon, registered before the run"
 _EARLIER_RESULTS = "The results of both budgets under the earlier rules were known."
 
@@ -186,6 +187,15 @@ CHANGES = (
         "eight for them in shrink.",
         "Three tuning seeds cost time. " + _EARLIER_RESULTS,
         ("under-fitting", "shrink"),
+    ),
+    Change(
+        "2026-11-26",
+        _PLACED_AGAIN,
+        "The start in equilibrium scales a unit again, in its first 16 steps, only where its equilibrium norm "
+        "turns out to differ by more than 10 %, no longer in each of them.",
+        "An ablation with 64 such steps diverged: each placement raised the radial part of the momentum. The "
+        "accuracies of the claims with 16 steps were known.",
+        ("initialization", "shrink", "what-to-decay", "no-tuning"),
     ),
 )
 
