@@ -191,8 +191,8 @@ CHANGES = (
     Change(
         "2026-11-26",
         _PLACED_AGAIN,
-        "The start in equilibrium scales a unit again, in its first 16 steps, only where its equilibrium norm "
-        "turns out to differ by more than 10 %, no longer in each of them.",
+        "The start in equilibrium scales a unit again, in its first 16 steps, only where its equilibrium "
+        "norm turns out to differ by more than 10 %, no longer in each of them.",
         "An ablation with 64 such steps diverged: each placement raised the radial part of the momentum. The "
         "accuracies of the claims with 16 steps were known.",
         ("initialization", "shrink", "what-to-decay", "no-tuning"),
