@@ -25,6 +25,7 @@ def test_the_small_gpt_learns_and_decays_its_stream_by_plan(caplog: pytest.LogCa
     assert "in equilibrium, from the first step on; the steps of AdamW were measured" in caplog.text
 
 
+@pytest.mark.thorough
 def test_the_small_resnet_learns_and_decays_its_convolutions_by_plan(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -129,6 +129,7 @@ def test_channels_last() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.one_in(2)
 def test_other_precisions(dtype: torch.dtype) -> None:
     case = CASES["prenorm_rms_norm"]
     inv = invariances_of("prenorm_rms_norm", case.build().to(dtype))
@@ -141,6 +142,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet", "prenorm_layer_norm", "qk_norm_packed", "group_norm", "weight_norm"]
 )
+@pytest.mark.one_in(2)
 def test_single_precision_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normwise.invariance.find.DOUBLE_UP_TO", 0)
     assert invariances_of(name).stats.dtype == "float32"

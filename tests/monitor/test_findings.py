@@ -22,6 +22,7 @@ from normwise.monitor.observation import DEAD_AFTER
 
 
 @pytest.mark.parametrize("name", trainings.TASKS)
+@pytest.mark.one_in(3)
 def test_healthy_trainings_give_no_finding(name: str) -> None:
     task = trainings.TASKS[name]()
     optimizer = trainings.optimizer_of(name, task)

@@ -59,6 +59,7 @@ def _colored(page: Any, figure: str, k: int) -> int:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.one_in(2)
 def test_plots_are_drawn_in_the_colours_of_the_page(browser: Any, report: Path, scheme: str) -> None:
     with _opened(browser, report, color_scheme=scheme) as page:
         for k in range(4):

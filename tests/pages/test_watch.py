@@ -69,6 +69,7 @@ def test_the_page_is_well_formed_and_names_nothing_outside(pages: dict[str, Path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.one_in(2)
 def test_the_map_and_the_loss_are_drawn(browser: Any, pages: dict[str, Path], scheme: str) -> None:
     with opened(browser, pages["plain"], color_scheme=scheme) as page:
         assert painted(page, "#heat") > 10_000

@@ -232,6 +232,7 @@ def test_claims_on_text_stay_within_their_share_of_the_budget(name: str) -> None
 # from runs to outcomes
 
 
+@pytest.mark.thorough
 def test_migration_from_runs_to_an_outcome(tmp_path: Path) -> None:
     store, claim = Store(tmp_path), Migration(BUDGET)
     runs = FinishedRuns(execute(claim.runs(), store), store)

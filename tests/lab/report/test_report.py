@@ -147,6 +147,7 @@ def test_a_dot_plot_has_a_named_row_for_each_point_and_its_interval() -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
+@pytest.mark.one_in(2)
 def test_inline_svgs_and_figures_of_nothing_and_of_one_point(log: bool) -> None:
     for x, y in (
         ([], []),

@@ -33,7 +33,7 @@ from normwise.lab.report.results_file import MOST_BYTES, read_results
 from normwise.lab.reproduce import rebuild_report
 
 REPOSITORY = Path(__file__).parents[3]
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def _claim() -> dict[str, Any]:
@@ -184,7 +184,7 @@ NUMBER = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(NUMBER, NUMBER).filter(lambda p: p[0] is not None), max_size=4), st.booleans())
 def test_every_number_that_is_read_can_be_drawn(points: list[tuple[Any, Any]], log: bool) -> None:
     series = Series("s", [x for x, _ in points], [y for _, y in points])
