@@ -67,7 +67,7 @@ class ImageVariant(TrainRun):
     """
 
     warmup: float = 0.0
-    gradients: int = 16
+    gradients: int = 32
     by_unit: bool = False
     rate_clock: str = "lr"
     every: int = 1
@@ -247,6 +247,7 @@ def placement(bench: Bench) -> list[str]:
     arms: dict[str, dict[str, Any]] = {
         "γ from 1 gradient": {"gradients": 1},
         "γ from 4": {"gradients": 4},
+        "γ from 16": {"gradients": 16},
         "γ from 64": {"gradients": 64},
         "γ of each unit": {"by_unit": True},
         "clock lr²/max lr": {"rate_clock": "lr^2/max_lr"},

@@ -233,7 +233,7 @@ class Plan:
             n₀⁴ = η·D·γ²·T/(2S)   where steps grow with the gradient (SGD),
             n₀² = η·D·T/(2S)      where they do not (Adam, Lion, Muon, …),
 
-        η is the largest learning rate, γ = ‖w‖·‖∇L‖ is measured in the first 16 steps, and the diffusivity D,
+        η is the largest learning rate, γ = ‖w‖·‖∇L‖ is measured in the first 32 steps, and the diffusivity D,
         the growth of ‖w‖² per step and lr² under random gradients, is measured on a second optimizer of the
         same class and settings. A jointly scale-invariant group is scaled by powers of one factor. Outputs
         stay as they are, and each step is exactly the step that the rescaled model would have taken. Only the
