@@ -28,8 +28,8 @@ __all__ = ["STARTS", "Settings", "Weight", "attach", "attach_weights", "few", "s
 _logger = logging.getLogger("normwise")
 STARTS = ("equilibrium", "as is")
 _RULES = (AdaptiveWeightShrink, L2)
-# Where γ must be measured, over so many steps: the first gradients of a training are not typical (without batch
-# norm a network may start so flat that γ grows fortyfold in a dozen steps), and clipped ones tell too little.
+# Where γ must be measured, over so many steps: the first gradients of a training are not typical, and clipped
+# ones tell too little. Without batch norm a network may start so flat that γ grows fortyfold in 12 steps.
 _MEASURED_STEPS = 32
 
 
