@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.distributed.comparison import assert_same_on_all_ranks, whole
 from tests.distributed.models import BATCHES, network, train, units_of
 from tests.distributed.world import World, needs_fully_shard
@@ -125,3 +126,25 @@ def test_state_of_each_unit_is_resharded_bit_for_bit(worlds: dict[int, World], t
     for size in (1, 3):
         for actual in worlds[size].run(load_alone, tmp_path):
             assert all(torch.equal(tensor, other) for tensor, other in zip(saved, actual, strict=True))
+
+
+def made_state() -> tuple[bool, int, int]:
+    model, optimizer, decay = job("sphere")
+    with torch.no_grad():
+        for param in model.parameters():
+            param.mul_(2)  # off the sphere
+    before = [whole(param) for param in model.parameters()]
+    get_state_dict(model, optimizer)
+    stays = all(torch.equal(w, whole(p)) for w, p in zip(before, model.parameters(), strict=True))
+    model, optimizer, other = job("scheduled")
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for param in model.parameters():  # on the other ranks they are zero, by chance
+        param.grad = torch.full_like(param, float(dist.get_rank() == 0))
+    optimizer.step(None)
+    return stays, decay.steps, other.steps
+
+
+@needs_fully_shard
+def test_a_step_that_only_makes_the_state_decays_nothing(world: World) -> None:
+    assert world.run(made_state) == [(True, 0, 1)] * world.size

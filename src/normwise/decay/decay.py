@@ -30,6 +30,7 @@ from normwise.decay.rules import Rule
 from normwise.decay.saved_state import check_state
 from normwise.decay.second_copies import check_second_copies
 from normwise.decay.start import Start
+from normwise.decay.state_making import only_makes_state
 from normwise.decay.targets import Targets, check_gradients
 from normwise.decay.wrappers import unwrapped
 from normwise.sharding import meshes_of
@@ -199,6 +200,9 @@ class Decay:
     # -- the hooks ---------------------------------------------------------------------------------------
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._in_step = False
+        if only_makes_state(self.optimizer, args, kwargs):
+            return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         self._check_capture()
         self._in_step = True

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from normwise.decay import riding
 from normwise.decay.copying import attached
+from normwise.decay.state_making import only_makes_state
 from normwise.decay.targets import group_of, name_of
 from normwise.monitor.finding import Finding
 from normwise.monitor.findings import Findings, Schedule
@@ -420,8 +421,10 @@ class _Watch:
     # -- before the step -----------------------------------------------------------------------------------
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._is_in_step, self._before = False, None
+        if only_makes_state(self.optimizer, args, kwargs):
+            return None
         self._is_in_step = True
-        self._before = None
         number = self.count + 1
         is_observed = self.due or number == 1 or number % self.monitor.every == 0
         if is_observed:
