@@ -122,7 +122,8 @@ def not_in_the_optimizer() -> str:
 def flattened(original: bool) -> str:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = FullyShardedDataParallel(network(), use_orig_params=original, device_id=torch.device("cpu"))
     optimizer = SGD(model.parameters(), lr=0.1)
     return message_of(lambda: nw.Decay(optimizer, RULE, next(model.parameters()), dim=None))

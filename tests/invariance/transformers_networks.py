@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
-import transformers as hf
 from torch import nn
+
+hf: Any = pytest.importorskip("transformers")
 
 
 def logits(model: nn.Module, batch: Any) -> Any:

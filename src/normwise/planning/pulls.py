@@ -18,7 +18,8 @@ from normwise.theory import equilibrium_rotation
 
 __all__ = ["AuditedParameter", "Pull", "audited_parameters", "pulls_of"]
 
-_ADAMS = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)  # AdamW is an Adam
+# from torch 2.7 on AdamW is an Adam
+_ADAMS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
 
 
 @dataclass(frozen=True)
