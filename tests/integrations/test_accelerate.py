@@ -165,6 +165,23 @@ def test_accumulation(tmp_path: Path) -> None:
     assert f"Σlr = {sum(used):.4g} " in job.decay.explain()
 
 
+def test_a_prepared_schedule_goes_on_where_a_rule_needs_none() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    net, optimizer, scheduler = accelerator.prepare(net, optimizer, scheduler)
+    nw.accelerate.attach(accelerator, net, optimizer, [(torch.randn(8, 6),)], rule=nw.L2(0.1))
+    for _ in range(2):
+        accelerator.backward(net(torch.randn(8, 6)).square().mean())
+        optimizer.step()
+        scheduler.step()
+    assert len(optimizer.param_groups) == 2
+    assert scheduler.get_last_lr() == [0.25]
+    optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
 def test_what_is_missing_is_named() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8))

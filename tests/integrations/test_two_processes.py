@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+ROOT = Path(__file__).parents[2]
 
 
-def run(trainer: str, folder: Path) -> list[dict[str, Any]]:
+def run(script: str, job: str, folder: Path) -> list[dict[str, Any]]:
     finished = subprocess.run(
-        [sys.executable, str(SCRIPT), trainer, str(folder)],
+        [sys.executable, "-m", f"tests.integrations.{script}", job, str(folder)],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -33,7 +34,7 @@ def run(trainer: str, folder: Path) -> list[dict[str, Any]]:
 )
 def test_two_processes(trainer: str, tmp_path: Path) -> None:
     pytest.importorskip("lightning" if trainer == "lightning" else trainer)
-    first, second = run(trainer, tmp_path)
+    first, second = run("two_processes", trainer, tmp_path)
     assert first == second
     assert first["resumed"] == first["whole"]
     assert first["steps"] == 16

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,24 +164,25 @@ def with_transformers(folder: Path) -> dict[str, Any]:
     return {"whole": digest(whole), "resumed": digest(resumed), "steps": callback.decays[0].steps}
 
 
-def work(rank: int, port: int, trainer: str, folder: Path) -> None:
+def work(rank: int, port: int, job: Callable[[Path], dict[str, Any]], folder: Path) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "none",
     }  # fmt: skip
-    result = globals()[f"with_{trainer}"](folder)
+    result = job(folder)
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
 
 
-def main(trainer: str, folder: Path) -> int:
+def on_two_processes(job: Callable[[Path], dict[str, Any]], imported: str, folder: Path) -> int:
+    """Run a job on two ranks, in forks of this process, which has imported the trainer."""
     warnings.simplefilter("ignore")
-    importlib.import_module(IMPORTED[trainer])
+    importlib.import_module(imported)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=work, args=(rank, port, trainer, folder)) for rank in range(2)]
+    ranks = [context.Process(target=work, args=(rank, port, job, folder)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -189,4 +191,5 @@ def main(trainer: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    name = sys.argv[1]
+    sys.exit(on_two_processes(globals()[f"with_{name}"], IMPORTED[name], Path(sys.argv[2])))

@@ -51,7 +51,8 @@ def attach(
         model: The prepared model.
         optimizer: The prepared optimizer.
         loader: The prepared loader, to make the plan from; not needed with ``plan``.
-        scheduler: The learning-rate schedule, prepared or not.
+        scheduler: The learning-rate schedule, prepared or not; needed with ``total_steps``, and where it is
+            not prepared.
         total_steps: The number of optimizer steps to come.
         total_time: Σ lr over these steps, instead of both.
         plan: The plan, if you have one; needed where ``prepare`` has sharded the model.
@@ -81,7 +82,8 @@ def attach(
 
         plan = Plan.from_json(made_on_rank_0(make), inner)
     adoption = Adoption(inner, [Trained(optimizer, scheduler)], plan, options)
-    adoption.take_weight_decay_off([] if scheduler is None else [scheduler])
+    prepared = list(accelerator._schedulers)
+    adoption.take_weight_decay_off(prepared if scheduler is None else [scheduler, *prepared])
     adoption.attach(total_steps)
     (decay,) = adoption.decays
     if decay is not None:

@@ -20,6 +20,7 @@ from normwise.monitor.monitor import Monitor
 from normwise.planning.budget import has_begun
 from normwise.planning.plan import Plan, plan
 from normwise.planning.treatment import Cause, Treatment, Verdict
+from normwise.sharding import is_sharded
 from normwise.units import Unit
 
 __all__ = ["Adoption", "Options", "Trained", "checked_recipe", "plan_for"]
@@ -92,8 +93,15 @@ def plan_for(
         forwards: For each way its name, and what :func:`normwise.plan` takes as ``forward``.
 
     Raises:
+        ValueError: The model is sharded.
         RuntimeError: The model fails on the batches in every way.
     """
+    for name, param in model.named_parameters():
+        if is_sharded(param):
+            raise ValueError(
+                f"the model is sharded ({name!r}), and a plan is made of a whole one: give "
+                "plan=nw.plan(model, batches), made before"
+            )
     failures: list[tuple[str, Exception]] = []
     for name, forward in forwards:
         try:
@@ -203,6 +211,7 @@ class Adoption:
             self.decays = [by_optimizer.get(id(t.optimizer)) for t in self.trained]
         else:
             self.decays = [None] * len(self.trained)
+        self._check_that_one_rank_can_save()
 
     def attach_to_the_rest(self, total_steps: int | None, done: int) -> None:
         """Attach to a training of which so many steps are done, for the steps to come."""
@@ -226,6 +235,15 @@ class Adoption:
         self.monitor = Monitor(optimizers, every=every, trackers=list(trackers), **settings)
         if state is not None:
             self.monitor.load_state_dict(state)
+
+    def _check_that_one_rank_can_save(self) -> None:
+        """Refuse states that lie on several ranks: all trainers save a Decay on one."""
+        compensated = [decay for decay in self.decays if decay is not None and decay.compensated]
+        if any(is_sharded(p) for decay in compensated for unit in decay.units for p in unit.params):
+            raise ValueError(
+                "weights in half precision that are sharded cannot be resumed by a trainer, which saves the "
+                "decay on one rank: keep weights in float32 and compute in bfloat16 (mixed precision)"
+            )
 
     def _settings(self) -> dict[str, Any]:
         settings = dict(self.options.settings)

@@ -125,6 +125,11 @@ class DecayCallback(Callback):  # type: ignore[misc]
         if self._adoption is not None:
             self._adoption.remove()
             self._adoption = None
+        if not _restores_late(trainer):
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Attach what the options or the checkpoint say."""
         if not self._from_checkpoint:
             self._recipe = None
         elif self._recipe is None:
@@ -135,12 +140,12 @@ class DecayCallback(Callback):  # type: ignore[misc]
                 )
             return  # when the states are restored, as the saved groups are not split
         if self._recipe is not None:
-            self._prepare(trainer, pl_module, Plan.from_json(self._recipe["plan"], pl_module))
+            self._prepare(trainer, module, Plan.from_json(self._recipe["plan"], module))
             assert self._adoption is not None
             self._adoption.attach_again(self._recipe)
             return
-        steps = self._total_steps(trainer, pl_module)
-        self._prepare(trainer, pl_module, self._planned(trainer, pl_module))
+        steps = self._total_steps(trainer, module)
+        self._prepare(trainer, module, self._planned(trainer, module))
         assert self._adoption is not None
         self._adoption.attach(steps)
         self._watch(trainer)
@@ -152,6 +157,8 @@ class DecayCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the states of the Decays; begin where a training is adopted or extended."""
+        if _restores_late(trainer):
+            self._begin(trainer, pl_module)
         resumed, self._from_checkpoint = self._from_checkpoint, False
         if not resumed:
             return
@@ -176,6 +183,9 @@ class DecayCallback(Callback):  # type: ignore[misc]
     def _prepare(self, trainer: Trainer, module: LightningModule, plan: Plan) -> None:
         self._adoption = Adoption(module, self._trained(trainer, module), plan, self.options)
         self._adoption.take_weight_decay_off([config.scheduler for config in trainer.lr_scheduler_configs])
+        if _restores_late(trainer):
+            for split in self._adoption.splits:
+                split.merge_in_states()
 
     def _attach_to_the_rest(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._adoption is not None
@@ -262,6 +272,11 @@ class DecayCallback(Callback):  # type: ignore[misc]
             scheduler = configs[0].scheduler if configs else None
             trained.append(Trained(optimizer, scheduler, follows))
         return trained
+
+
+def _restores_late(trainer: Trainer) -> bool:
+    """Return whether the Trainer restores everything together, after ``on_fit_start``: sharded models."""
+    return bool(trainer.strategy.restore_checkpoint_after_setup)
 
 
 def _follows(trainer: Trainer, config: Any) -> Callable[[int], int]:

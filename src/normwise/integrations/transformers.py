@@ -28,7 +28,6 @@ from normwise.integrations.groups import GroupSplit
 from normwise.integrations.monitoring import LoggerTracker
 from normwise.integrations.ranks import made_on_rank_0
 from normwise.planning.plan import Plan
-from normwise.sharding import is_sharded
 
 __all__ = ["DecayCallback"]
 
@@ -167,12 +166,6 @@ class DecayCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             assert self._adoption is not None
             self._adoption.attach_to_the_rest(self.options.total_steps or state.max_steps, state.global_step)
         self._adoption.watch(_trackers(args), None if packed is None else recipe["monitor"])
-        for decay in self.decays:
-            if decay.compensated and any(is_sharded(p) for unit in decay.units for p in unit.params):
-                raise ValueError(
-                    "weights in half precision that are sharded cannot be resumed by the Trainer, which "
-                    "saves on one rank: keep weights in float32 (bf16=True computes in bfloat16 all the same)"
-                )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
