@@ -70,7 +70,7 @@ release = version = normwise.__version__
 
 root_doc = "README"
 include_patterns = ["*.md", "docs/**.md", "benchmarks/results/*.md"]
-exclude_patterns = ["site", "build", ".*", "runs"]
+exclude_patterns = ["site", "build", ".*", "runs", "DESCRIPTION.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 myst_heading_anchors = 4  # as GitHub makes them

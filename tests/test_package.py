@@ -58,9 +58,34 @@ def test_the_sdist_holds_sources_tests_and_what_tests_read(
     with tarfile.open(build("sdist", tmp_path, monkeypatch)) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
     tops = {name.split("/")[0] for name in names}
-    expected = {"src", "tests", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
-    assert tops == expected | {"PKG-INFO", ".gitignore"}
+    pages = {"README.md", "DESCRIPTION.md", "CHANGELOG.md"}
+    assert tops == pages | {
+        "src",
+        "tests",
+        "LICENSE",
+        "CITATION.cff",
+        "pyproject.toml",
+        "PKG-INFO",
+        ".gitignore",
+    }
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".whl"))]
+
+
+def test_the_description_stands_alone_on_an_index_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no link to a file, and begins as the README does."""
+    with zipfile.ZipFile(build("wheel", tmp_path, monkeypatch)) as wheel:
+        metadata = wheel.read(f"normwise-{nw.__version__}.dist-info/METADATA").decode()
+    fields, description = metadata.split("\n\n", 1)
+    assert "Description-Content-Type: text/markdown" in fields
+    targets = re.findall(r"\]\(([^)]*)\)|(?:src|href)=[\"']([^\"']*)", description)
+    assert targets
+    assert all(target.startswith("https://") for pair in targets for target in pair if target)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert description.split("\n\n")[:2] == readme.split("\n\n")[:2]
+    codes = [re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0] for text in (description, readme)]
+    assert codes[0] == codes[1]
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
