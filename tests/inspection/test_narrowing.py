@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from normwise.inspection import inspect as module
 from normwise.inspection.inspect import inspect
@@ -70,3 +71,17 @@ def test_the_plan_of_a_large_model_is_that_of_its_narrow_copy(
     monkeypatch.setattr(module, "_LARGE", 0)
     with pytest.raises(ValueError, match="no narrow copy could be planned instead"):
         inspect(None, transformers=str(path))
+
+
+def test_batches_hold_no_padding() -> None:
+    from normwise.inspection.models import batch_for
+
+    for padding in (None, 0, 2, 4):
+        config = transformers.LlamaConfig(vocab_size=5, pad_token_id=padding)
+        batches = [batch_for(_Texts(), config)["input_ids"] for _ in range(20)]
+        tokens = set(torch.stack(batches).unique().tolist())
+        assert tokens == {0, 1, 2, 3, 4} - ({4} if padding is None else {padding})
+
+
+class _Texts:
+    main_input_name = "input_ids"

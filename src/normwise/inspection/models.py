@@ -146,7 +146,7 @@ def batch_for(model: Any, config: Any) -> dict[str, Any]:
     """
     inputs = model.main_input_name
     text = getattr(config, "get_text_config", lambda: config)()
-    tokens = torch.randint(0, getattr(text, "vocab_size", None) or 2, (2, _TOKENS))
+    tokens = _tokens(getattr(text, "vocab_size", None) or 2, getattr(text, "pad_token_id", None))
     batch: dict[str, Any]
     if inputs == "input_ids":
         batch = {inputs: tokens}
@@ -164,6 +164,15 @@ def batch_for(model: Any, config: Any) -> dict[str, Any]:
     if getattr(config, "is_encoder_decoder", False):
         batch["decoder_input_ids"] = tokens
     return batch
+
+
+def _tokens(words: int, padding: int | None) -> torch.Tensor:
+    """Return random tokens without the padding token.
+
+    Its embedding is zero, so that the eps of a norm layer would be all of a variance.
+    """
+    tokens = torch.randint(0, words - 1, (2, _TOKENS))
+    return tokens + (tokens >= (words - 1 if padding is None else padding))
 
 
 def one_line(error: BaseException) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "expand_parts",
     "merge_parts",
     "parameter_of",
+    "periods_of",
     "propose_parts",
     "widened_part",
 ]
@@ -126,13 +127,28 @@ def dimension_of(key: str) -> int | None:
     return match["before"].count(":") - (match["period"] is not None)
 
 
-def widened_part(key: str, shape: Sequence[int], wide: Sequence[int]) -> str:
-    """Return the key of the part with the same share of a wider parameter, in as many periods.
+def periods_of(key: str, shape: Sequence[int]) -> int | None:
+    """Return how often a part recurs in a parameter of this shape, or None for a whole parameter.
+
+    Example:
+        >>> periods_of("qkv.bias.unflatten(0, (-1, 24))[:, 8:16]", (96,)), periods_of("qkv.bias[0:8]", (96,))
+        (4, 1)
+    """
+    match, dim = _KEY.fullmatch(key), dimension_of(key)
+    if match is None or dim is None:
+        return None
+    return shape[dim] // int(match["period"] or shape[dim])
+
+
+def widened_part(key: str, shape: Sequence[int], wide: Sequence[int], periods: int | None = None) -> str:
+    """Return the key of the part with the same share of a wider parameter, or of each of its periods.
 
     Args:
         key: The key of a part.
         shape: The shape of the parameter that it belongs to.
         wide: The shape of the wider parameter.
+        periods: The number of periods (interleaved heads) in the wider parameter; None: as many as in the
+            narrow one.
 
     Raises:
         ValueError: The part would not start or end between two units.
@@ -140,20 +156,20 @@ def widened_part(key: str, shape: Sequence[int], wide: Sequence[int]) -> str:
     Example:
         >>> widened_part("qkv.weight[8:16]", (24, 8), (2304, 768))
         'qkv.weight[768:1536]'
-        >>> widened_part("qkv.bias.unflatten(0, (-1, 24))[:, 8:16]", (96,), (768,))
-        'qkv.bias.unflatten(0, (-1, 192))[:, 64:128]'
+        >>> widened_part("qkv.bias.unflatten(0, (-1, 24))[:, 8:16]", (96,), (768,), periods=8)
+        'qkv.bias.unflatten(0, (-1, 96))[:, 32:64]'
     """
-    match = _KEY.fullmatch(key)
-    if match is None:
+    match, dim = _KEY.fullmatch(key), dimension_of(key)
+    if match is None or dim is None:
         return key
-    folded, dim = match["period"] is not None, dimension_of(key)
-    assert dim is not None
-    places = [int(match["start"]), int(match["stop"]), int(match["period"] or shape[dim])]
-    if any(place * wide[dim] % shape[dim] for place in places):
-        raise ValueError(f"the part {key!r} of {shape[dim]} units is no whole number of {wide[dim]} units")
-    start, stop, period = (place * wide[dim] // shape[dim] for place in places)
-    size = wide[dim]
-    return Part(0, dim, start, stop, period if folded else size, size).key(match["name"])
+    period, size = int(match["period"] or shape[dim]), wide[dim]
+    count = periods or shape[dim] // period
+    start, stop = int(match["start"]), int(match["stop"])
+    if size % count or any(place * (size // count) % period for place in (start, stop)):
+        raise ValueError(f"the part {key!r} of {shape[dim]} units is no whole number of {size} units")
+    length = size // count
+    start, stop = (place * length // period for place in (start, stop))
+    return Part(0, dim, start, stop, length, size).key(match["name"])
 
 
 def expand_parts(symmetry: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> dict[str, int]:

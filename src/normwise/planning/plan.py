@@ -19,6 +19,7 @@ from normwise.invariance import Invariances, find_invariances
 from normwise.planning import storage
 from normwise.planning.attach import Settings, attach_weights, few, say
 from normwise.planning.decisions import check_overrides, decide
+from normwise.planning.periods import head_counts
 from normwise.planning.shares import link, share_out
 from normwise.planning.stepping import Stepping
 from normwise.planning.tables import by_pattern, label, starred, table
@@ -109,6 +110,7 @@ class Plan:
         self.symmetries = list(symmetries)
         self._named = storage.bind(self.treatments, model)
         self._statistics = running_statistics(model)
+        self._heads = head_counts(model)
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -386,8 +388,9 @@ class Plan:
             model: The copy; it may be wrapped or sharded, as in :meth:`load`.
             widened: Whether the model may be wider than the one that was planned. Symmetries do not depend on
                 widths, so a large model can be planned by a narrow copy: the same configuration with fewer
-                heads, channels, experts in a stack and words, all layers, and the same ratios between parts
-                of packed parameters. Units keep their dimension, and parts their share of it.
+                heads (two at least), channels, experts in a stack and words, all layers, and the same ratios
+                between parts of packed parameters. Units keep their dimension, and parts their share of it,
+                or of each period where they recur in each head.
 
         Raises:
             TypeError: ``model`` is not a module.
@@ -403,7 +406,7 @@ class Plan:
             [Unit((512, 3), dim=0)]
         """
         if widened:
-            return Plan(model, *widen(self.treatments, self.symmetries, model))
+            return Plan(model, *widen(self.treatments, self.symmetries, self._heads, model))
         return Plan(model, self.treatments, self.symmetries)
 
     def __str__(self) -> str:

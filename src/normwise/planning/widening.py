@@ -2,48 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from torch import Tensor, nn
 
-from normwise.invariance import dimension_of, parameter_of, widened_part
+from normwise.invariance import dimension_of, parameter_of, periods_of, widened_part
 from normwise.planning.parameters import bare, role_of
+from normwise.planning.periods import HeadCounts, counts_of, head_counts, is_of_heads, period_of_mask
 from normwise.planning.treatment import Symmetry, Treatment
 
 __all__ = ["widen"]
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 def widen(
-    treatments: Sequence[Treatment], symmetries: Sequence[Symmetry], model: nn.Module
+    treatments: Sequence[Treatment], symmetries: Sequence[Symmetry], heads: HeadCounts, model: nn.Module
 ) -> tuple[list[Treatment], list[Symmetry]]:
     """Return the treatments and symmetries of a narrow copy for the shapes of ``model``.
 
-    Symmetries do not depend on widths. Units keep their dimension, and parts of packed parameters keep their
-    share of it. Names and ties are left to :func:`normwise.planning.storage.bind`.
+    Symmetries do not depend on widths. Units keep their dimension. Parts of packed parameters keep their
+    share of it, or of each period where they recur in each head. Names and ties are left to
+    :func:`normwise.planning.storage.bind`.
+
+    Args:
+        treatments: Those of the narrow copy.
+        symmetries: Those of the narrow copy.
+        heads: The numbers of heads of the narrow copy.
+        model: The full-size model.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: Something does not carry over: another number of dimensions, a dimension of size one that
             is larger in the model (or the other way round), another role, a part that would not end between
-            two units, or parts whose shares differ in the model. The message names the first.
+            two units, parts whose shares differ in the model, or parts that recur an unknown number of
+            times. The message names the first.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     named: dict[str, tuple[str, Tensor]] = {bare(name): (name, p) for name, p in model.named_parameters()}
+    known = [t for t in treatments if bare(t.name) in named]  # bind names the others
     narrow = {t.name: t.shape for t in treatments}
-    wide = {
-        t.name: _checked_shape(t, *named[bare(t.name)], model) for t in treatments if bare(t.name) in named
-    }
-    known = [t for t in treatments if t.name in wide]  # bind names the others
+    wide = {t.name: _checked_shape(t, *named[bare(t.name)], model) for t in known}
+    growth = _Growth(narrow, wide, heads, head_counts(model))
     for t in known:
-        _check_shares(t, symmetries, narrow, wide)
-    widened = [_widened(t, narrow, wide) for t in known]
+        _check_shares(t, symmetries, growth)
+    widened = [_widened(t, growth) for t in known]
     rest = [t for t in treatments if t.name not in wide]
-    return [*widened, *rest], [_widened_symmetry(s, narrow, wide) for s in symmetries]
+    return [*widened, *rest], [_widened_symmetry(s, growth) for s in symmetries]
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """How much wider the model is.
+
+    Attributes:
+        narrow: {parameter: shape in the narrow copy}.
+        wide: {parameter: shape in the model}, of those that it has.
+        narrow_heads: The numbers of heads of the narrow copy.
+        wide_heads: Those of the model.
+    """
+
+    narrow: dict[str, tuple[int, ...]]
+    wide: dict[str, tuple[int, ...]]
+    narrow_heads: HeadCounts
+    wide_heads: HeadCounts
+
+    def ratios(self, name: str) -> list[Fraction]:
+        """Return by how much each dimension grows."""
+        return [Fraction(b, a) for a, b in zip(self.narrow[name], self.wide[name], strict=True)]
+
+    def ratio(self, name: str, dim: int) -> Fraction:
+        """Return by how much one dimension grows."""
+        return Fraction(self.wide[name][dim], self.narrow[name][dim])
+
+    def periods(self, name: str, count: int) -> int:
+        """Return the number of periods in the model of a parameter that has ``count`` in the narrow copy.
+
+        Raises:
+            ValueError: The numbers of heads do not tell, or grow by different factors.
+        """
+        numbers = counts_of(name, self.narrow_heads, self.wide_heads)
+        heads = {key: pair for key, pair in numbers.items() if is_of_heads(key)}
+        if len({Fraction(b, a) for key, (a, b) in heads.items() if "head" in key.rpartition(".")[2]}) > 1:
+            counts = ", ".join(f"{key} {a} → {b}" for key, (a, b) in heads.items() if "head" in key)
+            raise _refused(
+                f"{name!r} is divided into parts, and the numbers of heads have other ratios ({counts})",
+                "a narrow copy that keeps these ratios",
+            )
+        if heads and all(a == b for a, b in heads.values()):
+            return count
+        found = {b for a, b in heads.values() if a == count}
+        if count == 1 and found <= {1}:
+            return 1
+        if count == 1:
+            raise _refused(
+                f"{name!r} is divided into parts in a narrow copy with a single head, which does not tell "
+                f"whether they recur in each of {max(found)} heads",
+                "a narrow copy with two heads or more",
+            )
+        if found:
+            found |= {b for a, b in numbers.values() if a == count}  # what else it may count
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            counts = " or ".join(map(str, sorted(found)))
+            raise _refused(
+                f"the parts of {name!r} recur in each of {count} heads or groups, and the model may have "
+                f"{counts} of them",
+                "a narrow copy with as many heads as the model, or other numbers of heads and groups",
+            )
+        raise _refused(
+            f"the parts of {name!r} recur {count} times, and no attribute of a module or configuration whose "
+            f"name contains 'head' or 'group' is {count}",
+            "a narrow copy with as many heads as the model, held as an attribute such as num_heads",
+        )
+
+    def of_period(self, name: str, dim: int, count: int) -> Fraction:
+        """Return by how much each of ``count`` periods grows."""
+        return self.ratio(name, dim) * count / self.periods(name, count)
 
 
 def _checked_shape(t: Treatment, name: str, parameter: Tensor, model: nn.Module) -> tuple[int, ...]:
@@ -61,73 +139,130 @@ def _checked_shape(t: Treatment, name: str, parameter: Tensor, model: nn.Module)
     return shape
 
 
-def _ratios(name: str, narrow: Shapes, wide: Shapes) -> list[Fraction]:
-    return [Fraction(b, a) for a, b in zip(narrow[name], wide[name], strict=True) if a]
-
-
-def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], narrow: Shapes, wide: Shapes) -> None:
+def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], growth: _Growth) -> None:
     """Raise an error if the parts of ``t`` cannot have the same shares in the model.
 
     Where a part balances another parameter, some dimension of that parameter counts the same units (the
-    columns of an output projection count the values), so it must grow by the same ratio.
+    columns of an output projection count the values), so it must grow by the same ratio. Where the part
+    recurs in each head, this parameter may count the units of all heads or of one (a key that all heads
+    share).
     """
     shared = [s for s in symmetries if t.name in map(parameter_of, s)]
-    partners = {name for s in shared for name in map(parameter_of, s) if name != t.name and name in wide}
-    for s in shared:
-        dims = {dimension_of(key) for key in s if parameter_of(key) == t.name} - {None}
-        others = {name for name in map(parameter_of, s) if name != t.name and name in wide}
-        if t.name in s and t.mask is not None:  # any symmetry may show the share of the masked units
-            dims, others = {t.dim}, partners
-        for dim in dims:
-            assert dim is not None
-            grown = Fraction(wide[t.name][dim], narrow[t.name][dim])
-            if others and not any(grown in _ratios(name, narrow, wide) for name in others):
+    partners = [_partners(t.name, s, growth) for s in shared]
+    for s, others in zip(shared, partners, strict=True):
+        places = _places(t.name, s, growth)
+        if t.name in s and t.mask is not None and t.dim is not None:
+            places = {(t.dim, len(t.mask) // period_of_mask(t.mask))}
+            others = set().union(*partners)  # any symmetry may show the share of the units
+        for dim, count in places:
+            grown = {growth.ratio(t.name, dim), growth.of_period(t.name, dim, count)}
+            if others and not any(grown & _ratios(name, shared, growth) for name in others):
                 raise _refused(
-                    f"{t.name!r} is divided into parts, and grows from {narrow[t.name]} to {wide[t.name]}, "
-                    f"unlike {min(others)!r}, so that the parts have other shares"
+                    f"{t.name!r} is divided into parts, and grows from {growth.narrow[t.name]} to "
+                    f"{growth.wide[t.name]}, unlike {min(others)!r}, so that the parts have other shares"
                 )
 
 
-def _widened(t: Treatment, narrow: Shapes, wide: Shapes) -> Treatment:
-    shape = wide[t.name]
+def _partners(name: str, symmetry: Symmetry, growth: _Growth) -> set[str]:
+    """Return the other parameters of a symmetry, without the bias that is divided in the same way."""
+    module = name.rpartition(".")[0]
+    sizes = {growth.narrow[name][dim] for dim, _ in _places(name, symmetry, growth)}
+    others = {other for other in map(parameter_of, symmetry) if other != name and other in growth.wide}
+    return {
+        other
+        for other in others
+        if other.rpartition(".")[0] != module
+        or not sizes & {growth.narrow[other][dim] for dim, _ in _places(other, symmetry, growth)}
+    }
+
+
+def _places(name: str, symmetry: Symmetry, growth: _Growth) -> set[tuple[int, int]]:
+    """Return (dimension, number of periods) of the parts of a parameter in a symmetry."""
+    keys = [key for key in symmetry if parameter_of(key) == name]
+    return {place for key in keys if (place := _place(key, growth)) is not None}
+
+
+def _place(key: str, growth: _Growth) -> tuple[int, int] | None:
+    """Return the dimension that a part divides, and the number of its periods; None for a whole parameter."""
+    dim, count = dimension_of(key), periods_of(key, growth.narrow[parameter_of(key)])
+    return None if dim is None or count is None else (dim, count)
+
+
+def _ratios(name: str, symmetries: Sequence[Symmetry], growth: _Growth) -> set[Fraction]:
+    """Return by how much the dimensions of a parameter, and the periods of its parts, grow."""
+    places = {place for s in symmetries for place in _places(name, s, growth)}
+    return {*growth.ratios(name), *(growth.of_period(name, *place) for place in places)}
+
+
+def _widened(t: Treatment, growth: _Growth) -> Treatment:
     return replace(
         t,
-        shape=shape,
-        mask=None if t.mask is None or t.dim is None else _widened_mask(t, shape[t.dim]),
-        symmetry=_widened_symmetry(t.symmetry, narrow, wide),
-        overridden=None if t.overridden is None else _widened(t.overridden, narrow, wide),
+        shape=growth.wide[t.name],
+        mask=_widened_mask(t, growth),
+        symmetry=_widened_symmetry(t.symmetry, growth),
+        overridden=None if t.overridden is None else _widened(t.overridden, growth),
     )
 
 
-def _widened_mask(t: Treatment, size: int) -> tuple[bool, ...]:
-    """Return the mask with every run of equal values at its share of ``size``."""
-    assert t.mask is not None
-    mask = list(t.mask)
-    changes = [i for i in range(1, len(mask)) if mask[i] != mask[i - 1]]
+def _widened_mask(t: Treatment, growth: _Growth) -> tuple[bool, ...] | None:
+    """Return the mask with every run of equal values at its share of each period."""
+    if t.mask is None or t.dim is None:
+        return None
+    size, period = growth.wide[t.name][t.dim], period_of_mask(t.mask)
+    count = growth.periods(t.name, len(t.mask) // period)
+    mask = list(t.mask[:period])
+    changes = [i for i in range(1, period) if mask[i] != mask[i - 1]]
     for place in changes:
-        if place * size % len(mask):
+        if size % count or place * (size // count) % period:
             raise _refused(
-                f"a part of {t.name!r} ends at unit {place} of {len(mask)}, which is no whole number of "
-                f"{size} units"
+                f"a part of {t.name!r} ends at unit {place} of {period}, which is no whole number of "
+                f"{Fraction(size, count)} units"
             )
-    return tuple(mask[i * len(mask) // size] for i in range(size))
+    _check_runs(t, [0, *changes, period], count, growth)
+    length = size // count
+    return tuple(mask[i * period // length] for i in range(length)) * count
 
 
-def _widened_symmetry(symmetry: Symmetry, narrow: Shapes, wide: Shapes) -> Symmetry:
+def _check_runs(t: Treatment, ends: Sequence[int], count: int, growth: _Growth) -> None:
+    """Raise an error if the units of a mask cannot have the same share in the model.
+
+    The gain of the norm behind them has their number, so something of this size beside ``t`` grows like them.
+    """
+    assert t.mask is not None
+    assert t.dim is not None
+    around = t.name.rpartition(".")[0].rpartition(".")[0]
+    beside = [name for name in growth.wide if name != t.name and name.startswith(around)]
+    for start, stop in itertools.pairwise(ends):
+        ratios = {
+            ratio
+            for name in beside
+            for size, ratio in zip(growth.narrow[name], growth.ratios(name), strict=True)
+            if size == stop - start and t.mask[start]
+        }
+        if ratios and growth.of_period(t.name, t.dim, count) not in ratios:
+            raise _refused(
+                f"{stop - start} units of {t.name!r} are invariant, and it grows from {t.shape} to "
+                f"{growth.wide[t.name]} unlike what has their number beside it, so that their share differs"
+            )
+
+
+def _widened_symmetry(symmetry: Symmetry, growth: _Growth) -> Symmetry:
     widened = {}
     for key, exponent in symmetry.items():
         name = parameter_of(key)
-        if name in wide and key != name:
+        place = _place(key, growth) if name in growth.wide else None
+        if place is not None:
+            count = growth.periods(name, place[1])
             try:
-                key = widened_part(key, narrow[name], wide[name])
+                key = widened_part(key, growth.narrow[name], growth.wide[name], count)
             except ValueError as error:
                 raise _refused(str(error)) from error
         widened[key] = exponent
     return widened
 
 
-def _refused(difference: str) -> ValueError:
+def _refused(difference: str, remedy: str = "a narrow copy that keeps this") -> ValueError:
     return ValueError(
-        f"the plan of the narrow copy does not carry over: {difference}; make a narrow copy that keeps this, "
-        "or plan for the model itself"
+        f"the plan of the narrow copy does not carry over: {difference}; make {remedy}, or plan for the "
+        "model itself"
     )
