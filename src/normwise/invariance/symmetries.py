@@ -11,6 +11,7 @@ from normwise.invariance.scale_gradients import Array
 
 __all__ = [
     "Integers",
+    "independent",
     "integer_basis",
     "jointly_invariant_groups",
     "null_space",
@@ -129,7 +130,7 @@ def integer_basis(
             exponents = _integers(vector)
             if exponents is not None and _holds(scaled, columns, exponents, threshold):
                 pool.setdefault(exponents.tobytes(), exponents)
-    chosen = _independent(sorted(pool.values(), key=lambda v: _complexity(v, is_part)), dimension)
+    chosen = independent(sorted(pool.values(), key=lambda v: _complexity(v, is_part)), dimension)
     return [_oriented(v) for v in sorted(_simplified(chosen, is_part), key=_order)]
 
 
@@ -171,8 +172,14 @@ def _holds(scaled: Array, columns: Array, exponents: Integers, threshold: float)
     return bool(np.sqrt(np.mean(sums**2)) <= 10 * threshold * np.linalg.norm(terms))
 
 
-def _independent(candidates: list[Integers], dimension: int) -> list[Integers]:
-    """Return the first ``dimension`` vectors that are independent of the vectors before them."""
+def independent(candidates: list[Integers], dimension: int) -> list[Integers]:
+    """Return the first ``dimension`` vectors that are independent of the vectors before them.
+
+    Example:
+        >>> vectors = [np.array([1, 1, 0]), np.array([2, 2, 0]), np.array([0, 1, -1])]
+        >>> [v.tolist() for v in independent(vectors, 2)]
+        [[1, 1, 0], [0, 1, -1]]
+    """
     chosen: list[Integers] = []
     directions = np.zeros((dimension, len(candidates[0]) if candidates else 0))
     for candidate in candidates:

@@ -15,12 +15,12 @@ B remains.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from normwise.invariance import Invariances, expand_parts, merge_parts, parameter_of
-from normwise.invariance.symmetries import jointly_invariant_groups
+from normwise.invariance.symmetries import independent, jointly_invariant_groups
 from normwise.planning.treatment import Symmetry, is_group
 
 __all__ = ["readable_symmetries"]
@@ -50,15 +50,51 @@ def readable_symmetries(
         groups = _groups(joint, place)
     mixed = [s for s in joint if not is_group(s)]
 
-    def cost(symmetry: Symmetry) -> Cost:
-        written = merge_parts(symmetry, inv.parts)
-        weights = sum(is_weight(parameter_of(key)) for key in written)
-        in_part = sum(parameter_of(key) != key for key in written)
-        return -weights, len(written), in_part, -sum(place[key] for key in written)
+    costs = _Costs(inv.parts, place, is_weight)
+    reduced = [_reduced(group, mixed, costs) for group in (*groups, *filter(is_group, joint))]
+    ordered = sorted(reduced, key=costs.of) + sorted(mixed, key=costs.of) + sorted(joint, key=costs.of)
+    keys = list(place)
+    vectors = [np.array([s.get(key, 0) for key in keys]) for s in ordered]
+    basis = ({keys[k]: int(v[k]) for k in np.flatnonzero(v)} for v in independent(vectors, len(joint)))
+    return [_oriented(merge_parts(s, inv.parts), place) for s in basis]
 
-    reduced = [_reduced(group, mixed, cost) for group in (*groups, *filter(is_group, joint))]
-    ordered = sorted(reduced, key=cost) + sorted(mixed, key=cost) + sorted(joint, key=cost)
-    return [_oriented(merge_parts(s, inv.parts), place) for s in _independent(ordered, place)]
+
+class _Costs:
+    """How hard a symmetry is to read: the sum of what each of its parameters adds.
+
+    Args:
+        parts: {parameter: keys of its parts}.
+        place: {parameter or part: its place in the model}.
+        is_weight: Whether the parameter of this name is a weight.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[str]],
+        place: Mapping[str, int],
+        is_weight: Callable[[str], bool],
+    ) -> None:
+        self._parts, self._place = parts, place
+        self._weights = {key: is_weight(parameter_of(key)) for key in place}
+
+    def keys(self, name: str) -> Sequence[str]:
+        """Return the parts of a parameter, or its name."""
+        return self._parts.get(name, [name])
+
+    def of(self, symmetry: Symmetry, names: Collection[str] | None = None) -> Cost:
+        """Return (−weights, members, parts, −places) of a symmetry, or of what it has of some parameters."""
+        names = {*map(parameter_of, symmetry)} if names is None else names
+        weights = members = in_part = places = 0
+        for name in names:
+            keys = [key for key in self.keys(name) if key in symmetry]
+            exponents = {symmetry[key] for key in keys}
+            if len(exponents) == 1 and len(keys) == len(self.keys(name)):
+                keys = [name]  # all parts scale alike: written as a whole
+            weights += len(keys) * self._weights[name]
+            members += len(keys)
+            in_part += sum(key != name for key in keys)
+            places += sum(self._place[key] for key in keys)
+        return -weights, members, in_part, -places
 
 
 def _without(basis: list[Symmetry], fixed: Sequence[str]) -> list[Symmetry]:
@@ -87,14 +123,28 @@ def _oriented(symmetry: Symmetry, place: dict[str, int]) -> Symmetry:
     return {key: sign * symmetry[key] for key in members}
 
 
-def _reduced(group: Symmetry, mixed: Sequence[Symmetry], cost: Callable[[Symmetry], Cost]) -> Symmetry:
+def _reduced(group: Symmetry, mixed: Sequence[Symmetry], costs: _Costs) -> Symmetry:
     """Return the cheapest group that is reached by adding or subtracting one symmetry at a time."""
+    moves = [
+        ({*map(parameter_of, s)}, {key: sign * e for key, e in s.items()}) for s in mixed for sign in (1, -1)
+    ]
     while True:
-        sums = [_sum(group, s, 1, sign) for s in mixed for sign in (1, -1)]
-        best = min((s for s in sums if s and is_group(s)), key=cost, default=group)
-        if cost(best) >= cost(group):
+        best, least = group, (0, 0, 0, 0)
+        for names, move in moves:
+            if any(group.get(key, 0) + e < 0 for key, e in move.items()):
+                continue
+            changed = {key: group[key] for name in names for key in costs.keys(name) if key in group}
+            before = costs.of(changed, names)
+            after = costs.of(_sum(changed, move), names)
+            if (change := _difference(after, before)) < least:
+                best, least = _sum(group, move), change
+        if best is group:
             return group
         group = best
+
+
+def _difference(a: Cost, b: Cost) -> Cost:
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]
 
 
 def _sum(a: Symmetry, b: Symmetry, of_a: int = 1, of_b: int = 1) -> Symmetry:
@@ -102,18 +152,3 @@ def _sum(a: Symmetry, b: Symmetry, of_a: int = 1, of_b: int = 1) -> Symmetry:
     total = {key: of_a * a.get(key, 0) + of_b * b.get(key, 0) for key in [*a, *b]}
     divisor = math.gcd(*total.values()) or 1
     return {key: exponent // divisor for key, exponent in total.items() if exponent}
-
-
-def _independent(symmetries: list[Symmetry], place: dict[str, int]) -> list[Symmetry]:
-    """Return the symmetries that are no linear combination of those before them."""
-    chosen: list[Symmetry] = []
-    rows = np.zeros((0, len(place)))
-    for symmetry in symmetries:
-        row = np.zeros((1, len(place)))
-        for name, exponent in symmetry.items():
-            row[0, place[name]] = exponent
-        extended = np.concatenate([rows, row])
-        if np.linalg.matrix_rank(extended) == len(extended):
-            chosen.append(symmetry)
-            rows = extended
-    return chosen
