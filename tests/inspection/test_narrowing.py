@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from normwise.inspection import inspect as module
+from normwise.inspection.html_page import write_page
 from normwise.inspection.inspect import inspect
 from normwise.inspection.narrowing import differences, narrowed
 from normwise.inspection.terminal import text
@@ -30,7 +31,7 @@ def test_heads_keep_their_ratios_and_layers_stay() -> None:
     wide = transformers.LlamaConfig(**LLAMA_70B)
     narrow = next(narrowed(wide))
     assert (narrow.num_attention_heads, narrow.num_key_value_heads) == (16, 2)
-    assert narrow.hidden_size == narrow.num_attention_heads * narrow.head_dim
+    assert (narrow.hidden_size, narrow.head_dim) == (32, 4)
     assert narrow.num_hidden_layers == 80
     assert differences(wide, narrow)["vocab_size"] == (128256, 61)
 
@@ -65,7 +66,11 @@ def test_the_plan_of_a_large_model_is_that_of_its_narrow_copy(
     assert found.narrowed["hidden_size"][0] == 128 > found.narrowed["hidden_size"][1]
     assert found.plan.verdicts == itself.plan.verdicts
     assert [t.shape for t in found.plan.treatments] == [t.shape for t in itself.plan.treatments]
-    assert "planned by a narrow copy (" in text(found)
+    assert "Planned by a narrow copy (" in text(found)
+    page = write_page(found, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<p>{found.how}</p>" in page
+    assert "vocab_size 200 → 61" in found.how
+    assert "narrow copy" not in write_page(itself, tmp_path / "page.html").read_text(encoding="utf-8")
     assert json.loads(found.to_json())["narrowed"]["vocab_size"] == [200, 61]
     monkeypatch.setattr(module, "_NARROW", 0)
     monkeypatch.setattr(module, "_LARGE", 0)

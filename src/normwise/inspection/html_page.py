@@ -47,6 +47,7 @@ def write_page(inspection: Inspection, path: Path) -> Path:
             title=inspection.title,
             facts=f"{len(plan.treatments)} parameters with {amount(total)} values",
             seconds=inspection.seconds,
+            how=inspection.how,
             tiles=list(_tiles(plan, total)),
             drawing=_drawing(plan),
             lines=parameter_lines(plan),

@@ -45,7 +45,10 @@ class Inspection:
         if not self.narrowed:
             return ""
         changes = ", ".join(f"{key} {wide} → {narrow}" for key, (wide, narrow) in self.narrowed.items())
-        return f"planned by a narrow copy ({changes}), as symmetries do not depend on widths"
+        return (
+            f"Planned by a narrow copy ({changes}), as symmetries do not depend on widths. The verdicts are "
+            "carried over to the full size."
+        )
 
     def to_json(self) -> str:
         """Return the plan as JSON that ``Plan.load`` reads, with counts of parameters and values added."""

@@ -171,11 +171,9 @@ def _hidden(numbers: Numbers, heads: Numbers, of_heads: Numbers) -> Numbers:
         return {}
     main = numbers.get("hidden_size", max(sizes.values()))
     count, new_count = max((numbers[k] for k in heads), default=1), max(heads.values(), default=1)
-    head = next((k for k in ("head_dim", "d_kv") if k in of_heads), None)
-    if head and numbers[head] * count == main:
-        base = of_heads[head] * new_count
-    else:
-        base = new_count * max(_LEAST_OF_HEAD, -(-_LEAST_HIDDEN // new_count))
+    own_size = any(numbers[k] * count == main for k in ("head_dim", "d_kv") if k in of_heads)
+    least = 1 if own_size else _LEAST_OF_HEAD  # else the hidden size may determine that of a head
+    base = new_count * max(least, -(-_LEAST_HIDDEN // new_count))
     base = min(base, main)
     return {k: base if s == main else max(8, min(s, _rounded(base * s / main))) for k, s in sizes.items()}
 

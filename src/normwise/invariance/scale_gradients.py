@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normwise.invariance.probe import NonFiniteOutputsError, Probe
 from normwise.invariance.stand_ins import CHUNK
@@ -141,7 +142,8 @@ def batched_scale_gradients(
     """
     probe.vary(seed, moved)
     try:
-        outputs = probe.outputs()
+        with sdpa_kernel(SDPBackend.MATH):  # the backward passes of the other kernels cannot be batched
+            outputs = probe.outputs()
         weights = cotangents_at(outputs, seed, cotangents)
         stacked = [torch.stack(of_output) for of_output in zip(*weights, strict=True)]
         gradients = probe.batched_gradients(outputs, stacked, moved, real_eps=False)
@@ -152,6 +154,7 @@ def batched_scale_gradients(
         ScaleGradients(np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool), has_squares=False)
         for _ in range(cotangents)
     ]
+    none = np.zeros(0)
     for k, gradient in zip(moved, gradients, strict=True):
         if gradient is None:
             continue
@@ -167,7 +170,7 @@ def batched_scale_gradients(
             if k in per_unit and weight.ndim:
                 for d, sums in enumerate((rows, columns)):
                     if sums is not None:
-                        row.units[k, d] = UnitSums(sums[number], np.zeros(0))
+                        row.units[k, d] = UnitSums(sums[number], none)
     for row in found:
         _check_finite(row, probe)
     return found

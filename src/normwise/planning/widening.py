@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -15,6 +15,9 @@ from normwise.planning.periods import HeadCounts, counts_of, head_counts, is_of_
 from normwise.planning.treatment import Symmetry, Treatment
 
 __all__ = ["widen"]
+
+# {parameter of a symmetry: (dimension, number of periods) of its parts}
+_Places = Mapping[str, Set[tuple[int, int]]]
 
 
 def widen(
@@ -46,8 +49,9 @@ def widen(
     narrow = {t.name: t.shape for t in treatments}
     wide = {t.name: _checked_shape(t, *named[bare(t.name)], model) for t in known}
     growth = _Growth(narrow, wide, heads, head_counts(model))
+    places = [_places_in(s, growth) for s in symmetries]
     for t in known:
-        _check_shares(t, symmetries, growth)
+        _check_shares(t, places, growth)
     widened = [_widened(t, growth) for t in known]
     rest = [t for t in treatments if t.name not in wide]
     return [*widened, *rest], [_widened_symmetry(s, growth) for s in symmetries]
@@ -139,7 +143,7 @@ def _checked_shape(t: Treatment, name: str, parameter: Tensor, model: nn.Module)
     return shape
 
 
-def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], growth: _Growth) -> None:
+def _check_shares(t: Treatment, symmetries: Sequence[_Places], growth: _Growth) -> None:
     """Raise an error if the parts of ``t`` cannot have the same shares in the model.
 
     Where a part balances another parameter, some dimension of that parameter counts the same units (the
@@ -147,14 +151,16 @@ def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], growth: _Growth)
     recurs in each head, this parameter may count the units of all heads or of one (a key that all heads
     share).
     """
-    shared = [s for s in symmetries if t.name in map(parameter_of, s)]
-    partners = [_partners(t.name, s, growth) for s in shared]
-    for s, others in zip(shared, partners, strict=True):
-        places = _places(t.name, s, growth)
-        if t.name in s and t.mask is not None and t.dim is not None:
-            places = {(t.dim, len(t.mask) // period_of_mask(t.mask))}
+    shared = [places for places in symmetries if t.name in places]
+    if t.mask is None and not any(places[t.name] for places in shared):
+        return
+    partners = [_partners(t.name, places, growth) for places in shared]
+    for places, others in zip(shared, partners, strict=True):
+        divided = places[t.name]
+        if not divided and t.mask is not None and t.dim is not None:
+            divided = {(t.dim, len(t.mask) // period_of_mask(t.mask))}
             others = set().union(*partners)  # any symmetry may show the share of the units
-        for dim, count in places:
+        for dim, count in divided:
             grown = {growth.ratio(t.name, dim), growth.of_period(t.name, dim, count)}
             if others and not any(grown & _ratios(name, shared, growth) for name in others):
                 raise _refused(
@@ -163,23 +169,29 @@ def _check_shares(t: Treatment, symmetries: Sequence[Symmetry], growth: _Growth)
                 )
 
 
-def _partners(name: str, symmetry: Symmetry, growth: _Growth) -> set[str]:
+def _partners(name: str, places: _Places, growth: _Growth) -> set[str]:
     """Return the other parameters of a symmetry, without the bias that is divided in the same way."""
     module = name.rpartition(".")[0]
-    sizes = {growth.narrow[name][dim] for dim, _ in _places(name, symmetry, growth)}
-    others = {other for other in map(parameter_of, symmetry) if other != name and other in growth.wide}
+    sizes = {growth.narrow[name][dim] for dim, _ in places[name]}
     return {
         other
-        for other in others
-        if other.rpartition(".")[0] != module
-        or not sizes & {growth.narrow[other][dim] for dim, _ in _places(other, symmetry, growth)}
+        for other, divided in places.items()
+        if other != name
+        and (
+            other.rpartition(".")[0] != module
+            or not sizes & {growth.narrow[other][dim] for dim, _ in divided}
+        )
     }
 
 
-def _places(name: str, symmetry: Symmetry, growth: _Growth) -> set[tuple[int, int]]:
-    """Return (dimension, number of periods) of the parts of a parameter in a symmetry."""
-    keys = [key for key in symmetry if parameter_of(key) == name]
-    return {place for key in keys if (place := _place(key, growth)) is not None}
+def _places_in(symmetry: Symmetry, growth: _Growth) -> _Places:
+    """Return the places of the parts of each parameter of a symmetry, out of those that the model has."""
+    places: dict[str, set[tuple[int, int]]] = {}
+    for key in symmetry:
+        if (name := parameter_of(key)) in growth.wide:
+            place = _place(key, growth)
+            places.setdefault(name, set()).update([] if place is None else [place])
+    return places
 
 
 def _place(key: str, growth: _Growth) -> tuple[int, int] | None:
@@ -188,10 +200,10 @@ def _place(key: str, growth: _Growth) -> tuple[int, int] | None:
     return None if dim is None or count is None else (dim, count)
 
 
-def _ratios(name: str, symmetries: Sequence[Symmetry], growth: _Growth) -> set[Fraction]:
+def _ratios(name: str, symmetries: Sequence[_Places], growth: _Growth) -> set[Fraction]:
     """Return by how much the dimensions of a parameter, and the periods of its parts, grow."""
-    places = {place for s in symmetries for place in _places(name, s, growth)}
-    return {*growth.ratios(name), *(growth.of_period(name, *place) for place in places)}
+    divided = {place for places in symmetries for place in places.get(name, ())}
+    return {*growth.ratios(name), *(growth.of_period(name, *place) for place in divided)}
 
 
 def _widened(t: Treatment, growth: _Growth) -> Treatment:
@@ -218,12 +230,13 @@ def _widened_mask(t: Treatment, growth: _Growth) -> tuple[bool, ...] | None:
                 f"a part of {t.name!r} ends at unit {place} of {period}, which is no whole number of "
                 f"{Fraction(size, count)} units"
             )
-    _check_runs(t, [0, *changes, period], count, growth)
+    if count == 1:
+        _check_runs(t, [0, *changes, period], growth)
     length = size // count
     return tuple(mask[i * period // length] for i in range(length)) * count
 
 
-def _check_runs(t: Treatment, ends: Sequence[int], count: int, growth: _Growth) -> None:
+def _check_runs(t: Treatment, ends: Sequence[int], growth: _Growth) -> None:
     """Raise an error if the units of a mask cannot have the same share in the model.
 
     The gain of the norm behind them has their number, so something of this size beside ``t`` grows like them.
@@ -239,7 +252,7 @@ def _check_runs(t: Treatment, ends: Sequence[int], count: int, growth: _Growth) 
             for size, ratio in zip(growth.narrow[name], growth.ratios(name), strict=True)
             if size == stop - start and t.mask[start]
         }
-        if ratios and growth.of_period(t.name, t.dim, count) not in ratios:
+        if ratios and growth.ratio(t.name, t.dim) not in ratios:
             raise _refused(
                 f"{stop - start} units of {t.name!r} are invariant, and it grows from {t.shape} to "
                 f"{growth.wide[t.name]} unlike what has their number beside it, so that their share differs"
