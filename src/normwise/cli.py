@@ -144,9 +144,15 @@ def reproduce(
     claims: Annotated[
         list[str] | None, typer.Argument(metavar="[CLAIM …]", help=f"Default: all. {', '.join(CLAIMS)}.")
     ] = None,
-    data: Annotated[str, typer.Option(help="fashion-mnist or digits.")] = "fashion-mnist",
+    data: Annotated[
+        str,
+        typer.Option(help="fashion-mnist or digits; large and paper: cifar10, cifar100, imagefolder:DIR."),
+    ] = "fashion-mnist",
     budget: Annotated[
-        str, typer.Option(help="quick (ten minutes on two cores) or full (about two hours).")
+        str,
+        typer.Option(
+            help="quick (ten minutes on two cores), full (two hours), large (half a day; ResNet-20), paper."
+        ),
     ] = "quick",
     seeds: Annotated[
         str | None,
@@ -164,8 +170,14 @@ def reproduce(
             metavar="PATH", help="A results.json to compare with, or its folder. Exit code 1: they differ."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="For large and paper: auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="For large and paper: float32 or bf16.")] = "float32",
     out: Annotated[Path, typer.Option(help="Folder for runs, results.json and report.html.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="For large and paper: measure a few steps, say what it would take."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Test claims of the paper on real data; write runs, results.json and report.html.
@@ -173,6 +185,20 @@ def reproduce(
     The same command resumes a job that was stopped, and does not repeat finished runs. docs/reproducing.md
     explains budgets, clusters and comparisons.
     """
+    if dry_run:
+        from normwise.lab.dry_run import dry_run as foresee
+
+        found = foresee(
+            claims or [],
+            data=data,
+            budget=budget,
+            seeds=seeds,
+            device=device,
+            precision=precision,
+            announce=_say,
+        )
+        print(json.dumps(found, indent=1, ensure_ascii=False))  # noqa: T201
+        return
     from normwise.lab.reproduce import reproduce as carry_out
 
     with _progress() as progress:
@@ -185,6 +211,8 @@ def reproduce(
             jobs=jobs,
             offline=offline,
             cluster=cluster,
+            device=device,
+            precision=precision,
             reference=compare,
             announce=_say,
             progress=progress,
@@ -205,10 +233,6 @@ def train(
     data: Annotated[
         str, typer.Option(help="fashion-mnist, digits, cifar10, cifar100 or imagefolder:DIR.")
     ] = "fashion-mnist",
-    budget: Annotated[
-        str | None,
-        typer.Option(help="All runs of large or paper, instead of the one that the options describe."),
-    ] = None,
     network: Annotated[
         str, typer.Option(help="As resnet20, resnet50, vgg16; a wrong one lists all.")
     ] = "resnet20",
@@ -218,11 +242,13 @@ def train(
     batch_norm: Annotated[bool, typer.Option(help="A batch norm after each convolution.")] = True,
     rule: Annotated[
         str,
-        typer.Option(help="none; l2, the recipe; aws, with nothing tuned; aws-tuned; epsilon, shifted L2."),
+        typer.Option(
+            help="none; l2, the recipe; l2-filters; aws, with nothing tuned; aws-tuned; epsilon, shifted L2."
+        ),
     ] = "aws",
-    coefficient: Annotated[float, typer.Option(help="λ of l2, aws-tuned and epsilon.")] = 5e-4,
+    coefficient: Annotated[float, typer.Option(help="λ of l2, l2-filters, aws-tuned and epsilon.")] = 5e-4,
     weight_decay: Annotated[
-        float, typer.Option(help="L2 of the linear layers under aws, aws-tuned and epsilon.")
+        float, typer.Option(help="L2 of the linear layers under the last four rules.")
     ] = 5e-4,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 200,
     batch: Annotated[int, typer.Option(help="Images per step.")] = 128,
@@ -236,7 +262,7 @@ def train(
     validation_size: Annotated[int, typer.Option(help="Training images to hold out.")] = 0,
     init_scale: Annotated[float, typer.Option(help="Factor on the initial filters.")] = 1.0,
     width: Annotated[int, typer.Option(help="Channels of the first stage. 0: as published.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed; with --budget the number of seeds is fixed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
     channels_last: Annotated[bool, typer.Option(help="Channels last in memory.")] = True,
@@ -287,9 +313,7 @@ def train(
         seed=seed,
     )
     execution = Execution(device, channels_last, compiled, workers, checkpoint_every)
-    summary = train_from(
-        run, budget, out=out, execution=execution, offline=offline, dry_run=dry_run, announce=_say
-    )
+    summary = train_from(run, out=out, execution=execution, offline=offline, dry_run=dry_run, announce=_say)
     if summary is not None:
         print(json.dumps(summary, indent=1, ensure_ascii=False))  # noqa: T201
 

@@ -17,11 +17,12 @@ import torch
 
 import normwise as nw
 from normwise.lab.claims import claims_named
-from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.budget import BUDGETS, SIZED, Budget
 from normwise.lab.claims.changes import changes_of
 from normwise.lab.claims.claim import Claim
 from normwise.lab.claims.finished_runs import FinishedRuns
-from normwise.lab.data.datasets import DATASETS, load
+from normwise.lab.data.catalog import CATALOG, is_known, load_images
+from normwise.lab.data.datasets import DATASETS
 from normwise.lab.engine.cluster import connected
 from normwise.lab.engine.execution import Progress, Workers, execute, local_workers
 from normwise.lab.engine.forecast import Forecast
@@ -30,8 +31,9 @@ from normwise.lab.engine.store import Store, naming_errors, write_atomically
 from normwise.lab.report.html_report import write_report
 from normwise.lab.report.reference_comparison import compare, read_reference
 from normwise.lab.report.results_file import read_results
+from normwise.lab.runs.devices import Execution, device_named
 
-__all__ = ["rebuild_report", "reproduce"]
+__all__ = ["check_request", "rebuild_report", "reproduce"]
 
 Results = dict[str, Any]
 Announce = Callable[[str], None]
@@ -47,6 +49,8 @@ def reproduce(
     jobs: int | None = 1,
     offline: bool = False,
     cluster: str | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
     reference: Path | None = None,
     announce: Announce = lambda line: None,
     progress: Progress = lambda done, total, left: None,
@@ -60,13 +64,17 @@ def reproduce(
         names: Identifiers of claims; empty for all.
         out: The folder: new, empty, or of an earlier call.
         data: Name of the data set.
-        budget: "quick" or "full".
+        budget: "quick" or "full"; or "large" or "paper", on networks of the paper's size, whose runs keep
+            checkpoints and need the extra "scale".
         seeds: Number of seeds, or the first and the last such as "500-504"; None for those of the budget.
-        jobs: Number of runs at a time; None for one per core, or with a cluster two per worker. More than one
+        jobs: Number of runs at a time; None for one per core, with a cluster two per worker, and on a GPU
+            one. More than one
             job starts processes, so a script must then call this function under ``if __name__ ==
             "__main__":``.
         offline: Forbids downloads.
         cluster: Address of a Dask scheduler whose workers execute the runs; None for this machine.
+        device: Where the image networks of "large" and "paper" are trained; all else is computed on the CPU.
+        precision: "float32", or for these networks "bf16".
         reference: A ``results.json``, or a folder that holds one, to compare with
             (:func:`normwise.lab.report.reference_comparison.compare`).
         announce: Called with a line for everything that takes time or is downloaded.
@@ -82,33 +90,33 @@ def reproduce(
             data are missing or damaged, the cluster or the reference cannot be used, a run failed, or a file
             cannot be written. Nothing has been overwritten, and finished runs are kept.
     """
-    named = claims_named(names)
+    check_request(budget, data, seeds, device, precision, cluster)
+    named = claims_named(names, budget)
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs} is not possible: give 1 or more")
-    if data not in DATASETS:
-        raise ValueError(f"--data {data} is not known: choose from {', '.join(DATASETS)}")
-    Budget.of(budget, data, "", seeds)  # check before anything is downloaded or written
     compared_with = None if reference is None else read_reference(reference, [c.id for c in named], data)
     begin = time.perf_counter()
     with nullcontext() if cluster is None else connected(cluster, announce) as connection:
         store = Store(out)
         _earlier_results(out)  # damaged results are said before the runs
-        fingerprint = load(data, offline=offline, announce=announce).fingerprint
-        spent = Budget.of(budget, data, fingerprint, seeds)
+        images = load_images(data, offline=offline, announce=announce)
+        fingerprint = images.fingerprint
+        spent = Budget.of(budget, data, fingerprint, seeds).with_precision(precision)
+        execution = Execution(device) if budget in SIZED else None
         claims = [claim(spent) for claim in named]
         started: AbstractContextManager[Workers] = (
-            local_workers(jobs or _cores())
+            local_workers(jobs or (_cores() if device == "cpu" else 1), execution)
             if connection is None
             else nullcontext(connection.workers(data, fingerprint, offline, jobs))
         )
         with started as workers:
-            runs = _execute_all(claims, store, workers, announce, progress)
+            runs = _execute_all(claims, store, workers, announce, progress, len(images.classes))
     protocol = {
         "data": data,
         "budget": budget,
         "seeds": list(spent.seeds),
         "experiments": spent.experiments,
-        "environment": _environment(),
+        "environment": _environment(device, precision),
     }
     results = _earlier_results(out)
     for claim in claims:
@@ -134,16 +142,18 @@ def _execute_all(
     workers: Workers,
     announce: Announce,
     progress: Progress,
+    classes: int,
 ) -> FinishedRuns:
     """Execute the runs of the claims, then the runs whose settings the first ones determine."""
     first: list[Run] = [run for claim in claims for run in claim.runs()]
     forecast = Forecast(later=sum(claim.second_cost() for claim in claims))
-    runs = FinishedRuns(execute(first, store, workers, progress, announce, forecast), store)
+    runs = FinishedRuns(execute(first, store, workers, progress, announce, forecast), store, classes)
     forecast.later = 0.0
     second: list[Run] = [run for claim in claims for run in claim.second_runs(runs)]
     if second:
         announce("now the runs with what the first ones have chosen")
-        runs = FinishedRuns(execute([*first, *second], store, workers, progress, announce, forecast), store)
+        summaries = execute([*first, *second], store, workers, progress, announce, forecast)
+        runs = FinishedRuns(summaries, store, classes)
     return runs
 
 
@@ -190,8 +200,28 @@ def _json(results: Results) -> str:
     return json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _environment() -> dict[str, str]:
+def check_request(
+    budget: str, data: str, seeds: str | int | None, device: str, precision: str, cluster: str | None
+) -> None:
+    """Check what can be known before anything is downloaded or written."""
+    if not is_known(data):
+        known = DATASETS if budget in BUDGETS else CATALOG
+        raise ValueError(f"--data {data} is not known: choose from {', '.join(known)}")
+    Budget.of(budget, data, "", seeds).with_precision(precision)
+    if budget not in SIZED and device != "cpu":
+        raise ValueError(
+            f"--device {device} is not for --budget {budget}, whose networks are small: give cpu"
+        )
+    if cluster is not None and device != "cpu":
+        raise ValueError(f"--device {device} is not possible with --cluster, whose workers use their CPUs")
+    device_named(device)
+
+
+def _environment(device: str, precision: str) -> dict[str, str]:
+    where = device_named(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
     return {
+        **({} if name == "cpu" and precision == "float32" else {"device": f"{name}, {precision}"}),
         "normwise": nw.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

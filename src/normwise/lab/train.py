@@ -1,11 +1,10 @@
-"""Train networks of the paper's size: one, or the list of a budget; stop and go on at any time."""
+"""Train a network of the paper's size; stop and go on at any time."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 
 from normwise.lab.data.catalog import CATALOG, load_images
 from normwise.lab.engine.run import Metrics
-from normwise.lab.engine.store import MisfitError, Store
+from normwise.lab.engine.store import CHECKPOINT, MisfitError, Store
 from normwise.lab.runs.devices import DEFAULT, Execution
 from normwise.lab.runs.estimate import estimate
-from normwise.lab.runs.grids import grid
 from normwise.lab.runs.network import NetworkRun
 
 __all__ = ["train", "train_from"]
@@ -28,7 +26,6 @@ _EVERY = 20.0  # seconds between lines of progress, within an epoch
 
 def train_from(
     run: NetworkRun,
-    budget: str | None = None,
     *,
     out: Path,
     execution: Execution = DEFAULT,
@@ -40,7 +37,6 @@ def train_from(
 
     Args:
         run: The run, without the fingerprint of its data.
-        budget: None, or "large" or "paper": its runs on the data of ``run``, instead, with its precision.
         out: As for :func:`train`.
         execution: As for :func:`train`.
         offline: Forbids downloads.
@@ -48,8 +44,7 @@ def train_from(
         announce: As for :func:`train`.
 
     Returns:
-        The summary of the run, or with a budget ``{"runs": [summaries]}``; or the estimate. None in all
-        processes of torchrun but the first.
+        The summary of the run, or the estimate. None in all processes of torchrun but the first.
 
     Raises:
         ValueError: As for :func:`train`.
@@ -61,16 +56,12 @@ def train_from(
         if needed or run.data not in CATALOG
         else ""
     )
-    if budget is None:
-        runs = [replace(run, fingerprint=fingerprint)]
-    else:
-        runs = [replace(one, precision=run.precision) for one in grid(budget, run.data, fingerprint)]
+    run = replace(run, fingerprint=fingerprint)
     if dry_run:
-        announce(f"measuring a few steps of {len(runs)} run{'s' * (len(runs) != 1)}")
-        answer: Metrics = estimate(runs, execution).as_dict()
+        announce("measuring a few steps")
+        answer: Metrics = estimate([run], execution).as_dict()
     else:
-        summaries = train(runs, out=out, execution=execution, announce=announce)
-        answer = summaries[0] if budget is None else {"runs": summaries}
+        (answer,) = train([run], out=out, execution=execution, announce=announce)
     return answer if _first() else None
 
 
@@ -141,13 +132,11 @@ def _executed(store: Store, run: NetworkRun, execution: Execution, say: Announce
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[Metrics] = []
     progress = _Progress(run, say)
-    if (folder / "checkpoint.pt").exists():
+    if (folder / CHECKPOINT).exists():
         say("goes on from its checkpoint")
-    summary = run.train(execution, checkpoint=folder / "checkpoint.pt", log=lines.append, seen=progress)
+    summary = run.train(execution, checkpoint=folder / CHECKPOINT, log=lines.append, seen=progress)
     if _first():
         store.write_run(run, lines, summary)
-        with suppress(OSError):
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
     return summary
 
 
@@ -170,9 +159,11 @@ class _Progress:
         if epoch > self._epoch:
             self._epoch, self._last = epoch, now
             part = "validation" if self._run.validation_size else "test"
+            key = f"{part}_accuracy"
             self._say(
                 f"epoch {epoch} of {self._run.epochs}: training loss {line['train_loss']:.4f}, "
-                f"{part} accuracy {line[f'{part}_accuracy']:.2%}, {rest}"
+                + (f"{part} accuracy {line[key]:.2%}, " if key in line else "")
+                + rest
             )
         elif now - self._last >= _EVERY:
             self._last = now

@@ -6,13 +6,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from normwise.lab.claims.networks import LARGE_TEXT, SIZED, Networks, networks_of, sized_experiments
+from normwise.lab.data.datasets import DATASETS
 from normwise.lab.data.text import BIBLE, FINGERPRINTS, NUMBERS
 from normwise.lab.runs.base import ImageRun
 from normwise.lab.runs.replay import ReplayRun
 from normwise.lab.runs.text import TextRun
 from normwise.lab.runs.train import TrainRun
 
-__all__ = ["BUDGETS", "Budget", "seeds_from"]
+__all__ = ["BUDGETS", "SIZED", "Budget", "seeds_from"]
 
 R = TypeVar("R", bound=ImageRun)
 
@@ -27,7 +29,7 @@ class Budget:
     """The networks, data and seeds that all claims share.
 
     Attributes:
-        name: "quick" or "full".
+        name: "quick", "full", "large" or "paper".
         members: Members of the weight-normalisation family that are trained.
         seeds: Seeds of the runs; every arm uses the same ones, so that differences are paired.
         tuning_seeds: Seeds of the runs that choose hyper-parameters, disjoint from ``seeds``.
@@ -35,6 +37,7 @@ class Budget:
         small: ``training`` on half of the images, for sweeps over many cells.
         replaying: Settings of a replay.
         text: Settings of a run of the language model.
+        sized: In "large" and "paper" the networks, instead of ``training``, ``small`` and ``replaying``.
     """
 
     name: str
@@ -45,6 +48,13 @@ class Budget:
     small: TrainRun
     replaying: ReplayRun
     text: TextRun
+    sized: Networks | None = None
+
+    @property
+    def networks(self) -> Networks:
+        """:attr:`sized`, of a budget that has it."""
+        assert self.sized is not None, self.name
+        return self.sized
 
     @property
     def many_seeds(self) -> tuple[int, ...]:
@@ -59,6 +69,8 @@ class Budget:
     @property
     def experiments(self) -> str:
         """What is trained, in a sentence."""
+        if self.sized is not None:
+            return sized_experiments(self.name, self.sized, self.text)
         run, text = self.training, self.text
         channels = f"{run.width}, {2 * run.width} and {4 * run.width}"
         blocks = "one block" if text.depth == 1 else f"{text.depth} blocks"
@@ -83,23 +95,49 @@ class Budget:
         """Return all seeds for the first member and three for the others, for claims with long sweeps."""
         return self.seeds if member == self.members[0] else self.seeds[:3]
 
+    def with_precision(self, precision: str) -> Budget:
+        """Return the budget with image networks that are trained in "float32" or "bf16".
+
+        Raises:
+            ValueError: The precision is not known, or the budget has small networks only.
+        """
+        if self.sized is None and precision == "float32":
+            return self
+        if self.sized is None:
+            raise ValueError(
+                f"--precision {precision} is not for --budget {self.name}: give float32, or --budget "
+                f"{' or '.join(SIZED)}"
+            )
+        return replace(self, sized=self.sized.with_precision(precision))
+
     @classmethod
     def of(cls, name: str, data: str, fingerprint: str, seeds: str | int | None = None) -> Budget:
         """Return the budget of this name for a data set.
 
         Args:
-            name: "quick" or "full".
+            name: "quick", "full", "large" or "paper".
             data: Name of the data set.
             fingerprint: SHA-256 of the data.
-            seeds: Number of seeds, or the first and the last as in "500-504"; None: 3 (quick) or 5 (full),
-                from 0. The tuning seeds are the three from 1000 above the first.
+            seeds: Number of seeds, or the first and the last as in "500-504"; None: 5 (full) or 3, from 0.
+                The tuning seeds are those from 1000 above the first: three, in "large" and "paper" one.
 
         Raises:
-            ValueError: The name is not known, or ``seeds`` is not possible (:func:`seeds_from`).
+            ValueError: The name is not known or is not for these data, or ``seeds`` is not possible
+                (:func:`seeds_from`).
         """
-        if name not in BUDGETS:
-            raise ValueError(f"--budget {name} is not known: choose from {', '.join(BUDGETS)}")
-        chosen = seeds_from((3 if name == "quick" else 5) if seeds is None else seeds)
+        if name not in (*BUDGETS, *SIZED):
+            raise ValueError(f"--budget {name} is not known: choose from {', '.join((*BUDGETS, *SIZED))}")
+        chosen = seeds_from((5 if name == "full" else 3) if seeds is None else seeds)
+        if name in SIZED:
+            return replace(
+                cls.of("quick", "fashion-mnist", "", seeds),
+                name=name,
+                tuning_seeds=(FIRST_TUNING_SEED + chosen[0],),
+                text=LARGE_TEXT,
+                sized=networks_of(name, data, fingerprint),
+            )
+        if data not in DATASETS:
+            raise ValueError(f"--budget {name} is not for --data {data}: give {' or '.join(DATASETS)}")
         quick = name == "quick"
         digits = data == "digits"  # 1437 training images of 8×8
         training = TrainRun(

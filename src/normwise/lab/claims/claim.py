@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from normwise.lab.claims.budget import Budget
+from normwise.lab.claims.budget import BUDGETS, Budget
 from normwise.lab.claims.conditions import Verdict
 from normwise.lab.claims.exhibits import HeatMap, Plot, Table, can_be_drawn
 from normwise.lab.claims.finished_runs import FinishedRuns
@@ -81,7 +81,7 @@ class Claim(ABC):
     """A claim of the paper. Each is a subclass in a file of this folder, named there as ``CLAIM``.
 
     The texts are the registration: they were written before the runs. What was changed after results had been
-    seen stands in :mod:`normwise.lab.claims.changes`.
+    seen stands in :mod:`normwise.lab.claims.changes`. ``budgets`` names the budgets that the claim is for.
 
     Args:
         budget: How much computation the claim may use.
@@ -95,6 +95,7 @@ class Claim(ABC):
     arms: ClassVar[str]
     statistic: ClassVar[str]
     rule: ClassVar[str]
+    budgets: ClassVar[tuple[str, ...]] = BUDGETS
     failures_are_the_subject: ClassVar[bool] = False  # runs that do not finish are what is asked about
 
     def __init__(self, budget: Budget) -> None:

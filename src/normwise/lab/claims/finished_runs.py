@@ -18,7 +18,8 @@ K = TypeVar("K", bound=Hashable)
 Summary = dict[str, Any]
 Values = list[float | None]
 
-GUESSING_ACCURACY = 10.0  # per cent: both data sets have ten classes
+CLASSES = 10  # of Fashion-MNIST and of the digits
+GUESSING_ACCURACY = 100 / CLASSES  # per cent
 GUESSING_LOSS = math.log(30)  # nats a character: guessing among the letters
 
 
@@ -33,11 +34,13 @@ class FinishedRuns:
     Args:
         summaries: The summary of each run, by identity.
         store: Holds the metrics.
+        classes: Number of classes of the images, for what guessing scores.
     """
 
-    def __init__(self, summaries: dict[str, Summary], store: Store) -> None:
+    def __init__(self, summaries: dict[str, Summary], store: Store, classes: int = CLASSES) -> None:
         self._summaries = summaries
         self._store = store
+        self._classes = classes
 
     def __getitem__(self, settings: Run) -> Summary:
         return self._summaries[settings.identity]
@@ -70,7 +73,7 @@ class FinishedRuns:
             key: An entry of the summaries that ends in "accuracy" or "loss".
             factor: What it is multiplied by: 100 gives an accuracy in per cent, −1 makes a loss a score.
         """
-        guess = GUESSING_LOSS if key.endswith("loss") else GUESSING_ACCURACY / 100
+        guess = GUESSING_LOSS if key.endswith("loss") else 1 / self._classes
         return [factor * (guess if value is None else value) for value in self.values(key, settings, seeds)]
 
     def losses(self, settings: Run, seeds: Sequence[int]) -> list[float]:

@@ -27,6 +27,8 @@ from normwise.lab.runs.arms import (
     scaled,
     with_arm,
 )
+from normwise.lab.runs.base import ImageRun
+from normwise.lab.runs.network import NetworkRun
 from normwise.lab.runs.train import TrainRun
 
 SCALES = {
@@ -115,6 +117,11 @@ class Initialization(Claim):
                 },
             }
             measured.details[member] = accuracy
+        if self._starts():
+            self._measure_starts(runs, measured)
+        return measured
+
+    def _measure_starts(self, runs: FinishedRuns, measured: Measured) -> None:
         starts = {start: runs.accuracy(arms, self.budget.seeds) for start, arms in self._starts().items()}
         differences = {
             start: _minus(accuracy[AWS], accuracy[L2])
@@ -128,7 +135,6 @@ class Initialization(Claim):
             "mean": mean_with_interval(mean),
         }
         measured.statistics[self.first]["usual_initialisers_AWS_minus_L2"] = measured.details["usual"]
-        return measured
 
     def judge(self, measured: Measured) -> Verdict:
         """AWS is flat and AWS has an advantage: both for all members, or one for some member."""
@@ -160,13 +166,13 @@ class Initialization(Claim):
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show accuracy by initial norm, and from the other starts."""
         plots: list[Plot] = []
-        tables = [self._starts_table(runs, measured)]
-        notes: list[str] = []
-        usual = measured.details["usual"]
-        sentences = [
-            f"From the usual initialisers ({', '.join(USUAL[self.budget.name])}) AWS and L2 are "
-            f"{usual['mean']:+.2f} points apart."
-        ]
+        tables, notes, sentences = list[Table](), list[str](), list[str]()
+        if "usual" in measured.details:
+            tables.append(self._starts_table(runs, measured))
+            sentences.append(
+                f"From the usual initialisers ({', '.join(USUAL[self.budget.name])}) AWS and L2 are "
+                f"{measured.details['usual']['mean']:+.2f} points apart."
+            )
         for member, found in measured.statistics.items():
             means, spread, seeds = found["test_accuracy"], found["spread"], self.budget.seeds_for(member)
             curves = [  # the dashed curves lie on those of L2 and AWS
@@ -204,6 +210,9 @@ class Initialization(Claim):
                 "AWS minus L2 is "
                 f"{' and '.join(f'{gain:+.1f} points at norm {norm}' for norm, gain in gains)}."
             )
+        return Exhibits(" ".join(sentences), plots, tables, notes, traces=self._traces(runs))
+
+    def _traces(self, runs: FinishedRuns) -> list[Plot]:
         traced = {
             f"{arm} from {scale:g}": replace(
                 self._settings(self.first)[arm][scale], seed=self.budget.seeds[0]
@@ -211,18 +220,12 @@ class Initialization(Claim):
             for arm in (L2, AWS)
             for scale in (1e-3, 1e3)
         }
-        return Exhibits(
-            " ".join(sentences),
-            plots,
-            tables,
-            notes,
-            traces=layer_curves(runs, traced, family(self.first)),
-        )
+        return layer_curves(runs, traced, family(self.first))
 
-    def _settings(self, member: str) -> dict[str, dict[float, TrainRun]]:
+    def _settings(self, member: str) -> Mapping[str, Mapping[float, ImageRun | NetworkRun]]:
         """Return the settings by arm and scale."""
         fewer = self.budget.full and member != self.first
-        settings = {}
+        settings: dict[str, dict[float, ImageRun | NetworkRun]] = {}
         for arm in ARMS if self.budget.full else QUICK_ARMS:
             scales: Sequence[float] = SCALES[self.budget.name]
             if fewer:

@@ -167,7 +167,7 @@ class UnderFitting(Claim):
         far = self._cells(self.first)[CENTRE, 10.0]
         traced = {arm: replace(far[arm], seed=self.budget.seeds[0]) for arm in (NONE, L2)}
         return Exhibits(
-            _answer(measured.statistics["cells"]),
+            answer(measured.statistics["cells"]),
             plots,
             tables,
             traces=layer_curves(runs, traced, f"{family(self.first)}, from norm 10"),
@@ -220,17 +220,18 @@ class UnderFitting(Claim):
         }
 
 
-def _answer(cells: list[dict[str, Any]]) -> str:
+def answer(cells: list[dict[str, Any]]) -> str:
+    """Return what was found in these cells, in a sentence."""
     counts = Counter(cell["severe"] for cell in cells)
-    answer = f"Training accuracy is more than {SEVERE:g} points lower without decay than with L2 in "
-    answer += f"{counts[True]} of {len(cells)} cells (in {counts[None]} undecided)"
+    text = f"Training accuracy is more than {SEVERE:g} points lower without decay than with L2 in "
+    text += f"{counts[True]} of {len(cells)} cells (in {counts[None]} undecided)"
     by_gain = sorted(cells, key=lambda cell: float(cell["L2_minus_none"].mean))
     for words, cell in (("most", by_gain[-1]), ("least", by_gain[0])):
-        answer += (
+        text += (
             f"; {words}, by {cell['L2_minus_none']:.1f} points, at initial norm {cell['norm']:g} and "
             f"learning rate {cell['lr']:g}"
         )
-    return answer + "."
+    return text + "."
 
 
 CLAIM = UnderFitting

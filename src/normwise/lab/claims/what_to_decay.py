@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import normwise as nw
 from normwise.lab.claims.claim import Claim, Exhibits, Measured
@@ -93,6 +93,8 @@ class WhatToDecay(Claim):
         "reproduced: otherwise."
     )
 
+    centre: ClassVar[float] = CENTRE
+
     def runs(self) -> list[Run]:
         """All candidates with the tuning seeds; no decay and frozen weights with the seeds of the claim."""
         tuned: list[Run] = []
@@ -102,7 +104,7 @@ class WhatToDecay(Claim):
             others.append(self._base(lr))
         others += [run for lr in self._rates for run in self._untuned(lr).values()]
         others += [self._frozen(part) for part in self._frozen_parts]
-        others += [_from_scale(self._base(CENTRE), part, LARGE) for part in PARTS]
+        others += [_from_scale(self._base(self.centre), part, LARGE) for part in PARTS]
         return over_seeds(tuned, self.budget.tuning_seeds) + over_seeds(others, self.budget.seeds)
 
     def second_runs(self, runs: FinishedRuns) -> list[Run]:
@@ -111,7 +113,7 @@ class WhatToDecay(Claim):
             run for lr in self._rates for arm in DECAYED for run in self._chosen(runs, arm, lr)[1].values()
         ]
         for rule in RULES:
-            chosen = self._chosen(runs, SCALED[rule], CENTRE)[1].values()
+            chosen = self._chosen(runs, SCALED[rule], self.centre)[1].values()
             wanted += [_from_scale(run, part, LARGE) for run in chosen for part in PARTS]
         return over_seeds(wanted, self.budget.seeds)
 
@@ -141,7 +143,7 @@ class WhatToDecay(Claim):
             "frozen_minus_trained": {
                 part: mean_of_tuned(
                     TunedValues(tuple(runs.losses(self._frozen(part), self.budget.seeds))).minus(
-                        losses[UNDECAYED, CENTRE]
+                        losses[UNDECAYED, self.centre]
                     )
                 )
                 for part in self._frozen_parts
@@ -195,7 +197,7 @@ class WhatToDecay(Claim):
         multiples = {
             (arm, lr): self._choice(runs, arm, lr).best for arm, lr in losses if arm.rule is not None
         }
-        grid = MULTIPLES[self.budget.name]
+        grid = self._multiples
         at_ends = [
             f"{arm} at lr {lr:g} (×{multiple:g})"
             for (arm, lr), multiple in multiples.items()
@@ -210,7 +212,7 @@ class WhatToDecay(Claim):
             groups.setdefault(f"{run.decayed}, lr {run.lr:g}, scale {run.init_scale:g}", []).append(run)
         first = self.budget.seeds[0]
         traced = {
-            str(arm): replace(self._best(runs, arm, CENTRE), seed=first)
+            str(arm): replace(self._best(runs, arm, self.centre), seed=first)
             for arm in (UNDECAYED, Arm(MATRICES, AWS), Arm(INVARIANT, AWS))
         }
         return Exhibits(
@@ -222,12 +224,16 @@ class WhatToDecay(Claim):
                 _untuned_table(measured.statistics["untuned_AWS_minus_tuned"]),
             ],
             notes + runs.unfinished(groups),
-            traces=layer_curves(runs, traced, f"seed {first}, lr {CENTRE:g}", degree=1),
+            traces=layer_curves(runs, traced, f"seed {first}, lr {self.centre:g}", degree=1),
         )
 
     @property
     def _rates(self) -> tuple[float, ...]:
         return RATES[self.budget.name]
+
+    @property
+    def _multiples(self) -> tuple[float, ...]:
+        return MULTIPLES[self.budget.name]
 
     @property
     def _frozen_parts(self) -> tuple[str, ...]:
@@ -238,17 +244,17 @@ class WhatToDecay(Claim):
         return replace(self.budget.text, lr=lr)
 
     def _frozen(self, part: str) -> TextRun:
-        return replace(self._base(CENTRE), frozen=part)
+        return replace(self._base(self.centre), frozen=part)
 
     def _untuned(self, lr: float) -> dict[str, TextRun]:
         """Return AWS with nothing tuned; in the full budget from large scales too, at the central rate."""
         base = from_equilibrium(replace(self._base(lr), decayed=INVARIANT))
         scaled = {f"{PARTS[part]} × {LARGE:g}": _from_scale(base, part, LARGE) for part in PARTS}
-        return {"usual scale": base} | (scaled if lr == CENTRE and self.budget.full else {})
+        return {"usual scale": base} | (scaled if lr == self.centre and self.budget.full else {})
 
     def _candidates(self, arm: Arm, lr: float) -> dict[float, TextRun]:
         base = replace(self._base(lr), decayed=arm.decayed)
-        return {m: with_rule(base, str(arm.rule), m) for m in MULTIPLES[self.budget.name]}
+        return {m: with_rule(base, str(arm.rule), m) for m in self._multiples}
 
     def _choice(self, runs: FinishedRuns, arm: Arm, lr: float) -> Choice[float]:
         return runs.choice(self._candidates(arm, lr), self.budget.tuning_seeds, "validation_loss")
@@ -281,8 +287,8 @@ class WhatToDecay(Claim):
         """Return the losses by initial scale of a part, for each arm that starts from a large one."""
         return {
             label: {
-                1.0: self._losses(runs, arm, CENTRE),
-                LARGE: self._losses(runs, arm, CENTRE, part, LARGE),
+                1.0: self._losses(runs, arm, self.centre),
+                LARGE: self._losses(runs, arm, self.centre, part, LARGE),
             }
             for label, arm in SCALED.items()
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,23 @@ from normwise.lab.data.cifar import CIFAR10, CIFAR100, load_cifar
 from normwise.lab.data.datasets import DATASETS, Dataset, load, to_stderr
 from normwise.lab.data.image_folder import ImageFolder, load_image_folder
 
-__all__ = ["CATALOG", "load_images"]
+__all__ = ["CATALOG", "is_known", "load_images"]
 
 _ARCHIVES = {archive.name: archive for archive in (CIFAR10, CIFAR100)}
 _FOLDER = "imagefolder:"
 CATALOG = (*DATASETS, *_ARCHIVES, f"{_FOLDER}DIR")
+
+
+def is_known(name: str) -> bool:
+    """Return whether there is a data set of this name.
+
+    A folder's name is the rest of a command line: it has letters, digits and ``/._~+=-`` only.
+
+    Example:
+        >>> is_known("cifar100"), is_known("imagefolder:/data/imagenet"), is_known("imagefolder:$(x)")
+        (True, True, False)
+    """
+    return name in CATALOG[:-1] or re.fullmatch(rf"{_FOLDER}[\w/.~+=-]+", name) is not None
 
 
 def load_images(

@@ -15,12 +15,13 @@ import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import normwise as nw
-from normwise.lab.data.datasets import load
+from normwise.lab.data.catalog import load_images
 from normwise.lab.engine.execution import Outcome, Workers, attempt
 from normwise.lab.engine.run import Run
 
@@ -155,7 +156,7 @@ class Cluster:
                 )
         executor = self._client.get_executor(pure=False)
         return Workers(
-            executor, at_once or 2 * len(self._client.nthreads()), partial(_attempt, data, offline)
+            executor, at_once or 2 * len(self._client.nthreads()), partial(_attempt, data, offline), False
         )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class Cluster:
         return f"dask worker {self._address} --nthreads 1 --nworkers {workers}"
 
 
-def _attempt(data: str, offline: bool, run: Run, identity: str) -> Outcome:
+def _attempt(data: str, offline: bool, run: Run, identity: str, folder: Path | None) -> Outcome:
     """Execute a run on a worker, which may have joined after the others got the data set."""
     try:
         _fingerprint(data, offline)
@@ -188,7 +189,7 @@ async def _fingerprint_in_thread(data: str, offline: bool) -> str:
 @lru_cache
 def _fingerprint(data: str, offline: bool) -> str:
     """Get the data set, once per process, and return its fingerprint."""
-    return load(data, offline=offline).fingerprint
+    return load_images(data, offline=offline).fingerprint
 
 
 def _versions() -> dict[str, str | None]:

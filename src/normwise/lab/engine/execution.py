@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,13 +58,15 @@ class Outcome:
     traceback: str = ""
 
 
-def attempt(run: Run, identity: str) -> Outcome:
+def attempt(run: Run, identity: str, folder: Path | None = None, execution: Any = None) -> Outcome:
     """Execute one run on one thread and return its outcome, even if it fails.
 
     Args:
         run: The run.
         identity: The identity of the run in the process that asked for it. If it differs here, as with
             another version of normwise or torch, nothing is executed.
+        folder: As for ``Run.run_in``, like ``execution``.
+        execution: See above.
     """
     metrics: list[Metrics] = []
     if run.identity != identity:
@@ -73,7 +77,7 @@ def attempt(run: Run, identity: str) -> Outcome:
         torch.set_num_threads(1)
         begin = time.perf_counter()
         try:
-            summary = run.run(metrics.append)
+            summary = run.run_in(folder, execution, metrics.append)
         except Exception as error:  # no error of one run may stop the others
             line = traceback.format_exception_only(error)[-1].strip()
             return Outcome(metrics, None, line, traceback.format_exc())
@@ -99,12 +103,14 @@ class Workers:
     Attributes:
         executor: Any executor of ``concurrent.futures``.
         at_once: Number of runs that are submitted and not finished.
-        task: What the executor calls for each run, with the run and its identity.
+        task: What the executor calls for each run, with the run, its identity, and its folder or None.
+        share_files: Whether they see the files of this machine, so that a run can keep checkpoints.
     """
 
     executor: Executor
     at_once: int = 1
-    task: Callable[[Run, str], Outcome] = attempt
+    task: Callable[[Run, str, Path | None], Outcome] = attempt
+    share_files: bool = True
 
 
 HERE = Workers(_InProcess())
@@ -112,13 +118,18 @@ HERE = Workers(_InProcess())
 
 
 @contextlib.contextmanager
-def local_workers(jobs: int) -> Iterator[Workers]:
+def local_workers(jobs: int, execution: Any = None) -> Iterator[Workers]:
     """Start ``jobs`` processes on this machine that execute runs; for one job, use this process.
 
     The processes end with this one, however it ends.
+
+    Args:
+        jobs: Number of processes.
+        execution: As for ``Run.run_in``.
     """
+    task = partial(attempt, execution=execution)
     if jobs == 1:
-        yield HERE
+        yield Workers(_InProcess(), task=task)
         return
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
@@ -126,7 +137,7 @@ def local_workers(jobs: int) -> Iterator[Workers]:
         with _no_interrupt_in_children():
             for _ in range(jobs):
                 executor.submit(os.getpid)  # starts a process
-        yield Workers(executor, jobs)
+        yield Workers(executor, jobs, task)
     except BaseException:  # such as Ctrl-C: do not wait for the runs in progress
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
@@ -176,8 +187,9 @@ def execute(
     """Execute the runs that the store does not have, and return the summaries of all runs by identity.
 
     Each run uses one thread and its own random streams, so the numbers do not depend on ``workers``. Only
-    this process writes to the store, each run when it arrives, so a killed job loses only the runs in
-    progress. After a run has failed no other run is submitted; those already submitted are finished and kept.
+    this process writes finished runs to the store, each when it arrives, so a killed job loses only the runs
+    in progress, and of those that keep checkpoints only the steps since the last one. After a run has failed
+    no other run is submitted; those already submitted are finished and kept.
 
     Args:
         wanted: The runs; duplicates are executed once.
@@ -206,7 +218,8 @@ def execute(
     while True:
         if not failures:
             for run in islice(queue, workers.at_once - len(pending)):
-                pending[workers.executor.submit(workers.task, run, run.identity)] = run
+                folder = store.run_folder(run) if workers.share_files else None
+                pending[workers.executor.submit(workers.task, run, run.identity, folder)] = run
         if not pending:
             break
         lost: BaseException | None = None

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,18 @@ class Run(ABC):
         Returns:
             The summary. Its entry ``status`` is "finished", or says how the run ended.
         """
+
+    def run_in(self, folder: Path | None, execution: Any, log: Log) -> Metrics:
+        """Execute the run with a folder for its checkpoints; most runs are short and need none.
+
+        Args:
+            folder: The folder of the run, which may not exist yet, if this process can write there. What
+                :meth:`run_in` leaves there lets the same call go on after an interruption.
+            execution: The device, and how, as the class of the run knows it; None for its default. It has no
+                part in the identity.
+            log: As for :meth:`run`.
+        """
+        return self.run(log)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that the results depend on, as plain values: settings, versions, source code."""

@@ -6,6 +6,7 @@ OUT/runs/<hash>/metrics.jsonl    the metrics, one line for each time that the ru
 OUT/runs/<hash>/summary.json     the summary, the identity of the run and a digest of summary and metrics; it
                                  exists once the run is finished
 OUT/runs/<hash>/failure.txt      the traceback of the last attempt, until an attempt succeeds
+OUT/runs/<hash>/checkpoint.pt    the state of a long run in progress, until it is finished
 OUT/results.json, report.html    the verdicts
 """
 
@@ -23,8 +24,9 @@ from typing import Any
 
 from normwise.lab.engine.run import Metrics, Run
 
-__all__ = ["MisfitError", "Store", "naming_errors", "write_atomically"]
+__all__ = ["CHECKPOINT", "MisfitError", "Store", "naming_errors", "write_atomically"]
 
+CHECKPOINT = "checkpoint.pt"
 _MARK_NAME = "normwise.json"
 _UNFINISHED_MARK = re.compile(
     rf"\.{re.escape(_MARK_NAME)}\.\d+\.[0-9a-f]{{8}}"
@@ -112,7 +114,8 @@ class Store:
             write_atomically(folder / "config.json", json.dumps(run.as_dict(), indent=1) + "\n")
             write_atomically(folder / "metrics.jsonl", lines)
             write_atomically(folder / "summary.json", json.dumps(origin | summary, indent=1) + "\n")
-            (folder / "failure.txt").unlink(missing_ok=True)
+            for name in ("failure.txt", CHECKPOINT):
+                (folder / name).unlink(missing_ok=True)
 
     def write_failure(self, run: Run, text: str) -> None:
         """Write the error of a failed attempt. The run does not count as finished.

@@ -20,7 +20,7 @@ from normwise.lab.claims.changes import Change
 from normwise.lab.claims.claim import Exhibits
 from normwise.lab.claims.conditions import Verdict
 from normwise.lab.claims.exhibits import LARGEST, can_be_drawn
-from normwise.lab.data.datasets import DATASETS
+from normwise.lab.data.catalog import CATALOG, is_known
 
 __all__ = ["Finding", "Results", "check", "read_json", "read_results"]
 
@@ -53,14 +53,14 @@ class Protocol:
     """How the runs of a claim were made."""
 
     data: str
-    budget: Literal["quick", "full"]
+    budget: Literal["quick", "full", "large", "paper"]
     seeds: Sequence[int]
     environment: Mapping[str, str]
     experiments: str = ""
 
     def __post_init__(self) -> None:
-        if self.data not in DATASETS:  # the page shows it in a command to be copied
-            raise ValueError(f"data {self.data!r:.60} is not one of {', '.join(DATASETS)}")
+        if not is_known(self.data):  # the page shows it in a command to be copied
+            raise ValueError(f"data {self.data!r:.60} is not one of {', '.join(CATALOG)}")
 
 
 @dataclass(frozen=True, kw_only=True)

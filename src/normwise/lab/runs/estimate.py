@@ -16,8 +16,11 @@ from normwise.lab.data.image_folder import ImageFolder
 from normwise.lab.runs.devices import DEFAULT, Execution
 from normwise.lab.runs.feeds import Feed, MemoryFeed
 from normwise.lab.runs.network import Footing, NetworkRun
+from normwise.lab.runs.text import TextRun
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "text_seconds"]
+
+_METRICS = 1.2  # a step of the language model with its share of metrics, in steps
 
 # channels, height and width, classes, training images, test images
 _SIZES = {
@@ -38,6 +41,7 @@ class Estimate:
         seconds: Time of all of them, one after the other, with the evaluation after each epoch.
         seconds_per_step: Mean time of a training step.
         memory: Largest number of bytes that a step takes.
+        by_run: Seconds of each run by its identity.
     """
 
     runs: int
@@ -45,6 +49,7 @@ class Estimate:
     seconds: float
     seconds_per_step: float
     memory: float
+    by_run: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain numbers, in hours and GiB where that is usual."""
@@ -91,7 +96,8 @@ def estimate(
         1780
     """
     measured: dict[NetworkRun, _Measured] = {}
-    steps, seconds, training, memory = 0, 0.0, 0.0, 0.0
+    steps, training, memory = 0, 0.0, 0.0
+    seconds: dict[str, float] = {}
     distinct = list({run.identity: run for run in runs}.values())
     for run in distinct:
         run.check()
@@ -106,6 +112,7 @@ def estimate(
             train_size=0,
             validation_size=0,
             epochs=1,
+            evaluate_every=1,
             drops=(),
             schedule="cosine",
         )
@@ -115,11 +122,29 @@ def estimate(
         train_size = run.train_size or found.train_size - run.validation_size
         own = run.steps(train_size)
         held_out = run.validation_size or found.test_size
+        evaluated = held_out * -(-run.epochs // run.evaluate_every) + min(train_size, 10_000)
+        evaluated += found.test_size if run.validation_size else 0
         steps += own
-        seconds += own * found.step + run.epochs * -(-held_out // run.batch_size) * found.evaluation
+        seconds[run.identity] = own * found.step + evaluated / run.batch_size * found.evaluation
         memory = max(memory, found.memory)
         training += own * found.step
-    return Estimate(len(distinct), steps, seconds, training / max(1, steps), memory)
+    every = sum(seconds.values())
+    return Estimate(len(distinct), steps, every, training / max(1, steps), memory, seconds)
+
+
+def text_seconds(run: TextRun, measured_steps: int = 3) -> float:
+    """Return the seconds of a run of the language model, from a few steps without decay.
+
+    To each step comes a share for the metrics, and to the whole the evaluation at the end.
+    """
+    few = replace(run, rule=None, start="as is", decayed="nothing", warmup=1, measured=1)
+    replace(few, length=1).run(lambda line: None)  # loads the text
+    times = [time.perf_counter()]
+    for length in (1, 1 + measured_steps):
+        replace(few, length=length).run(lambda line: None)
+        times.append(time.perf_counter())
+    step = (times[2] - 2 * times[1] + times[0]) / measured_steps
+    return step * (run.length * _METRICS + 2 * run.measured / run.batch_size / 3)
 
 
 def _measured(run: NetworkRun, execution: Execution, measured_steps: int) -> _Measured:

@@ -19,6 +19,7 @@ __all__ = ["Feed", "FolderFeed", "MemoryFeed", "feed", "generator_of"]
 
 Batch = tuple[Tensor, Tensor]
 
+_MOST_SEEN = 10_000  # training images that are evaluated
 # of the pictures of ImageNet (mean and deviation of red, green and blue, on a scale of 0 to 255)
 _FOLDER_MEAN, _FOLDER_DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -60,15 +61,21 @@ class Feed(ABC):
         full = [chosen for chosen in order.split(self.batch_size) if len(chosen) == self.batch_size]
         return generator, [chosen[self.rank :: self.world] for chosen in full[first:]]
 
+    def _mine(self, part: str, size: int) -> Tensor:
+        """Return the numbers of the images of a part that this process evaluates."""
+        every = -(-size // _MOST_SEEN) if part == "train" else 1
+        return torch.arange(0, size, every)[self.rank :: self.world]
+
     @abstractmethod
     def training(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``first`` on: images (float32, standardised), labels."""
 
     @abstractmethod
     def evaluation(self, part: str) -> Iterator[Batch]:
-        """Yield this process's share of the "validation" or "test" images, in batches.
+        """Yield this process's share of the "train", "validation" or "test" images, in batches.
 
-        Every ``world``-th image is this process's.
+        Training images are not augmented, and evenly chosen if there are more than 10,000. Every ``world``-th
+        image is this process's.
         """
 
 
@@ -140,7 +147,7 @@ class MemoryFeed(Feed):
     def evaluation(self, part: str) -> Iterator[Batch]:
         """See :meth:`Feed.evaluation`."""
         images, labels = self._parts[part]
-        mine = torch.arange(self.rank, len(labels), self.world, device=labels.device)
+        mine = self._mine(part, len(labels)).to(labels.device)
         for chosen in mine.split(self.batch_size):
             yield self._standardised(images[chosen]), self._moved(labels[chosen])
 
@@ -169,6 +176,7 @@ class FolderFeed(Feed):
     ) -> None:
         super().__init__(batch_size, seed, rank, world)
         self._train = Pictures(*folder.train, size, seed if augment else None)
+        self._seen = Pictures(*folder.train, size)
         self._test = Pictures(*folder.test, size)
         self._workers = workers
         self.device = device
@@ -185,10 +193,10 @@ class FolderFeed(Feed):
 
     def evaluation(self, part: str) -> Iterator[Batch]:
         """See :meth:`Feed.evaluation`."""
-        if part != "test":
+        pictures = {"train": self._seen, "test": self._test}.get(part)
+        if pictures is None:
             raise ValueError(f"a folder of pictures has no {part} set: give its folder val or test")
-        mine = torch.arange(self.rank, len(self._test), self.world)
-        return self._loaded(self._test, 0, list(mine.split(self.batch_size)))
+        return self._loaded(pictures, 0, list(self._mine(part, len(pictures)).split(self.batch_size)))
 
     def _loaded(self, pictures: Pictures, epoch: int, order: list[Tensor]) -> Iterator[Batch]:
         keys = [[(epoch, index) for index in chosen.tolist()] for chosen in order]

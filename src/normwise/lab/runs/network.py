@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 import normwise as nw
 from normwise.lab.data.catalog import load_images
 from normwise.lab.engine.run import Log, Metrics, Run
+from normwise.lab.engine.store import CHECKPOINT
 from normwise.lab.models.networks import build_network, filters, scale_filters
 from normwise.lab.runs.checkpoint import load_checkpoint, save_checkpoint
 from normwise.lab.runs.devices import (
@@ -31,9 +32,10 @@ from normwise.lab.runs.feeds import Batch, Feed, feed, generator_of
 from normwise.lab.runs.memory import Footprint, footprint
 from normwise.norms import slice_norms
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "RULES", "SCHEDULES", "Footing", "NetworkRun", "Seen"]
+__all__ = ["OPTIMIZERS", "OWN", "PRECISIONS", "RULES", "SCHEDULES", "Footing", "NetworkRun", "Seen"]
 
-RULES = ("none", "l2", "aws", "aws-tuned", "epsilon")
+RULES = ("none", "l2", "l2-filters", "aws", "aws-tuned", "epsilon")
+OWN = ("l2-filters", "aws", "aws-tuned", "epsilon")  # rules that act on the filters alone
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "steps")
 PRECISIONS = ("float32", "bf16")
@@ -53,13 +55,14 @@ class NetworkRun(Run):
         batch_norm: Whether a batch norm follows each convolution.
         width: Channels of the first stage; 0: as published.
         rule: The decay. "none": none at all. "l2": the usual recipe, ``coefficient`` on every parameter
-            through the optimizer's ``weight_decay``. "aws": Adaptive Weight Shrink on every filter with
-            nothing tuned, from equilibrium (``normwise.attach``). "aws-tuned": the same rule with
+            through the optimizer's ``weight_decay``. "l2-filters": L2 on the filters alone, by its flow, with
+            ``coefficient``. "aws": Adaptive Weight Shrink on every filter with nothing tuned, from
+            equilibrium (``normwise.attach``). "aws-tuned": the same rule with
             ``coefficient``, from the norms as they are. "epsilon": the ε-shifted L2 of arXiv 1911.05920 with
             ``coefficient`` and ``epsilon``, added to the gradient.
         coefficient: See ``rule``.
         epsilon: See ``rule``.
-        weight_decay: L2 on the matrices that are not scale-invariant, under the last three rules.
+        weight_decay: L2 on the matrices that are not scale-invariant, under the rules that act on filters.
         optimizer: "sgd" or "adamw" (β₂ = 0.999).
         lr: Peak learning rate.
         momentum: Momentum of SGD, or β₁ of AdamW.
@@ -72,6 +75,7 @@ class NetworkRun(Run):
         train_size: Number of training images; 0: all.
         validation_size: Training images that are held out, to choose hyper-parameters.
         init_scale: Factor on the initial weights of convolutions, which changes no output.
+        evaluate_every: Epochs from one evaluation on the held-out images to the next. The last epoch has one.
         precision: "float32" or "bf16" (autocast).
         seed: Seed of the initial weights, the split, the order and the augmentation.
     """
@@ -98,6 +102,7 @@ class NetworkRun(Run):
     train_size: int = 0
     validation_size: int = 0
     init_scale: float = 1.0
+    evaluate_every: int = 1
     precision: str = "float32"
 
     def check(self) -> None:
@@ -110,7 +115,12 @@ class NetworkRun(Run):
         ):
             if value not in known:
                 raise ValueError(f"--{option} {value} is not known: choose from {', '.join(known)}")
-        for option, number in (("epochs", self.epochs), ("batch", self.batch_size)):
+        counts = (
+            ("epochs", self.epochs),
+            ("batch", self.batch_size),
+            ("evaluate_every", self.evaluate_every),
+        )
+        for option, number in counts:
             if number < 1:
                 raise ValueError(f"--{option} {number} is not possible: give 1 or more")
         for option, real in (("lr", self.lr), ("init-scale", self.init_scale)):
@@ -119,7 +129,7 @@ class NetworkRun(Run):
         if not 0 <= self.coefficient < math.inf:
             raise ValueError(f"--coefficient {self.coefficient} is not possible: give 0 or more")
         plain = self.member == "plain" and not self.batch_norm
-        if plain and (self.rule in ("aws", "aws-tuned", "epsilon") or self.init_scale != 1):
+        if plain and (self.rule in OWN or self.init_scale != 1):
             raise ValueError(
                 f"--rule {self.rule} is not possible for --member plain without batch norm, where no weight "
                 "is scale-invariant: give none or l2, and --init-scale 1"
@@ -129,12 +139,24 @@ class NetworkRun(Run):
 
     @property
     def cost(self) -> float:
-        """Rough number of seconds on one core, by a ResNet-20 at 28×28: 0.35 s for 128 images."""
-        return 0.35 / 128 * self.epochs * (self.train_size or 60_000)
+        """Rough number of seconds on one core, by a ResNet-20 at 28×28: 0.35 to 0.7 s for 128 images."""
+        return 0.5 / 128 * self.epochs * (self.train_size or 60_000)
 
     def steps(self, train_size: int) -> int:
         """Return the number of optimizer steps for so many training images."""
         return self.epochs * (train_size // self.batch_size)
+
+    @property
+    def total_time(self) -> float:
+        """Σ lr over all steps.
+
+        Raises:
+            ValueError: ``train_size`` is 0, so that the number of steps is not known before the data are.
+        """
+        if not self.train_size:
+            raise ValueError("train_size=0 does not say how many steps there are: give the number of images")
+        steps = self.steps(self.train_size)
+        return sum(self.lr_at(step, steps) for step in range(steps))
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of a step.
@@ -177,7 +199,7 @@ class NetworkRun(Run):
         matrices = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
         which = {id(weight) for weight in matrices}
         recipe = self.coefficient if self.rule == "l2" else 0.0
-        rest = self.weight_decay if self.rule in ("aws", "aws-tuned", "epsilon") else recipe
+        rest = self.weight_decay if self.rule in OWN else recipe
         groups = [
             {"params": list(decayed.values()), "weight_decay": recipe},
             {"params": matrices, "weight_decay": rest},
@@ -192,6 +214,8 @@ class NetworkRun(Run):
         measure = "norm" if self.optimizer == "sgd" else "rms"
         if self.rule == "aws":
             nw.attach(optimizer, decayed.values(), total_time)
+        elif self.rule == "l2-filters":
+            nw.Decay(optimizer, nw.L2(self.coefficient), decayed.values())
         elif self.rule == "aws-tuned":
             nw.Decay(optimizer, nw.AdaptiveWeightShrink(self.coefficient), decayed.values(), measure=measure)
         elif self.rule == "epsilon":
@@ -200,8 +224,13 @@ class NetworkRun(Run):
         return optimizer
 
     def run(self, log: Log) -> Metrics:
-        """Train on the CPU without checkpoints, as the engine asks for it; see :meth:`train`."""
-        return self.train(Execution(device="cpu"), log=log)
+        """Train on the CPU without checkpoints; see :meth:`train`."""
+        return self.run_in(None, None, log)
+
+    def run_in(self, folder: Path | None, execution: Any, log: Log) -> Metrics:
+        """Train with a checkpoint in ``folder``. ``execution``: an :class:`Execution`; None: the CPU."""
+        checkpoint = None if folder is None else folder / CHECKPOINT
+        return self.train(execution or Execution(device="cpu"), checkpoint=checkpoint, log=log)
 
     def train(
         self,
@@ -219,15 +248,17 @@ class NetworkRun(Run):
         Args:
             execution: The device, and how.
             checkpoint: Where to keep checkpoints; deleted at the end. None: nowhere.
-            log: Called once an epoch with epoch, step, train_loss (mean over the epoch), lr, loss and
-                accuracy on the held-out images ("validation", otherwise "test"), the median norm of filters.
+            log: Called once an epoch with epoch, step, train_loss (mean over the epoch), lr, the median norm
+                of filters, and where there was an evaluation loss and accuracy on the held-out images
+                ("validation", otherwise "test").
                 The lines of a resumed training begin with those of before.
             seen: Called after each step.
 
         Returns:
             The summary. ``status`` is "finished" or "not finite" (then ``reason`` says what), ``step`` is the
             last step. A finished run has test_loss, test_accuracy (fractions), the same of the validation
-            images if there are any, the last train_loss, parameters, and training_seconds.
+            images if there are any, train_accuracy (of at most 10,000 training images, as they are), the last
+            train_loss, parameters, and training_seconds.
 
         Raises:
             ValueError: A setting is not possible, the data are missing or have changed, there is no such
@@ -412,7 +443,9 @@ def _trained(
         if not math.isfinite(mean):
             return {"status": "not finite", "step": done, "reason": f"the training loss was {mean}"}
         part = "validation" if run.validation_size else "test"
-        measured = _evaluated(fabric, network, images.evaluation(part))
+        measured: Metrics = {}
+        if (epoch + 1) % run.evaluate_every == 0 or epoch + 1 == run.epochs:
+            measured = _part_evaluated(fabric, network, images, part)
         norms = torch.cat([slice_norms(weight).flatten() for weight in filters(network).values()])
         lines.append(
             {
@@ -420,8 +453,7 @@ def _trained(
                 "step": done,
                 "train_loss": mean,
                 "lr": run.lr_at(done - 1, steps),
-                f"{part}_loss": measured[0],
-                f"{part}_accuracy": measured[1],
+                **measured,
                 "median_norm": float(norms.median()),
             }
         )
@@ -431,16 +463,23 @@ def _trained(
         seen(done, steps, lines[-1])
     summary: Metrics = {"status": "finished", "step": done}
     for part in ("validation", "test") if run.validation_size else ("test",):
-        held_out, accuracy = _evaluated(fabric, network, images.evaluation(part))
-        if not math.isfinite(held_out):
-            return {"status": "not finite", "step": done, "reason": f"the {part} loss was {held_out}"}
-        summary |= {f"{part}_loss": held_out, f"{part}_accuracy": accuracy}
+        measured = {key: value for key, value in lines[-1].items() if key.startswith(part)}
+        summary |= measured or _part_evaluated(fabric, network, images, part)
+        if not math.isfinite(summary[f"{part}_loss"]):
+            reason = f"the {part} loss was {summary[f'{part}_loss']}"
+            return {"status": "not finite", "step": done, "reason": reason}
     return summary | {
+        "train_accuracy": _evaluated(fabric, network, images.evaluation("train"))[1],
         "train_loss": lines[-1]["train_loss"],
         "median_norm": lines[-1]["median_norm"],
         "parameters": sum(p.numel() for p in network.parameters()),
         "training_seconds": round(before + time.monotonic() - begin, 1),
     }
+
+
+def _part_evaluated(fabric: Any, network: nn.Module, images: Feed, part: str) -> Metrics:
+    loss, accuracy = _evaluated(fabric, network, images.evaluation(part))
+    return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
 
 
 @torch.no_grad()
