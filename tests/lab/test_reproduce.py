@@ -173,7 +173,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     [
         (["gravity"], "claim 'gravity' is not known: choose from "),
         (["--data", "imagenet"], "--data imagenet is not known: choose from fashion-mnist, digits"),
-        (["--budget", "endless"], "--budget endless is not known: choose from quick, full"),
+        (["--budget", "endless"], "--budget endless is not known: choose from quick, full, large, paper"),
         (["--seeds", "1"], "--seeds 1 is not possible: give their number, 2"),
         (["--jobs", "0"], "--jobs 0 is not possible: give 1 or more"),
         (["--depth", "3"], "No such option: --depth"),

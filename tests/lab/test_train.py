@@ -17,12 +17,8 @@ from tests.lab.small_images import put_cifar
 from normwise import cli
 from normwise.lab import train as module
 from normwise.lab.data import catalog
-from normwise.lab.data.catalog import load_images
-from normwise.lab.engine.store import Store
 from normwise.lab.models.networks import NETWORKS
-from normwise.lab.runs.devices import Execution
-from normwise.lab.runs.network import RULES, NetworkRun
-from normwise.lab.train import train, train_from
+from normwise.lab.runs.network import RULES
 
 pytest.importorskip("lightning")
 TINY = ["--network", "resnet20", "--width", "2", "--batch", "16", "--epochs", "2", "--device", "cpu"]
@@ -99,11 +95,13 @@ def test_ctrl_c_and_the_same_command_again(
     ("options", "message"),
     [
         (["--device", "cuda:9"], "--device cuda:9 is not possible: torch "),
-        (["--rule", "l1"], "--rule l1 is not known: choose from none, l2, aws, aws-tuned, epsilon"),
+        (
+            ["--rule", "l1"],
+            "--rule l1 is not known: choose from none, l2, l2-filters, aws, aws-tuned, epsilon",
+        ),
         (["--network", "lenet"], "network='lenet' is not known: choose from resnet20, "),
         (["--data", "mnist"], "data set 'mnist' is not known; it must be one of fashion-mnist, digits, "),
         (["--data", "imagefolder:/nowhere"], "imagefolder:/nowhere: /nowhere is not a folder"),
-        (["--budget", "huge"], "--budget huge is not known: choose from large, paper"),
         (["--drops", "30;60"], "--drops 30;60 is not possible: give epochs, such as 30,60,90"),
         (["--batch", "2000"], "--batch 2000 is more than the 1437 training images: give fewer"),
     ],
@@ -134,29 +132,6 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert found["hours"] > 0
     assert found["memory_gib"] > 0
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_budget_trains_all_its_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def grid(name: str, data: str, fingerprint: str) -> list[NetworkRun]:
-        base = NetworkRun(data=data, fingerprint=fingerprint, width=2, batch_size=16, epochs=1, train_size=32)
-        return [base, NetworkRun(**(vars(base) | {"rule": "l2"}))]
-
-    monkeypatch.setattr(module, "grid", grid)
-    run = NetworkRun(data="digits", fingerprint="")
-    said = list[str]()
-    found = train_from(
-        run, "large", out=tmp_path, execution=Execution(device="cpu"), offline=True, announce=said.append
-    )
-    assert found is not None
-    assert [summary["status"] for summary in found["runs"]] == ["finished"] * 2
-    assert sum("run 2 of 2 (" in line for line in said) == 1
-    fingerprint = load_images("digits").fingerprint
-    stored = [Store(tmp_path).summary(one) for one in grid("large", "digits", fingerprint)]
-    assert all(summary is not None for summary in stored)
-    said.clear()
-    again = train(grid("large", "digits", fingerprint), out=tmp_path, announce=said.append)
-    assert again == found["runs"]
-    assert all(line.endswith("is finished already") for line in said)
 
 
 def test_the_page_names_every_network_and_rule() -> None:  # tests/docs runs its code

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -18,7 +18,6 @@ import torch
 import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.budget import BUDGETS, SIZED, Budget
-from normwise.lab.claims.changes import changes_of
 from normwise.lab.claims.claim import Claim
 from normwise.lab.claims.finished_runs import FinishedRuns
 from normwise.lab.data.catalog import CATALOG, is_known, load_images
@@ -33,7 +32,14 @@ from normwise.lab.report.reference_comparison import compare, read_reference
 from normwise.lab.report.results_file import read_results
 from normwise.lab.runs.devices import Execution, device_named
 
-__all__ = ["check_request", "rebuild_report", "reproduce"]
+__all__ = [
+    "check_request",
+    "environment_of",
+    "execute_all",
+    "rebuild_report",
+    "reproduce",
+    "write_results",
+]
 
 Results = dict[str, Any]
 Announce = Callable[[str], None]
@@ -110,21 +116,42 @@ def reproduce(
             else nullcontext(connection.workers(data, fingerprint, offline, jobs))
         )
         with started as workers:
-            runs = _execute_all(claims, store, workers, announce, progress, len(images.classes))
+            runs = execute_all(claims, store, workers, announce, progress, len(images.classes))
     protocol = {
         "data": data,
         "budget": budget,
         "seeds": list(spent.seeds),
         "experiments": spent.experiments,
-        "environment": _environment(device, precision),
+        "environment": environment_of(device, precision),
     }
+    return write_results(claims, runs, protocol, out, time.perf_counter() - begin, compared_with)
+
+
+def write_results(
+    claims: Sequence[Claim],
+    runs: FinishedRuns,
+    protocol: dict[str, Any],
+    out: Path,
+    seconds: float,
+    compared_with: Results | None = None,
+) -> Results:
+    """Judge claims, add them to the results of a folder, and write ``results.json`` and ``report.html``.
+
+    Args:
+        claims: The claims.
+        runs: All of their runs.
+        protocol: How the runs were made.
+        out: The folder.
+        seconds: What it took.
+        compared_with: The content of another ``results.json`` to compare with.
+    """
     results = _earlier_results(out)
     for claim in claims:
         results["claims"][claim.id] = _judged(claim, runs) | {"protocol": protocol}
     results.pop("comparison", None)  # of an earlier call
     if compared_with is not None:
         results["comparison"] = compare(results, compared_with, [claim.id for claim in claims])
-    results["seconds"] = round(time.perf_counter() - begin, 1)
+    results["seconds"] = round(seconds, 1)
     results["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with naming_errors(out / "results.json"):
         write_atomically(out / "results.json", _json(results))
@@ -136,15 +163,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _execute_all(
+def execute_all(
     claims: list[Claim],
     store: Store,
     workers: Workers,
     announce: Announce,
     progress: Progress,
-    classes: int,
+    classes: int = 10,
 ) -> FinishedRuns:
-    """Execute the runs of the claims, then the runs whose settings the first ones determine."""
+    """Execute the runs of the claims, then the runs whose settings the first ones determine.
+
+    Args:
+        claims: The claims.
+        store: Where the runs are kept.
+        workers: What executes them.
+        announce: As for :func:`reproduce`, like ``progress``.
+        progress: See above.
+        classes: Number of classes of the images.
+    """
     first: list[Run] = [run for claim in claims for run in claim.runs()]
     forecast = Forecast(later=sum(claim.second_cost() for claim in claims))
     runs = FinishedRuns(execute(first, store, workers, progress, announce, forecast), store, classes)
@@ -183,7 +219,7 @@ def _judged(claim: Claim, runs: FinishedRuns) -> dict[str, Any]:
     failed = {identity: status for identity, status in statuses.items() if status != "finished"}
     return {
         **claim.texts(),
-        "changes": [asdict(change) for change in changes_of(claim.id)],
+        "changes": [asdict(change) for change in claim.changes()],
         "order": claim.order,
         "failures_are_the_subject": claim.failures_are_the_subject,
         **claim.outcome(runs).as_dict(),
@@ -217,7 +253,8 @@ def check_request(
     device_named(device)
 
 
-def _environment(device: str, precision: str) -> dict[str, str]:
+def environment_of(device: str, precision: str) -> dict[str, str]:
+    """Return what the last digits of results depend on: versions, processor, device."""
     where = device_named(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
     return {

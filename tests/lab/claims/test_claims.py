@@ -63,7 +63,9 @@ def test_budgets_fit_their_data(name: str, data: str) -> None:
 
 
 def test_budgets_that_are_not_possible_are_refused() -> None:
-    with pytest.raises(ValueError, match="--budget endless is not known: choose from quick, full"):
+    with pytest.raises(
+        ValueError, match="--budget endless is not known: choose from quick, full, large, paper"
+    ):
         Budget.of("endless", "digits", "f")
     with pytest.raises(ValueError, match="--seeds 1 is not possible"):
         Budget.of("quick", "digits", "f", seeds=1)

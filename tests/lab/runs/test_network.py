@@ -22,7 +22,6 @@ from normwise.lab.runs.checkpoint import load_checkpoint, save_checkpoint
 from normwise.lab.runs.devices import Execution, available_memory, device_named, is_out_of_memory
 from normwise.lab.runs.estimate import estimate
 from normwise.lab.runs.feeds import MemoryFeed, feed
-from normwise.lab.runs.grids import TUNING_SEED, grid
 from normwise.lab.runs.memory import footprint
 from normwise.lab.runs.network import NetworkRun
 
@@ -155,6 +154,8 @@ def test_each_rule_decays_what_it_should(rule: str) -> None:
             norm = unit.broadcast(unit.norms().float(), old)
             if rule == "l2":
                 factor = torch.tensor(1 - 0.1 * 0.01)
+            elif rule == "l2-filters":
+                factor = torch.tensor(math.exp(-0.1 * 0.01))
             elif rule == "aws-tuned":
                 factor = 1 / (1 + 0.1 * 0.01 * norm)
             elif rule == "epsilon":
@@ -199,6 +200,44 @@ def test_the_schedules_sum_to_the_time_that_decay_is_given(monkeypatch: pytest.M
     assert cosine.lr_at(0, 40) == 0.1
     assert cosine.lr_at(20, 40) == pytest.approx(0.05)
     assert 0 < cosine.lr_at(39, 40) < 0.001
+
+
+def test_it_is_evaluated_as_often_as_asked_and_at_the_end() -> None:
+    lines = list[Metrics]()
+    rare = small(epochs=3, evaluate_every=2, rule="none")
+    summary = rare.train(CPU, log=lines.append)
+    assert ["test_accuracy" in line for line in lines] == [False, True, True]
+    often = replace(rare, evaluate_every=1).train(CPU)
+    assert without_time(often) == without_time(summary)
+    assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
+    with pytest.raises(ValueError, match="--evaluate_every 0 is not possible"):
+        small(evaluate_every=0).train(CPU)
+
+
+def test_the_accuracy_on_training_images_is_that_of_the_final_network() -> None:
+    run = small(train_size=48, epochs=4, width=4, rule="l2-filters", augment=True)
+    kept = list[torch.nn.Module]()
+    original = NetworkRun.build
+
+    def spy(self: NetworkRun, *args: Any) -> torch.nn.Module:
+        kept.append(original(self, *args))
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkRun, "build", spy)
+        summary = run.train(CPU)
+    data = feed(load_images("digits"), batch_size=48, seed=0, train_size=48)
+    ((x, y),) = data.evaluation("train")
+    hits = (kept[-1].eval()(x).argmax(1) == y).float().mean()
+    assert summary["train_accuracy"] == pytest.approx(float(hits))
+
+
+def test_at_most_ten_thousand_training_images_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normwise.lab.runs.feeds._MOST_SEEN", 500)
+    data = feed(load_images("digits"), batch_size=100, seed=0)
+    labels = torch.cat([y for _, y in data.evaluation("train")])
+    assert len(labels) == 479  # each third of 1437
+    assert torch.bincount(labels).min() > 30
 
 
 def test_a_loss_that_is_not_finite_is_a_result() -> None:
@@ -287,7 +326,7 @@ def test_epochs_hold_each_image_once_in_another_order_and_resume_in_the_middle()
 
 def test_what_is_not_possible_is_one_line() -> None:
     for changes, message in (
-        ({"rule": "l1"}, "--rule l1 is not known: choose from none, l2, aws, aws-tuned, epsilon"),
+        ({"rule": "l1"}, "--rule l1 is not known: choose from none, l2, l2-filters, aws, aws-tuned, epsilon"),
         ({"epochs": 0}, "--epochs 0 is not possible"),
         ({"lr": -1.0}, "--lr -1.0 is not possible: give a positive number"),
         ({"coefficient": math.nan}, "--coefficient nan is not possible"),
@@ -348,23 +387,7 @@ def test_memory_of_linux_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_memory(torch.device("cpu")) == 65536
 
 
-# budgets
-
-
-def test_the_grids_hold_what_they_promise() -> None:
-    large = grid("large", "fashion-mnist", "")
-    assert len({run.identity for run in large}) == len(large) == 117
-    assert {run.seed for run in large} == {0, 1, 2}
-    assert {run.init_scale for run in large} == {1e-3, 1.0, 1e3}
-    paper = grid("paper", "cifar100", "")
-    assert len({run.identity for run in paper}) == len(paper) == 270
-    for run in (*large, *paper, *grid("paper", "imagefolder:/x", "")):
-        run.check()
-        assert (run.rule == "aws-tuned") == (run.seed == TUNING_SEED) == (run.validation_size > 0)
-    with pytest.raises(ValueError, match="--budget paper is not for --data digits"):
-        grid("paper", "digits", "")
-    with pytest.raises(ValueError, match="--budget huge is not known: choose from large, paper"):
-        grid("huge", "digits", "")
+# estimates
 
 
 def test_an_estimate_adds_up_and_measures_each_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,10 +399,11 @@ def test_an_estimate_adds_up_and_measures_each_kind_once(monkeypatch: pytest.Mon
         built.append(self.member)
         return original(self, *args)
 
+    estimate([run], CPU, measured_steps=1)
     monkeypatch.setattr(NetworkRun, "build", spy)
     runs = [run, run, replace(run, seed=1, rule="l2"), replace(run, member="plain", train_size=0, epochs=2)]
     found = estimate(runs, CPU, measured_steps=1)
-    assert len(built) == 4  # for two kinds, the network and its footprint
+    assert built.count("weight_norm") == built.count("plain") == 1  # the footprint was known before
     assert found.runs == 3
     assert found.steps == 2 * 3 * (64 // 16) + 2 * (1437 // 16)
     assert found.seconds > found.steps * found.seconds_per_step > 0

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from normwise.lab.claims.budget import BUDGETS, Budget
+from normwise.lab.claims.changes import Change, changes_of
 from normwise.lab.claims.conditions import Verdict
 from normwise.lab.claims.exhibits import HeatMap, Plot, Table, can_be_drawn
 from normwise.lab.claims.finished_runs import FinishedRuns
@@ -148,6 +149,10 @@ class Claim(ABC):
             self.thresholds(measured),
             self.show(runs, measured),
         )
+
+    def changes(self) -> list[Change]:
+        """Return what was changed in the registration after results had been seen, for the report."""
+        return changes_of(self.id)
 
     @classmethod
     def texts(cls) -> dict[str, str]:

@@ -105,8 +105,8 @@ class Initialization(Claim):
             }
             ends = [scale for scale in accuracy[AWS] if scale in (min(accuracy[AWS]), max(accuracy[AWS]))]
             measured.statistics[member] = {
-                "spread": {arm: _spread(by_scale) for arm, by_scale in accuracy.items()},
-                "spread_of_AWS_minus_half_of_L2s": _spread_minus_share(accuracy[AWS], accuracy[L2]),
+                "spread": {arm: spread(by_scale) for arm, by_scale in accuracy.items()},
+                "spread_of_AWS_minus_half_of_L2s": spread_minus_share(accuracy[AWS], accuracy[L2]),
                 "advantage_over_L2": {
                     f"{scale:g}": paired_difference(accuracy[AWS][scale], accuracy[L2][scale])
                     for scale in ends
@@ -268,12 +268,12 @@ def _range(means: Array) -> Array:
     return np.asarray(means.max(-1) - means.min(-1))
 
 
-def _spread(by_scale: Mapping[float, Sequence[float]]) -> Estimate:
+def spread(by_scale: Mapping[float, Sequence[float]]) -> Estimate:
     """Return the largest minus the smallest mean, with its interval."""
     return bootstrap(list(zip(*by_scale.values(), strict=True)), _range)
 
 
-def _spread_minus_share(
+def spread_minus_share(
     ours: Mapping[float, Sequence[float]], theirs: Mapping[float, Sequence[float]]
 ) -> Estimate:
     """Return a spread minus the share of another over the same scales, with its interval."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 import normwise as nw
 from normwise.lab.data.catalog import load_images
 from normwise.lab.engine.run import Log, Metrics, Run
-from normwise.lab.engine.store import CHECKPOINT
+from normwise.lab.engine.store import CHECKPOINT, naming_errors
 from normwise.lab.models.networks import build_network, filters, scale_filters
 from normwise.lab.runs.checkpoint import load_checkpoint, save_checkpoint
 from normwise.lab.runs.devices import (
@@ -229,7 +230,11 @@ class NetworkRun(Run):
 
     def run_in(self, folder: Path | None, execution: Any, log: Log) -> Metrics:
         """Train with a checkpoint in ``folder``. ``execution``: an :class:`Execution`; None: the CPU."""
-        checkpoint = None if folder is None else folder / CHECKPOINT
+        checkpoint = None
+        if folder is not None:
+            checkpoint = folder / CHECKPOINT
+            with naming_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         return self.train(execution or Execution(device="cpu"), checkpoint=checkpoint, log=log)
 
     def train(
@@ -293,12 +298,9 @@ class Footing:
         self.feed = made(
             device=self.device, room=room, rank=self.fabric.global_rank, world=self.fabric.world_size
         )
-        with torch.device("meta"):
-            plain = run.build(self.feed.classes, self.feed.shape[0], "plain")
-        buffers = 1 if run.optimizer == "sgd" else 2
-        self.footprint: Footprint = footprint(
-            plain, self.feed.shape, buffers=buffers, precision=run.precision
-        )
+        of = ("network", "batch_norm", "width", "optimizer", "precision")
+        kind = NetworkRun(data="", fingerprint="", **{name: getattr(run, name) for name in of})
+        plain, self.footprint = _footprint(kind, self.feed.classes, self.feed.shape)
         self._check_layout(plain, execution)
         self._check_memory(self.device)
 
@@ -348,6 +350,18 @@ class Footing:
         forward = torch.compile(network) if execution.compiled else network
         first, second = self.fabric.setup(forward, optimizer, move_to_device=False)
         return first, second
+
+
+@lru_cache
+def _footprint(kind: NetworkRun, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, Footprint]:
+    """Return the plain network without data, and the memory of a step.
+
+    It is cached, as successive runs train the same network.
+    """
+    with torch.device("meta"):
+        plain = kind.build(classes, shape[0], "plain")
+    buffers = 1 if kind.optimizer == "sgd" else 2
+    return plain, footprint(plain, shape, buffers=buffers, precision=kind.precision)
 
 
 def _size(number: float) -> str:
