@@ -18,17 +18,21 @@ from normwise.lab.claims.conditions import SIGNS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-BUDGETS = ("quick", "full")
+BUDGETS = ("quick", "full", "large")
 
 
 def claims(budget: str) -> dict[str, Any]:
-    """Return the claims of the reference results, in the order of the report."""
+    """Return the claims of the reference results, in the order of the report; none if there are none yet."""
+    if not (RESULTS / budget / "results.json").exists():
+        return {}
     found = json.loads((RESULTS / budget / "results.json").read_text(encoding="utf-8"))["claims"]
     return dict(sorted(found.items(), key=lambda item: item[1]["order"]))
 
 
 def results_table(budget: str) -> str:
     """Return the verdicts and answers of a budget."""
+    if not claims(budget):
+        return "Not run yet."
     rows = [
         f"| `{name}` | {claim['verdict']} | {claim['answer']} |" for name, claim in claims(budget).items()
     ]
@@ -36,14 +40,29 @@ def results_table(budget: str) -> str:
 
 
 def readme_table() -> str:
-    """Return a line for each claim: verdicts of both budgets, and what the quick budget found."""
-    full = claims("full")
+    """Return a line for each claim: verdicts of all budgets, and what the quick budget found."""
+    others = {budget: claims(budget) for budget in BUDGETS[1:] if claims(budget)}
     rows = []
     for name, claim in claims("quick").items():
-        other = SIGNS[full[name]["verdict"]] if name in full else "–"
+        signs = " | ".join(_sign(of.get(name)) for of in others.values())
         own = " (not in the paper)" if claim["source"].startswith("Not in the paper") else ""
-        rows.append(f"| {claim['title']}{own} | {SIGNS[claim['verdict']]} | {claim['headline']} | {other} |")
-    return "\n".join(["| claim | quick | found in the quick budget | full |", "|---|---|---|---|", *rows])
+        rows.append(f"| {claim['title']}{own} | {SIGNS[claim['verdict']]} | {claim['headline']} | {signs} |")
+    head = f"| claim | quick | found in the quick budget | {' | '.join(others)} |"
+    return "\n".join([head, f"|---|---|---{'|---' * len(others)}|", *rows])
+
+
+def side_by_side() -> str:
+    """Return the verdict of each claim in each budget that has been run."""
+    found = {budget: claims(budget) for budget in BUDGETS if claims(budget)}
+    rows = [
+        f"| `{name}` | {' | '.join(_sign(of.get(name)) for of in found.values())} |"
+        for name in found["quick"]
+    ]
+    return "\n".join([f"| claim | {' | '.join(found)} |", f"|---{'|---' * len(found)}|", *rows])
+
+
+def _sign(claim: dict[str, Any] | None) -> str:
+    return "–" if claim is None else SIGNS[claim["verdict"]]
 
 
 def changes_list() -> str:
@@ -60,6 +79,7 @@ def pages() -> dict[Path, dict[str, str]]:
     return {
         ROOT / "README.md": {"claims": readme_table()},
         RESULTS / "README.md": {
+            "side by side": side_by_side(),
             **{budget: results_table(budget) for budget in BUDGETS},
             "changes": changes_list(),
         },

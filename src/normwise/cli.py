@@ -1,4 +1,4 @@
-"""The command line: ``normwise reproduce``, ``train``, ``report``, ``inspect``, ``watch``, without logic."""
+"""The command line: ``normwise reproduce``, ``train``, ``compare``, ``inspect`` and more, without logic."""
 
 from __future__ import annotations
 
@@ -316,6 +316,49 @@ def train(
     summary = train_from(run, out=out, execution=execution, offline=offline, dry_run=dry_run, announce=_say)
     if summary is not None:
         print(json.dumps(summary, indent=1, ensure_ascii=False))  # noqa: T201
+
+
+@_command(stopped="stopped; the same command goes on from here")
+def compare(
+    setup: Annotated[
+        str,
+        typer.Argument(metavar="PACKAGE.MODULE:SETUP", help="A function that returns (model, data, loss)."),
+    ],
+    rules: Annotated[str, typer.Option(metavar="RULE,…", help="aws, and l2, none or both.")] = "l2,aws,none",
+    seeds: Annotated[str, typer.Option(metavar="N|A-B", help="Number of seeds, or first and last.")] = "3",
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    jobs: Annotated[int, typer.Option(help="Parallel runs.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for runs, results.json and report.html.")] = Path(
+        "compared"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
+) -> None:
+    """Compare decay rules on your own network and data, by three claims of the paper.
+
+    The same command resumes a job that was stopped. docs/training.md has an example.
+    """
+    from normwise.lab.compare import compare as carry_out
+
+    with _progress() as progress:
+        results = carry_out(
+            setup,
+            out=out,
+            rules=rules.split(","),
+            seeds=seeds,
+            optimizer=optimizer,
+            lr=lr,
+            jobs=jobs,
+            device=device,
+            announce=_say,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
+    else:
+        _print_verdicts(results)
+        _say(f"report: {out / 'report.html'}")
 
 
 @_command()

@@ -192,7 +192,10 @@ class _Initialization(_OwnClaim):
     question = (
         "Does the norm of the initial weights, which changes no output, change what training arrives at?"
     )
-    arms = "The rules of shrink, from 0.001, 1 and 1000 times the initial weights that are scale-invariant alone."
+    arms = (
+        "The rules of shrink, from 0.001, 1 and 1000 times the initial weights that are scale-invariant "
+        "alone."
+    )
     rule = (
         "The spread of a rule is its largest minus its smallest mean loss over the scales. Reproduced: that "
         f"of AWS is less than {SHARE:g} times that of L2 (no decay where L2 is not compared), with the "
@@ -205,7 +208,8 @@ class _Initialization(_OwnClaim):
 
     def compared(self, losses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
         by_rule = {
-            rule: {k: cell[rule] for k, cell in enumerate(losses.values())} for rule in self.design.rules
+            rule: {float(k): cell[rule] for k, cell in enumerate(losses.values())}
+            for rule in self.design.rules
         }
         other = "l2" if "l2" in by_rule else "none"
         return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.at_size.worst_case import all_runs
 from normwise.lab.claims.budget import SIZED, Budget
@@ -44,8 +46,8 @@ def dry_run(
         announce: See above.
 
     Returns:
-        runs, steps of the image networks, hours on one core (or the device) one run after the other, and
-        memory_gib of a run; and claims, the hours of each by itself.
+        runs, steps and seconds_per_step of the image networks, hours on one core (or the device) one run
+        after the other, and memory_gib of a run; and claims, the runs and hours of each by itself.
 
     Raises:
         ValueError: As for ``reproduce``, or the budget is of small networks.
@@ -63,9 +65,14 @@ def dry_run(
     every = list({run.identity: run for runs in claims.values() for run in runs}.values())
     announce(f"measuring a few steps for {len(every)} runs")
     networks = [run for run in every if isinstance(run, NetworkRun)]
-    measured = estimate(networks, Execution(device))
     texts = [run for run in every if isinstance(run, TextRun)]
-    text = text_seconds(texts[0]) if texts else 0.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the runs will have
+    try:
+        measured = estimate(networks, Execution(device))
+        text = text_seconds(texts[0]) if texts else 0.0
+    finally:
+        torch.set_num_threads(threads)
     seconds = measured.by_run | dict.fromkeys((run.identity for run in texts), text)
     return measured.as_dict() | {
         "runs": len(every),

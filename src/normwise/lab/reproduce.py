@@ -28,7 +28,7 @@ from normwise.lab.engine.forecast import Forecast
 from normwise.lab.engine.run import Run
 from normwise.lab.engine.store import Store, naming_errors, write_atomically
 from normwise.lab.report.html_report import write_report
-from normwise.lab.report.reference_comparison import compare, read_reference
+from normwise.lab.report.reference_comparison import Reference, compare, read_reference
 from normwise.lab.report.results_file import read_results
 from normwise.lab.runs.devices import Execution, device_named
 
@@ -133,7 +133,7 @@ def write_results(
     protocol: dict[str, Any],
     out: Path,
     seconds: float,
-    compared_with: Results | None = None,
+    compared_with: Reference | None = None,
 ) -> Results:
     """Judge claims, add them to the results of a folder, and write ``results.json`` and ``report.html``.
 

@@ -226,6 +226,9 @@ def test_a_folder_compares_aws_with_nothing_tuned() -> None:
     for found in outcome.statistics.values():
         assert set(found["AWS_minus"]) == {NONE, L2, EPSILON}
         assert FREE in found["test_accuracy"]
+    published = outcome.exhibits.tables[1]  # beside ours
+    assert "ImageNet" in published.title
+    assert [row[2] for row in published.rows[1::2]] == ["76.86", "78.29", "70.73"]
     assert outcome.verdict == "reproduced"
 
 

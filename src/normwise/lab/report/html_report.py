@@ -166,6 +166,9 @@ def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _command(name: str, protocol: dict[str, Any]) -> str:
+    if protocol["budget"] == "own":
+        seeds = protocol["seeds"]
+        return f"normwise compare {protocol['data'].removeprefix('own:')} --seeds {seeds[0]}-{seeds[-1]}"
     return (
         f"normwise reproduce {name} --data {protocol['data']} --budget {protocol['budget']} "
         f"--seeds {protocol['seeds'][0]}-{protocol['seeds'][-1]}"

@@ -139,10 +139,11 @@ def text_seconds(run: TextRun, measured_steps: int = 3) -> float:
     """
     few = replace(run, rule=None, start="as is", decayed="nothing", warmup=1, measured=1)
     replace(few, length=1).run(lambda line: None)  # loads the text
-    times = [time.perf_counter()]
+    cpu = torch.device("cpu")
+    times = [_now(cpu)]
     for length in (1, 1 + measured_steps):
         replace(few, length=length).run(lambda line: None)
-        times.append(time.perf_counter())
+        times.append(_now(cpu))
     step = (times[2] - 2 * times[1] + times[0]) / measured_steps
     return step * (run.length * _METRICS + 2 * run.measured / run.batch_size / 3)
 
@@ -196,6 +197,8 @@ def _measured(run: NetworkRun, execution: Execution, measured_steps: int) -> _Me
 
 
 def _now(device: torch.device) -> float:
+    """Return the time in seconds; of one thread on a CPU its own, so that other work does not count."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()

@@ -19,6 +19,15 @@ from normwise.lab.runs.network import NetworkRun
 __all__ = ["CLAIM"]
 
 MULTIPLES = (0.1, 1.0, 10.0)
+PUBLISHED = (
+    ["network", "compared with", "theirs", "source"],
+    ["ResNet-50, weight standardisation, L2", "–", "76.74", "Li, Chen & Yang, arXiv 1911.05920"],
+    ["ResNet-50, weight standardisation, ε-shift 0.001", "76.74", "76.86", "the same"],
+    ["ResNet-101, weight standardisation, L2", "–", "78.07", "the same"],
+    ["ResNet-101, weight standardisation, ε-shift 0.001", "78.07", "78.29", "the same"],
+    ["ResNet-18", "–", "70.28", "Heo et al. 2021, AdamP, arXiv 2006.08217"],
+    ["ResNet-18, with their projection", "70.28", "70.73", "the same"],
+)
 
 
 class ShrinkAtSize(Shrink):
@@ -157,6 +166,8 @@ class ShrinkAtSize(Shrink):
             "did not finish",
         ]
         tables = [Table(f"Each rule at its best, {len(self.budget.seeds)} seeds", columns, rows)]
+        if self.budget.networks.whole.data.startswith("imagefolder:"):
+            tables.append(Table("Published top-1 accuracy on ImageNet (%)", PUBLISHED[0], PUBLISHED[1:]))
         return Exhibits(" ".join(sentences), plots, tables)
 
     def _all(self) -> dict[str, dict[str, dict[str, NetworkRun]]]:
