@@ -54,7 +54,7 @@ def test_the_command_of_the_page_leaves_three_claims_and_resumes(
     assert command(monkeypatch, *arguments, "--json") == 0
     output = capsys.readouterr()
     found = json.loads(output.out)
-    assert found == read_results(tmp_path / "compared")
+    assert found["claims"] == read_results(tmp_path / "compared")["claims"]
     assert set(found["claims"]) == {"shrink", "initialization", "no-tuning"}
     for claim in found["claims"].values():
         assert claim["verdict"] in ("reproduced", "undecided", "partly", "not reproduced")
@@ -134,7 +134,7 @@ def empty():
         (["broken"], "'broken' names nothing: give package.module:name"),
         (["nowhere:setup"], "'nowhere' cannot be imported: "),
         (["broken:pair"], "'broken:pair' returned a tuple: return the three functions model, data and loss"),
-        (["broken:raises"], "'broken:raises' raised OSError: no disk"),
+        (["broken:raises"], "'broken:raises' raised OSError: "),
         (
             ["broken:plain", "--rules", "l2,none"],
             "--rules l2,none compares nothing: give aws, and l2, none or both",
