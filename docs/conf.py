@@ -35,6 +35,7 @@ NAVIGATION = {
         "docs/distributed": "Use DDP, FSDP2, tensor parallelism",
         "docs/how-to/bf16": "Train in half precision",
         "docs/monitor": "Watch a training",
+        "docs/how-to/compare-rules": "Compare decay rules on your network",
     },
     "Concepts": {
         "docs/theory": "Theory",
