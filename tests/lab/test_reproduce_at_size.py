@@ -17,7 +17,7 @@ from normwise import cli
 from normwise.lab.claims.budget import Budget
 from normwise.lab.claims.networks import Networks
 from normwise.lab.reproduce import reproduce
-from normwise.lab.runs import network
+from normwise.lab.runs import checkpoint, network
 from normwise.lab.runs.devices import Execution
 
 pytest.importorskip("lightning")
@@ -60,7 +60,7 @@ def test_a_killed_job_goes_on_within_a_run_and_ends_with_the_same_numbers(
     assert expected["runs"]["count"] == 12
     assert "--budget large" in (whole / "report.html").read_text("utf-8")
 
-    saved = network.save_checkpoint
+    saved = checkpoint.save_checkpoint
 
     def stops(*arguments: Any) -> None:
         saved(*arguments)
@@ -74,7 +74,7 @@ def test_a_killed_job_goes_on_within_a_run_and_ends_with_the_same_numbers(
     assert len(list(stopped.glob("runs/*/checkpoint.pt"))) == 1
 
     found = list[int]()
-    loaded = network.load_checkpoint
+    loaded = checkpoint.load_checkpoint
 
     def spy(*arguments: Any) -> Any:
         state = loaded(*arguments)
@@ -109,10 +109,10 @@ def test_a_checkpoint_of_other_settings_stops_the_job_in_a_line(
     ]
 
     def stops(*arguments: Any) -> None:
-        network_saved(*arguments)
+        saved(*arguments)
         raise KeyboardInterrupt
 
-    network_saved = network.save_checkpoint
+    saved = checkpoint.save_checkpoint
     with monkeypatch.context() as patch:
         patch.setattr(network, "save_checkpoint", stops)
         assert command(patch, *options) == 130
