@@ -260,6 +260,9 @@ def train(
     image_size: Annotated[int, typer.Option(help="Pixels per side of pictures from a folder.")] = 224,
     train_size: Annotated[int, typer.Option(help="Training images. 0: all.")] = 0,
     validation_size: Annotated[int, typer.Option(help="Training images to hold out.")] = 0,
+    evaluate_every: Annotated[
+        int, typer.Option(metavar="EPOCHS", help="Epochs between evaluations on held-out images.")
+    ] = 1,
     init_scale: Annotated[float, typer.Option(help="Factor on the initial filters.")] = 1.0,
     width: Annotated[int, typer.Option(help="Channels of the first stage. 0: as published.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -309,6 +312,7 @@ def train(
         train_size=train_size,
         validation_size=validation_size,
         init_scale=init_scale,
+        evaluate_every=evaluate_every,
         precision=precision,
         seed=seed,
     )

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.lab.sized import sized_budget
 from tests.lab.small_images import put_cifar
 
 from normwise import cli
 from normwise.lab import train as module
+from normwise.lab.claims.networks import matched
 from normwise.lab.data import catalog
+from normwise.lab.engine.store import Store
 from normwise.lab.models.networks import NETWORKS
+from normwise.lab.runs.arms import NONE
 from normwise.lab.runs.network import RULES
 
 pytest.importorskip("lightning")
@@ -132,6 +136,17 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert found["hours"] > 0
     assert found["memory_gib"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_the_run_of_a_budget_with_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = matched(sized_budget().networks.whole, NONE)
+    options = ["--data", "digits", *TINY, "--batch", "32", "--no-augment", "--train-size", "64", "--offline"]
+    options += ["--rule", "none", "--coefficient", "0", "--weight-decay", "0", "--evaluate-every", "2"]
+    assert Store(tmp_path).summary(run) is None
+    assert command(monkeypatch, *options, "--out", str(tmp_path)) == 0
+    assert Store(tmp_path).summary(run) is not None
 
 
 def test_the_page_names_every_network_and_rule() -> None:  # tests/docs runs its code

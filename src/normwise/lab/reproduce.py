@@ -111,7 +111,7 @@ def reproduce(
         execution = Execution(device) if budget in SIZED else None
         claims = [claim(spent) for claim in named]
         started: AbstractContextManager[Workers] = (
-            local_workers(jobs or (_cores() if device == "cpu" else 1), execution)
+            local_workers(jobs or _at_once(device), execution)
             if connection is None
             else nullcontext(connection.workers(data, fingerprint, offline, jobs))
         )
@@ -157,6 +157,11 @@ def write_results(
         write_atomically(out / "results.json", _json(results))
     write_report(results, out / "report.html")
     return results
+
+
+def _at_once(device: str) -> int:
+    """Return the number of runs at a time: one per core, on a GPU one."""
+    return _cores() if device_named(device).type == "cpu" else 1
 
 
 def _cores() -> int:

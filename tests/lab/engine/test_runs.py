@@ -20,9 +20,17 @@ from tests.lab.small import replaying, text, training
 from torch import nn
 
 import normwise as nw
-from normwise.lab.engine.execution import HERE, RunError, Workers, execute, local_workers
+from normwise.lab.engine.execution import (
+    HERE,
+    Outcome,
+    RunError,
+    Workers,
+    attempt,
+    execute,
+    local_workers,
+)
 from normwise.lab.engine.run import Run
-from normwise.lab.engine.store import MisfitError, Store
+from normwise.lab.engine.store import CHECKPOINT, MisfitError, Store
 from normwise.lab.models.convnet import ConvNet, directions
 from normwise.lab.runs.images import Images, batches
 from normwise.lab.runs.train import TrainRun
@@ -83,6 +91,31 @@ def test_no_run_is_begun_after_one_that_failed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="0 finished runs are kept"):
         execute([OddRun(way="fine"), OddRun(way="error first")], store)
     assert store.summary(OddRun(way="fine")) is None
+
+
+@pytest.mark.parametrize("share_files", [True, False])
+def test_a_run_gets_its_folder_where_its_process_sees_it(tmp_path: Path, share_files: bool) -> None:
+    given = []
+
+    def task(run: Run, identity: str, folder: Path | None) -> Outcome:
+        given.append(folder)
+        return attempt(run, identity, folder)
+
+    store, run = Store(tmp_path), OddRun(way="fine")
+    execute([run], store, Workers(HERE.executor, task=task, share_files=share_files))
+    assert given == [store.run_folder(run) if share_files else None]
+
+
+def test_a_finished_run_has_no_checkpoint(tmp_path: Path) -> None:
+    store, run = Store(tmp_path), OddRun(way="fine")
+    store.run_folder(run).mkdir()
+    (store.run_folder(run) / CHECKPOINT).write_bytes(b"of an earlier attempt")
+    execute([run], store)
+    assert sorted(path.name for path in store.run_folder(run).iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+    ]
 
 
 class _Killed(Executor):

@@ -210,7 +210,7 @@ def test_it_is_evaluated_as_often_as_asked_and_at_the_end() -> None:
     often = replace(rare, evaluate_every=1).train(CPU)
     assert without_time(often) == without_time(summary)
     assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
-    with pytest.raises(ValueError, match="--evaluate_every 0 is not possible"):
+    with pytest.raises(ValueError, match="--evaluate-every 0 is not possible"):
         small(evaluate_every=0).train(CPU)
 
 

@@ -119,7 +119,7 @@ class NetworkRun(Run):
         counts = (
             ("epochs", self.epochs),
             ("batch", self.batch_size),
-            ("evaluate_every", self.evaluate_every),
+            ("evaluate-every", self.evaluate_every),
         )
         for option, number in counts:
             if number < 1:
