@@ -14,6 +14,7 @@ RULES = ["nothing given", *(pytest.param(rule, marks=thorough) for rule in ("sch
 
 @needs_fully_shard
 @pytest.mark.parametrize("rule", [*RULES, pytest.param("one file", marks=thorough)])
+@thorough
 def test_lightning(rule: str, tmp_path: Path) -> None:
     pytest.importorskip("lightning.pytorch")
     first, second = run("fully_sharded", f"lightning, {rule}", tmp_path)
@@ -50,6 +51,7 @@ def test_accelerate(rule: str, tmp_path: Path) -> None:
 
 @needs_fully_shard
 @pytest.mark.parametrize("rule", RULES)
+@thorough
 def test_transformers(rule: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     first, second = run("fully_sharded", f"transformers, {rule}", tmp_path)

@@ -264,6 +264,7 @@ def _carried_out(claim: Claim, folder: Path) -> Outcome:
 
 
 @pytest.mark.parametrize("name", ["under-fitting"])
+@pytest.mark.thorough
 def test_a_claim_from_runs_to_an_outcome(name: str, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     found = _carried_out(claim_of(name, sized_budget()), tmp_path)
