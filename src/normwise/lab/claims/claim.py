@@ -152,7 +152,7 @@ class Claim(ABC):
 
     def changes(self) -> list[Change]:
         """Return what was changed in the registration after results had been seen, for the report."""
-        return changes_of(self.id)
+        return changes_of(self.id) if self.budget.name in BUDGETS else []
 
     @classmethod
     def texts(cls) -> dict[str, str]:
