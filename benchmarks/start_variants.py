@@ -143,13 +143,16 @@ class StartByUnit(Start):
         if not self.grows_with_gradient[which] or not bool(alive.any()):
             return super()._factors(which, unit, norms, gradients)
         seen = self.__dict__.setdefault("_seen", {}).setdefault(which, [])
+        placed = self.__dict__.setdefault("_placed", {})
         seen.append(torch.where(alive, scales, torch.nan).log())
         self.readings[which].append(0.0)
         later = torch.stack(seen[-max(1, len(seen) // 4) :]).nanmean(0)
+        before = placed.get(which, torch.full_like(later, torch.inf))
+        revised = ((later - before).abs() / 2 > 0.1) & later.isfinite()
+        placed[which] = torch.where(revised, later, before)
         norm = self.norms[which]
         assert norm is not None
-        factors = norm * (later / 2).exp() / norms
-        return torch.where(factors.isfinite(), factors, 1.0)
+        return torch.where(revised, norm * (later / 2).exp() / norms, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
