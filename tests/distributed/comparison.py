@@ -48,7 +48,8 @@ SQUARE_LAYOUTS: dict[str, tuple[Placement, ...]] = {
     "Replicate, Shard(0)": (R, S0),
     "Replicate, Shard(1)": (R, S1),
 }
-if hasattr(torch.cpu.Stream, "record_event"):  # before torch 2.7 strided shards must be even
+# before torch 2.7 strided shards must be even, and full_tensor() of 2.9 puts uneven ones into a wrong order
+if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11):
     SQUARE_LAYOUTS["_StridedShard(0), Shard(0)"] = (_StridedShard(0, split_factor=2), S0)
 # every rank has the whole value: from torch 2.7 on, distribute_tensor need not communicate
 _LOCAL: dict[str, Any] = (
@@ -71,7 +72,8 @@ def mesh_of(*sizes: int) -> DeviceMesh:
 
 
 def sharded(value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> nn.Parameter:
-    return nn.Parameter(distribute_tensor(value, mesh, placements, **_LOCAL))
+    # a copy, as a part without communication can be a view
+    return nn.Parameter(distribute_tensor(value.clone(), mesh, placements, **_LOCAL))
 
 
 def whole(tensor: Tensor) -> Tensor:
