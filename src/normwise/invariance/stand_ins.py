@@ -14,9 +14,10 @@ never hold a whole float64 weight: they process a few rows at a time.
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class StandIns:
         self._snapshot = [(m, dict(m.__dict__)) for m in model.modules()]
         self._containers = _containers([attributes for _, attributes in self._snapshot])
         self._flags = [m.training for m, _ in self._snapshot]
+        self._installed = True
 
     def widen(self) -> None:
         """Store all stand-ins in the type that the modules see; nothing is widened at reads any more."""
@@ -86,7 +88,9 @@ class StandIns:
 
     def install(self) -> None:
         """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors."""
-        self.restore()
+        if self._installed:
+            self.restore()
+        self._installed = True
         self.narrow.forget()
         clones: dict[int, Tensor] = {}
         for (module, attributes), training in zip(self._snapshot, self._flags, strict=True):
@@ -125,6 +129,7 @@ class StandIns:
             module.__dict__.update(attributes)
         for container in self._containers:
             container.restore()
+        self._installed = False
 
     def _replaced(self, value: Any, clones: dict[int, Tensor]) -> Any:
         """Return the stand-in of a parameter, a clone of another tensor, and anything else unchanged."""
@@ -172,17 +177,23 @@ class _Container:
         self.is_plain = type(container) is self._base and self._base is not set
 
     def _read(self) -> list[Any]:
+        """Return the values, after the keys if there are any."""
         if self._is_dict:
-            return [part for item in self._base.items(self.object) for part in item]
+            return [*self._base.keys(self.object), *self._base.values(self.object)]
         return list(self._base.__iter__(self.object))
+
+    def _items(self) -> tuple[Sequence[Any], list[Any]]:
+        """Return the original keys, or places, and values."""
+        if not self._is_dict:
+            return range(len(self.contents)), self.contents
+        half = len(self.contents) // 2
+        return self.contents[:half], self.contents[half:]
 
     def replace(self, function: Callable[[Any], Any]) -> None:
         """Replace each value by ``function`` of it."""
-        contents = self.contents
-        values = contents[1::2] if self._is_dict else contents
+        keys, values = self._items()
         replaced = [function(value) for value in values]
         if not _all_identical(replaced, values):
-            keys = contents[::2] if self._is_dict else range(len(values))
             for key, value in zip(keys, replaced, strict=True):
                 self._base.__setitem__(self.object, key, value)
 
@@ -192,7 +203,7 @@ class _Container:
             return
         self._base.clear(self.object)
         if self._is_dict:
-            for key, value in zip(self.contents[::2], self.contents[1::2], strict=True):
+            for key, value in zip(*self._items(), strict=True):
                 self._base.__setitem__(self.object, key, value)
         elif self._base is set:
             set.update(self.object, self.contents)
@@ -200,9 +211,8 @@ class _Container:
             self._base.extend(self.object, self.contents)
 
 
-def _all_identical(items: Iterable[Any], others: Iterable[Any]) -> bool:
-    a, b = list(items), list(others)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+def _all_identical(items: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(items) == len(others) and all(map(operator.is_, items, others))
 
 
 def _containers(objects: Iterable[Any]) -> list[_Container]:
