@@ -155,8 +155,9 @@ def _without_heads(numbers: Numbers, hidden: Numbers | None = None) -> Numbers:
 
 def _words_and_experts(numbers: Numbers) -> Numbers:
     changed = {k: min(numbers[k], _WORDS) for k in numbers.keys() & {"vocab_size"}}
-    groups = max((numbers[k] for k in numbers.keys() & _GROUPS), default=1)
-    experts = max(4, 2 * groups)
+    groups = min(2, numbers.get("n_group", 1))  # of two experts each, of which one group is chosen
+    changed |= {k: min(numbers[k], groups if k == "n_group" else 1) for k in numbers.keys() & _GROUPS}
+    experts = 4
     for k in numbers.keys() & _EXPERTS:
         changed[k] = min(numbers[k], experts)
     if changed.keys() & _EXPERTS:
