@@ -90,3 +90,19 @@ def test_batches_hold_no_padding() -> None:
 
 class _Texts:
     main_input_name = "input_ids"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_latent_attention_have_the_sizes_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "deepseek_v3", "num_hidden_layers": 1}', encoding="utf-8")
+    plan = inspect(None, transformers=str(path)).plan
+    parts = {key.partition("self_attn.")[2] for s in plan.symmetries for key in s if "[" in key}
+    assert parts == {
+        "q_b_proj.weight.unflatten(0, (-1, 192))[:, 0:128]",
+        "q_b_proj.weight.unflatten(0, (-1, 192))[:, 128:192]",
+        "kv_b_proj.weight.unflatten(0, (-1, 256))[:, 0:128]",
+        "kv_b_proj.weight.unflatten(0, (-1, 256))[:, 128:256]",
+    }
+    masks = [t.mask for t in plan.treatments if t.mask is not None]
+    assert masks == [(True,) * 512 + (False,) * 64]
