@@ -91,9 +91,7 @@ class Start:
         steps: In how many steps γ is measured, as the geometric mean over the last quarter of the steps so
             far. A unit is placed in the first of them, and again where its equilibrium norm turns out to be
             another. That is needed where gradients are clipped: from a tiny norm the first gradient is huge
-            and is clipped, and γ is too small; each placement about halves the error of the logarithm. Where
-            γ stays, the unit is left to move: to undo each step's growth would raise the momentum with it,
-            whose radial part then grows without bound.
+            and is clipped, and γ is too small; each placement about halves the error of the logarithm.
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
@@ -304,7 +302,7 @@ class Start:
         local = [local_values(entry.unit, factors[entry.which]).to(entry.param.device) for entry in active]
         targets.scale(active, local)
         for entry, factor in zip(active, local, strict=True):
-            self._scale_companions(targets, entry, factor)
+            self._scale_companions(targets, entry, factor, again=len(self.readings[entry.which]) > 1)
         for param, number in others.values():
             whole = Unit(param, None)
             (part,) = local_units(whole)
@@ -314,17 +312,27 @@ class Start:
             for one in (param, *copies):
                 scale_units([local_tensor(one)], [factor], [part])
             entry = ActiveParam(-1, 0, part, local_tensor(param), 0, param)
-            self._scale_companions(targets, entry, factor)
+            again = any(len(self.readings[entry.which]) > 1 for entry in active)
+            self._scale_companions(targets, entry, factor, again=again)
 
-    def _scale_companions(self, targets: Targets, entry: ActiveParam, factor: Tensor) -> None:
-        """Scale the gradient by 1/s, and the buffers by their powers of s."""
+    def _scale_companions(self, targets: Targets, entry: ActiveParam, factor: Tensor, *, again: bool) -> None:
+        """Scale the gradient by 1/s, and the buffers by their powers of s.
+
+        Where a unit is placed again, s < 1 undoes growth that the momentum has caused. To divide the momentum
+        by s too would enlarge the next step by 1/s² relative to the unit, and so on without bound. So it is
+        multiplied by s there: past gradients go on to turn the unit by the same angle.
+        """
         owner = entry.owner
         if owner.grad is not None:
             owner.grad = placed_as(owner, owner.grad)
             scale_units([local_tensor(owner.grad)], [1 / factor], [entry.unit])
         for name, value in targets.optimizer.state.get(owner, {}).items():
             if name in self.buffers and isinstance(value, Tensor) and value.shape == owner.shape:
-                scale_units([local_tensor(value)], [factor ** self.buffers[name]], [entry.unit])
+                exponent = self.buffers[name]
+                scaled = factor**exponent
+                if again:
+                    scaled = torch.where(factor < 1, factor ** abs(exponent), scaled)
+                scale_units([local_tensor(value)], [scaled], [entry.unit])
 
 
 def _moves(factors: Tensor) -> bool:
