@@ -191,9 +191,9 @@ CHANGES = (
     Change(
         "2026-11-26",
         _PLACED_AGAIN,
-        "The start in equilibrium measures γ in 32 steps, no longer 16. It scales a unit again only where its "
-        "equilibrium norm turns out to differ by more than 10 %, no longer in each of them, and does not enlarge "
-        "the momentum then.",
+        "The start in equilibrium measures γ in 32 steps, no longer 16. It scales a unit again only where "
+        "its equilibrium norm turns out to differ by more than 10 %, no longer in each of them, and does not "
+        "enlarge the momentum then.",
         "An ablation with 64 such steps diverged, as each placement raised the momentum. The results of the "
         "claims with 16 steps were known, and pilots with seeds from 2000 were made.",
         ("initialization", "shrink", "what-to-decay", "no-tuning"),
