@@ -524,7 +524,8 @@ def across(weight: Tensor, gamma: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
     norms = weight.norm(dim=1, keepdim=True)
     noise -= (noise * weight).sum(1, keepdim=True) / norms**2 * weight
-    return gamma * noise / noise.norm(dim=1, keepdim=True) / norms
+    gradient: Tensor = gamma * noise / noise.norm(dim=1, keepdim=True) / norms
+    return gradient
 
 
 @pytest.mark.parametrize("later", [0.4, 0.02])
