@@ -139,7 +139,7 @@ def test_a_start_in_equilibrium_is_seen_and_not_disturbed(
     build: Callable[..., Optimizer], first: str
 ) -> None:
     """plan.attach places units in the first steps: norms jump, and the rotations are those of the steps."""
-    results, turns = [], []
+    results, turns, batches = [], [], BATCHES * 4
     for monitored in (False, True):
         model = network()
         with torch.no_grad():
@@ -149,10 +149,10 @@ def test_a_start_in_equilibrium_is_seen_and_not_disturbed(
         tracker = Kept()
         if monitored and first == "monitor":
             nw.Monitor(optimizer, plan=plan, every=1, trackers=tracker)
-        plan.attach(optimizer, total_steps=len(BATCHES))
+        plan.attach(optimizer, total_steps=len(batches))
         if monitored and first == "decay":
             nw.Monitor(optimizer, plan=plan, every=1, trackers=tracker)
-        for batch in BATCHES:
+        for batch in batches:
             before = nn.functional.normalize(model[0].weight.detach().double(), dim=1)
             train(model, optimizer, [batch])
             after = nn.functional.normalize(model[0].weight.detach().double(), dim=1)
