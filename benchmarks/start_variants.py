@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,21 +137,21 @@ class ImageVariant(TrainRun):
 class StartByUnit(Start):
     """Places each unit by a γ of its own; units without a gradient stay as they are."""
 
-    def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor | None:
-        scales = norms * gradients
-        alive = scales > 0
-        if not self.grows_with_gradient[which] or not bool(alive.any()):
+    def _are_placed(self, members: Iterable[int]) -> bool:
+        return True  # each unit decides
+
+    def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor:
+        norm = self.norms[which]
+        if not self.grows_with_gradient[which] or norm is None:
             return super()._factors(which, unit, norms, gradients)
+        scales = norms * gradients
         seen = self.__dict__.setdefault("_seen", {}).setdefault(which, [])
         placed = self.__dict__.setdefault("_placed", {})
-        seen.append(torch.where(alive, scales, torch.nan).log())
-        self.readings[which].append(0.0)
+        seen.append(torch.where(scales > 0, scales, torch.nan).log())
         later = torch.stack(seen[-max(1, len(seen) // 4) :]).nanmean(0)
         before = placed.get(which, torch.full_like(later, torch.inf))
         revised = ((later - before).abs() / 2 > 0.1) & later.isfinite()
         placed[which] = torch.where(revised, later, before)
-        norm = self.norms[which]
-        assert norm is not None
         return torch.where(revised, norm * (later / 2).exp() / norms, 1.0)
 
 

@@ -217,13 +217,7 @@ def reproduce(
             announce=_say,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
-    else:
-        _print_verdicts(results)
-        if "comparison" in results:
-            _print_comparison(results["comparison"])
-        _say(f"report: {out / 'report.html'}")
+    _print_results(results, out, as_json)
     if "comparison" in results and not results["comparison"]["agrees"]:
         raise typer.Exit(1)
 
@@ -358,11 +352,7 @@ def compare(
             announce=_say,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
-    else:
-        _print_verdicts(results)
-        _say(f"report: {out / 'report.html'}")
+    _print_results(results, out, as_json)
 
 
 @_command()
@@ -452,6 +442,16 @@ def watch(
 
 def _say(line: str) -> None:
     print(f"normwise: {' '.join(line.splitlines())}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _print_results(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))  # noqa: T201
+        return
+    _print_verdicts(results)
+    if "comparison" in results:
+        _print_comparison(results["comparison"])
+    _say(f"report: {out / 'report.html'}")
 
 
 def _print_verdicts(results: dict[str, Any]) -> None:

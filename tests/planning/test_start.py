@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import normwise as nw
+from normwise.decay.start import JointGroup, Start
 from normwise.planning.stepping import Stepping, stepping_of
 
 DOUBLE = torch.float64
@@ -597,6 +598,44 @@ def test_running_statistics_in_evaluation_mode_stay() -> None:
     before = frozen.running_var.clone()
     train(net, optimizer, 1)
     assert torch.equal(frozen.running_var, before)
+
+
+def test_units_that_move_together_are_placed_when_one_of_them_has_another_norm() -> None:
+    """Otherwise the factor that a group shares would lie between "place this one" and "leave that one"."""
+    groups = [JointGroup({0: 1.0, 1: 1.0}), JointGroup({1: 1.0, 2: -1.0})]
+    start = Start([1.0] * 4, [True] * 4, groups, steps=32)
+    assert start._members_by_unit() == {which: {0, 1, 2} for which in range(3)}
+    start.readings = [[0.0], [0.0], [0.0], [0.0]]
+    assert start._are_placed({0, 1, 2})  # the first time
+    start.readings = [[0.0, 0.15], [0.0, 0.3], [0.0, 0.0], [0.0, 0.15]]  # log γ: n₀ by half of it
+    assert start._are_placed({0, 1, 2})
+    assert not start._are_placed({3})
+    start.readings = [[0.0, 0.15, 0.3], [0.0, 0.3, 0.4], [0.0, 0.0, 0.0], [0.0, 0.15, 0.3]]
+    assert not start._are_placed({0, 1, 2})  # as all three were placed in the second step
+    assert start._are_placed({3})  # which was not
+
+
+def test_where_the_gradient_scale_stays_a_unit_is_placed_once() -> None:
+    results = []
+    for steps in (1, 32):
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 9, generator=generator, dtype=DOUBLE))
+        optimizer = SGD([weight], lr=0.1, momentum=0.9)
+        decay = nw.attach(optimizer, [weight], 20.0)
+        assert decay.start is not None
+        decay.start.steps = steps
+        for step in range(8):
+            weight.grad = across(weight.detach(), 0.1 if step % 2 else 0.11, generator)
+            optimizer.step()
+        results.append(weight.detach().clone())
+    assert torch.equal(*results)
+
+
+def test_a_group_waits_until_each_of_its_units_is_measured() -> None:
+    start = Start([1.0] * 4, [True] * 4, [JointGroup({0: 1.0, 1: 1.0}), JointGroup({1: 1.0, 2: 1.0})])
+    start.readings = [[0.5], [0.5], [], [0.5]]
+    assert start._wait_together([0, 1, 3]) == [3]  # 2 was not measured, so 1 waits, and 0 with it
+    assert start.readings == [[], [], [], [0.5]]
 
 
 @pytest.mark.parametrize("falling", [1.0, 0.8])

@@ -89,9 +89,10 @@ class Start:
         smallest_norms: For each Unit the norm below which it does not shrink, as the eps of norm layers would
             no longer be negligible.
         steps: In how many steps γ is measured, as the geometric mean over the last quarter of the steps so
-            far. A unit is placed in the first of them, and again where its equilibrium norm turns out to be
-            another. That is needed where gradients are clipped: from a tiny norm the first gradient is huge
-            and is clipped, and γ is too small; each placement about halves the error of the logarithm.
+            far. A unit is placed in the first of them, and again where its equilibrium norm, or that of a unit
+            that moves with it, turns out to be another. That is needed where gradients are clipped: from a
+            tiny norm the first gradient is huge and is clipped, and γ is too small; each placement about
+            halves the error of the logarithm.
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
@@ -153,19 +154,26 @@ class Start:
             return
         norms = global_norms([targets.local[which] for which in ready])
         gradients = self._gradient_norms(targets, ready)
-        factors: dict[int, Tensor] = {}
-        for which, norm, gradient in zip(ready, norms, gradients, strict=True):
-            factor = self._factors(which, targets.units[which], norm, gradient)
-            if factor is not None:
-                factors[which] = factor
+        seen = {w: (norm, gradient) for w, norm, gradient in zip(ready, norms, gradients, strict=True)}
+        measured = self._wait_together(
+            [which for which in ready if self._measure(which, targets.units[which], *seen[which])]
+        )
+        together = self._members_by_unit()
+        placed = {which for which in measured if self._are_placed(together.get(which, {which}))}
+        factors = {
+            which: self._factors(which, targets.units[which], *seen[which])
+            if which in placed
+            else torch.ones_like(seen[which][0])
+            for which in measured
+        }
         others = self._solve_groups(targets, factors)
         self._scale(targets, factors, others)
-        if any(map(_moves, factors.values())):
+        if any(bool((factor.log().abs() > _MOVED).any()) for factor in factors.values()):
             for module in self.statistics:
                 _begin_anew(module)
-        for which, norm in zip(ready, norms, strict=True):
-            if which in factors and (self._revised(which) is not None or _moves(factors[which])):
-                targets.refer_to(which, norm * factors[which] * self.reference_factors.get(which, 1.0))
+        for which in placed:
+            norm = seen[which][0] * factors[which]
+            targets.refer_to(which, norm * self.reference_factors.get(which, 1.0))
 
     def _ready(self, targets: Targets) -> list[int]:
         """Return the Units that wait and whose gradients are there, all members of a group or none."""
@@ -200,22 +208,55 @@ class Start:
         divisor = 1.0 if scale is None else float(scale)
         return [norm / divisor for norm in global_norms(parts)]
 
-    def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor | None:
-        """Return the factor of each unit, or None where the Unit must wait for another gradient."""
-        acting = has_direction(norms)
-        if unit.mask is not None:
-            acting &= unit.mask.to(acting.device)
-        scales = norms * gradients
+    def _measure(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> bool:
+        """Take down log γ of a Unit, or return False where it must wait for another gradient."""
+        acting, scales = self._acting(unit, norms), norms * gradients
         alive = scales[acting & has_direction(scales)]
-        grows, readings, norm = self.grows_with_gradient[which], self.readings[which], self.norms[which]
+        grows = self.grows_with_gradient[which]
         if not bool(acting.any()) or (grows and not alive.numel()):
-            return None
+            return False
+        self.readings[which].append(math.log(float(alive.square().mean().sqrt())) if grows else 0.0)
+        return True
+
+    def _wait_together(self, measured: Sequence[int]) -> list[int]:
+        """Return the Units that can be placed: a group waits, all its members, until each is measured."""
+        left = list(measured)
+        while waiting := {
+            which for group in self.joint if not group.units.keys() <= set(left) for which in group.units
+        } & set(left):
+            for which in waiting:
+                self.readings[which].pop()
+            left = [which for which in left if which not in waiting]
+        return left
+
+    def _members_by_unit(self) -> dict[int, set[int]]:
+        """Return for each Unit of a group all Units that move with it, through groups that overlap too."""
+        together: dict[int, set[int]] = {}
+        for group in self.joint:
+            members = set(group.units).union(*(together.get(which, ()) for which in group.units))
+            together |= dict.fromkeys(members, members)
+        return together
+
+    def _are_placed(self, members: Iterable[int]) -> bool:
+        """Return whether the last measurement places these Units, for the first time or again."""
+        readings = {which: self.readings[which] for which in members}
+        placed, revised = dict.fromkeys(readings, math.inf), False
+        for count in range(1, max(map(len, readings.values())) + 1):
+            means = {which: _mean_of_last_quarter(values[:count]) for which, values in readings.items()}
+            revised = any(abs(means[which] - placed[which]) / 2 > _REVISED for which in readings)
+            placed = means if revised else placed
+        return revised
+
+    @staticmethod
+    def _acting(unit: Unit, norms: Tensor) -> Tensor:
+        acting = has_direction(norms)
+        return acting if unit.mask is None else acting & unit.mask.to(acting.device)
+
+    def _factors(self, which: int, unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor:
+        """Return the factor that places each unit."""
+        acting, norm = self._acting(unit, norms), self.norms[which]
         assert norm is not None  # or the Unit would not wait
-        readings.append(math.log(float(alive.square().mean().sqrt())) if grows else 0.0)
-        revised = self._revised(which)
-        if revised is None:
-            return torch.ones_like(norms)
-        wanted = norm * math.exp(revised / 2)
+        wanted = norm * math.exp(_mean_of_last_quarter(self.readings[which]) / 2)
         factors = wanted / norms
         if which in self.rigid:
             factors = torch.full_like(factors, wanted / float(norms[acting].log().mean().exp()))
@@ -228,16 +269,6 @@ class Start:
             return torch.ones_like(factors)
         return torch.where(fits, factors, torch.ones_like(factors))
 
-    def _revised(self, which: int) -> float | None:
-        """Return log γ if the last measurement places the Unit, alone or again; else None."""
-        readings, placed, revised = self.readings[which], math.inf, False
-        for k in range(1, len(readings) + 1):
-            later = readings[k - max(1, k // 4) : k]
-            mean = sum(later) / len(later)
-            revised = abs(mean - placed) / 2 > _REVISED
-            placed = mean if revised else placed
-        return placed if revised else None
-
     def _solve_groups(self, targets: Targets, factors: dict[int, Tensor]) -> dict[int, tuple[Tensor, float]]:
         """Replace the factors of grouped Units by powers of one α for each group.
 
@@ -248,12 +279,7 @@ class Start:
             {id: (parameter, factor)} for the members that are no Units.
         """
         others: dict[int, tuple[Tensor, float]] = {}
-        groups = list(self.joint)
-        while partial := [g for g in groups if not all(which in factors for which in g.units)]:
-            groups = [group for group in groups if group not in partial]
-            for which in {which for group in partial for which in group.units}:
-                if factors.pop(which, None) is not None:  # waits with the others
-                    self.readings[which].pop()
+        groups = [group for group in self.joint if all(which in factors for which in group.units)]
         for group in (group for group in groups if group.elsewhere):
             first = not group.solved
             if first:
@@ -303,6 +329,12 @@ class Start:
         targets.scale(active, local)
         for entry, factor in zip(active, local, strict=True):
             self._scale_companions(targets, entry, factor, again=len(self.readings[entry.which]) > 1)
+        later = {
+            id(param)
+            for group in self.joint
+            if any(len(self.readings[which]) > 1 for which in group.units)
+            for param, _ in group.others
+        }
         for param, number in others.values():
             whole = Unit(param, None)
             (part,) = local_units(whole)
@@ -312,8 +344,7 @@ class Start:
             for one in (param, *copies):
                 scale_units([local_tensor(one)], [factor], [part])
             entry = ActiveParam(-1, 0, part, local_tensor(param), 0, param)
-            again = any(len(self.readings[entry.which]) > 1 for entry in active)
-            self._scale_companions(targets, entry, factor, again=again)
+            self._scale_companions(targets, entry, factor, again=id(param) in later)
 
     def _scale_companions(self, targets: Targets, entry: ActiveParam, factor: Tensor, *, again: bool) -> None:
         """Scale the gradient by 1/s, and the buffers by their powers of s.
@@ -335,8 +366,9 @@ class Start:
                 scale_units([local_tensor(value)], [scaled], [entry.unit])
 
 
-def _moves(factors: Tensor) -> bool:
-    return bool((factors.log().abs() > _MOVED).any())
+def _mean_of_last_quarter(values: Sequence[float]) -> float:
+    later = values[-max(1, len(values) // 4) :]
+    return sum(later) / len(later)
 
 
 def _fits(unit: Unit, norms: Tensor, gradients: Tensor) -> Tensor:

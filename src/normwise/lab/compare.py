@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,8 +59,9 @@ class _OwnClaim(Claim):
         super().__init__(budget)
         self.design = design
 
+    @abstractmethod
     def cells(self) -> dict[str, OwnRun]:
-        raise NotImplementedError
+        """Return the run without a rule in each cell, by name."""
 
     def changes(self) -> list[Change]:
         return []
@@ -106,8 +108,9 @@ class _OwnClaim(Claim):
         }
         return Measured(found | self.compared(losses), {"losses": losses, "unfinished": unfinished})
 
+    @abstractmethod
     def compared(self, losses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return what the claim compares, from the losses by cell and rule."""
 
     def gains(self, losses: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
         """Return how far each other rule's loss is above that of AWS."""
