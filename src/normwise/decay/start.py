@@ -90,9 +90,9 @@ class Start:
             no longer be negligible.
         steps: In how many steps γ is measured, as the geometric mean over the last quarter of the steps so
             far. A unit is placed in the first of them, and again where its equilibrium norm, or that of a
-            unit that moves with it, turns out to be another. That is needed where gradients are clipped: from a
-            tiny norm the first gradient is huge and is clipped, and γ is too small; each placement about
-            halves the error of the logarithm.
+            unit that moves with it, turns out to be another. That is needed where gradients are clipped:
+            from a tiny norm the first gradient is huge and is clipped, and γ is too small; each placement
+            about halves the error of the logarithm.
         buffers: {name: exponent}: how the optimizer's buffers scale with a unit (momentum: −1).
         reference_factors: For each Unit, the norm to which a Decay with ``measure="relative"`` refers, over
             the norm at which the unit is placed (1 by default).
