@@ -193,6 +193,7 @@ CASES: list[Any] = [  # a function that provokes an error, its arguments, the er
 @pytest.mark.parametrize(
     ("function", "arguments", "expected"), CASES, ids=lambda one: getattr(one, "__name__", None)
 )
+@pytest.mark.one_in(2)
 def test_error_on_every_rank(
     function: Callable[..., str], arguments: tuple[object, ...], expected: str, world: World
 ) -> None:

@@ -85,6 +85,7 @@ def resume(case: str, path: Path) -> list[Tensor]:
 
 @needs_fully_shard
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.one_in(2)
 def test_resumed_equals_uninterrupted(case: str, worlds: dict[int, World], tmp_path: Path) -> None:
     (expected, _) = worlds[2].run(save, case, tmp_path)
     for size in (2, 1, 3):

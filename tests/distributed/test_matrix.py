@@ -6,6 +6,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+import pytest
 import torch
 from tests.distributed.comparison import (
     CELLS,
@@ -26,6 +27,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.placement_types import Placement
 
 import normwise as nw
+
+pytestmark = pytest.mark.one_in(2)  # of two numbers of ranks
 
 
 class Column(NamedTuple):

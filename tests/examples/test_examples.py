@@ -39,6 +39,7 @@ def test_the_small_resnet_learns_and_decays_its_convolutions_by_plan(
     assert "because the steps of SGD grow with the gradient" in caplog.text
 
 
+@pytest.mark.thorough
 def test_watch_finds_queries_and_keys_that_do_not_turn(tmp_path: Path) -> None:
     watch_gpt.train(tmp_path, steps=150)
     (finding,) = Log.open(tmp_path).present()

@@ -148,6 +148,7 @@ def test_it_decays_as_the_same_by_hand(tmp_path: Path) -> None:
     ("schedule", "accumulated", "frequency", "batches"),
     [("epoch", 1, 1, 48), ("epoch", 4, 2, 48), ("step", 4, 1, 56), ("step", 2, 3, 56), ("step", 1, 5, 48)],
 )
+@pytest.mark.one_in(2)
 def test_the_sum_of_rates_is_that_of_the_training(
     schedule: str, accumulated: int, frequency: int, batches: int, tmp_path: Path
 ) -> None:
@@ -399,6 +400,7 @@ def test_nothing_to_decay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         {"accumulate_grad_batches": 2},
     ],
 )
+@pytest.mark.one_in(2)
 def test_settings_of_the_trainer(settings: dict[str, Any], tmp_path: Path) -> None:
     callback = nw.lightning.DecayCallback()
     trainer(tmp_path, callback, **settings).fit(made(), data())

@@ -128,6 +128,7 @@ def test_nothing_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine_with_restarts", "constant_with_warmup"])
+@pytest.mark.one_in(2)
 def test_the_sum_of_rates_is_that_of_the_training(kind: str, tmp_path: Path) -> None:
     used: list[float] = []
 
@@ -232,6 +233,7 @@ def test_a_training_that_is_extended(extended: str, tmp_path: Path, caplog: pyte
         assert now.steps == 23
 
 
+@pytest.mark.thorough
 def test_a_second_training(tmp_path: Path) -> None:
     model, callback = Net(), nw.transformers.DecayCallback()
     fit = trainer(tmp_path, model, [callback])
@@ -334,6 +336,7 @@ def test_an_optimizer_that_chooses_its_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{"bf16": True}, {"max_grad_norm": 0.01}, {"gradient_accumulation_steps": 2}]
 )
+@pytest.mark.one_in(2)
 def test_settings_of_the_trainer(settings: dict[str, Any], tmp_path: Path) -> None:
     callback = nw.transformers.DecayCallback()
     trainer(tmp_path, Net(), [callback], **settings).train()

@@ -28,9 +28,13 @@ def run(script: str, job: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
-# Trainer leaves the processes to Accelerate
+# Trainer leaves the processes to Accelerate, of which `make test` has a sharded training
 @pytest.mark.parametrize(
-    "trainer", ["accelerate", "lightning", pytest.param("transformers", marks=pytest.mark.thorough)]
+    "trainer",
+    [
+        "lightning",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("accelerate", "transformers")),
+    ],
 )
 def test_two_processes(trainer: str, tmp_path: Path) -> None:
     pytest.importorskip("lightning" if trainer == "lightning" else trainer)

@@ -393,6 +393,7 @@ def test_single_precision_and_layers_that_do_not_divide(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("tied", "count"), [(True, 17), (False, 18)])
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.one_in(2)
 def test_gpt2_of_four_layers(tied: bool, count: int) -> None:
     """Per layer two norms, q·k, v·o; stream and last norm, which are one where the head is the embedding."""
     hf = pytest.importorskip("transformers")

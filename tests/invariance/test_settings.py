@@ -41,6 +41,7 @@ class Output:
     "wrap",
     [lambda y: (y, None), lambda y: {"y": [y]}, lambda y: Output(y), lambda y: (Output(y), y.argmax())],
 )
+@pytest.mark.one_in(2)
 def test_outputs_of_any_structure(wrap: Callable[[Tensor], Any]) -> None:
     invariances_of("resnet", forward=lambda model, batch: wrap(model(batch)))
 
@@ -70,6 +71,7 @@ def test_batches_of_any_structure() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.one_in(2)
 def test_gradient_checkpointing(reentrant: bool) -> None:
     class Checkpointed(SmallResNet):
         def forward(self, x: Tensor) -> Tensor:

@@ -352,6 +352,7 @@ def test_every_threshold_has_its_reason() -> None:
     assert all(threshold.reason and threshold.value > 0 for threshold in THRESHOLDS.values())
 
 
+@pytest.mark.thorough
 def test_a_gpt_whose_queries_and_keys_start_far_too_large() -> None:
     task = trainings.gpt()
     names = [f"blocks.{k}.{x}" for k in (0, 1) for x in ("query", "key")]

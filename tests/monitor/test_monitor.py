@@ -135,6 +135,7 @@ def test_rows_do_not_depend_on_the_order_of_hooks(settings: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("build", [OPTIMIZERS["SGD"], OPTIMIZERS["AdamW"]], ids=["SGD", "AdamW"])
 @pytest.mark.parametrize("first", ["monitor", "decay"])
+@pytest.mark.one_in(2)
 def test_a_start_in_equilibrium_is_seen_and_not_disturbed(
     build: Callable[..., Optimizer], first: str
 ) -> None:
@@ -309,6 +310,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("first", ["monitor", "decay"])
+@pytest.mark.one_in(2)
 def test_under_compile_nothing_is_compiled_again(first: str) -> None:
     rows = []
     for compiled in (False, True):

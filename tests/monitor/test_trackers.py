@@ -57,6 +57,7 @@ def test_tensorboard_with_a_writer_that_stays_open(tmp_path: Path) -> None:
         writer.add_scalar("loss", 1.0, 1)
 
 
+@pytest.mark.thorough
 def test_wandb_offline(tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     made = wandb.init(mode="offline", dir=str(tmp_path), project="normwise-test")

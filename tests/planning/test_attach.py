@@ -284,6 +284,7 @@ def test_attaching_after_loading_warns_and_the_old_state_is_refused_with_the_rem
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+@pytest.mark.one_in(2)
 def test_a_fresh_optimizer_and_a_given_time_do_not_warn(make: Any) -> None:
     _, plan = shared("resnet")
     _attach(plan, make(plan.param_groups(), lr=0.1), total_steps=20, kind="adam").remove()

@@ -226,6 +226,7 @@ CASES: list[tuple[type[Claim], Callable[..., Summary], tuple[Any, ...], str]] = 
 
 
 @pytest.mark.parametrize(("claim", "make", "case", "verdict"), CASES)
+@pytest.mark.one_in(2)
 def test_a_claim_is_judged_by_its_rule(
     claim: type[Claim], make: Callable[..., Summary], case: tuple[Any, ...], verdict: str
 ) -> None:

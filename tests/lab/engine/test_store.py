@@ -91,6 +91,7 @@ for number in range(1, 8):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.thorough
 def test_a_new_folder_is_taken_after_a_kill_at_any_moment(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _OPENED, str(tmp_path)], check=True)
     left = [sorted(path.name[:14] for path in folder.iterdir()) for folder in sorted(tmp_path.iterdir())]

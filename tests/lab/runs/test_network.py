@@ -121,6 +121,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_training_learns(tmp_path: Path) -> None:
     run = small(width=4, train_size=512, epochs=4, batch_size=32, augment=False, lr=0.1)
     lines = list[Metrics]()
