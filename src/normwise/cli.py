@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -501,59 +502,92 @@ def _print(*parts: Any) -> None:
 def _progress() -> Iterator[Progress]:
     """Show how many runs are done and the time left: a bar on a terminal, otherwise a line now and then."""
     if not sys.stderr.isatty():
-        yield _lines()
+        with _lines() as line:
+            yield line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    columns = (TextColumn("runs"), BarColumn(), TextColumn("{task.fields[runs]}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("runs", total=None, visible=False, runs="")
-        smoothed = _smoothed()
+    left_now = _Smoothed()
+
+    class Left(ProgressColumn):
+        """What is done and left, which falls while a run of hours is in progress."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.completed:.0f}/{task.total or 0:.0f}, {_duration(left_now())} left")
+
+    with Bar(TextColumn("runs"), BarColumn(), Left(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("runs", total=None, visible=False)
 
         def show(done: int, total: int, left: float) -> None:
-            said = f"{done}/{total}, {_minutes(smoothed(left))} left"
-            bar.update(task, completed=done, total=total, visible=total > 0, runs=said)
+            left_now.follow(left)
+            bar.update(task, completed=done, total=total, visible=total > 0)
 
         yield show
 
 
-def _lines(every: float = 20.0) -> Progress:
+@contextmanager
+def _lines(every: float = 20.0, silence: float = 600.0) -> Iterator[Progress]:
+    """Print a line at most ``every`` seconds, and one after ``silence`` seconds in which no run has ended."""
+    left_now = _Smoothed()
+    said = ""
     last = -every
-    smoothed = _smoothed()
+    end = threading.Event()
 
     def line(done: int, total: int, left: float) -> None:
-        nonlocal last
-        now, shown = time.monotonic(), smoothed(left)
+        nonlocal last, said
+        now = time.monotonic()
+        left_now.follow(left)
+        said = f"{done} of {total} runs" if done < total else ""
         if done == 0:
             last = now
-            _say(f"{total} runs to do, {_minutes(shown)} left" if total else "all runs are done already")
+            time_left = f"{total} runs to do, {_duration(left_now())} left"
+            _say(time_left if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now
-            _say(f"{done} of {total} runs, {_minutes(shown)} left")
+            _say(f"{done} of {total} runs, {_duration(left_now())} left")
 
-    return line
+    def repeat() -> None:
+        nonlocal last
+        while not end.wait(min(silence, 1.0)):
+            if said and time.monotonic() - last >= silence:
+                last = time.monotonic()
+                _say(f"{said}, {_duration(left_now())} left")
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield line
+    finally:
+        end.set()
+        thread.join()
 
 
-def _smoothed(share: float = 0.1) -> Callable[[float], float]:
-    """Return a function that follows estimates of the time left, without jumps.
+class _Smoothed:
+    """A time left that falls as time passes and follows estimates without jumps.
 
     What was said last, less the time since, moves by ``share`` of the way towards each new estimate.
     """
-    said: float | None = None
-    then = 0.0
 
-    def follow(left: float) -> float:
-        nonlocal said, then
-        now = time.monotonic()
-        expected = left if said is None else max(0.0, said - (now - then))
-        said, then = expected + share * (left - expected), now
-        return said
+    def __init__(self, share: float = 0.1) -> None:
+        self._share = share
+        self._said: float | None = None
+        self._then = 0.0
 
-    return follow
+    def __call__(self) -> float:
+        """Return the seconds left."""
+        return 0.0 if self._said is None else max(0.0, self._said - (time.monotonic() - self._then))
+
+    def follow(self, left: float) -> None:
+        """Take a new estimate into account."""
+        expected = left if self._said is None else self()
+        self._said, self._then = expected + self._share * (left - expected), time.monotonic()
 
 
-def _minutes(seconds: float) -> str:
-    """Return a time in words, to the minute above two minutes."""
+def _duration(seconds: float) -> str:
+    """Return a time in words: to the minute above two minutes, to a tenth of an hour above two hours."""
+    if seconds > 7200:
+        return f"about {seconds / 3600:.1f} h"
     return f"about {seconds / 60:.0f} min" if seconds > 120 else f"about {seconds:.0f} s"

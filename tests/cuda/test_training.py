@@ -39,5 +39,5 @@ def test_too_large_a_batch_says_which_would_fit() -> None:
     pytest.importorskip("lightning")
     fingerprint = load_images("digits").fingerprint
     run = NetworkRun(data="digits", fingerprint=fingerprint, network="resnet110", batch_size=1437, width=4096)
-    with pytest.raises(ValueError, match=r"--batch 1437 is too large for cuda:0: .* were free; give"):
+    with pytest.raises(ValueError, match=r"batch of 1437 images is too large for cuda:0: .* were free; "):
         run.train(Execution(device="cuda"))

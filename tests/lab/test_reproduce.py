@@ -221,20 +221,30 @@ def test_the_time_left_does_not_jump(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    line = _lines()
-    line(0, 100, 600.0)
-    assert "100 runs to do, about 10 min left" in capsys.readouterr().err
-    said = []
-    for done, left in enumerate((3600.0, 60.0, 3600.0, 60.0), start=1):  # estimates that jump
-        now[0] += 30
-        line(done, 100, left)
-        said.append(float(capsys.readouterr().err.split("about ")[1].split()[0]))
-    assert all(abs(one - other) <= 6 for one, other in pairwise(said))
-    for done in range(5, 60):  # and settles on what stays
-        now[0] += 1
-        line(done, 100, 300.0)
-    line(100, 100, 300.0)
-    assert capsys.readouterr().err.endswith("100 of 100 runs, about 5 min left\n")
+    with _lines() as line:
+        line(0, 100, 600.0)
+        assert "100 runs to do, about 10 min left" in capsys.readouterr().err
+        said = []
+        for done, left in enumerate((3600.0, 60.0, 3600.0, 60.0), start=1):  # estimates that jump
+            now[0] += 30
+            line(done, 100, left)
+            said.append(float(capsys.readouterr().err.split("about ")[1].split()[0]))
+        assert all(abs(one - other) <= 6 for one, other in pairwise(said))
+        for done in range(5, 60):  # and settles on what stays
+            now[0] += 1
+            line(done, 100, 300.0)
+        line(100, 100, 300.0)
+        assert capsys.readouterr().err.endswith("100 of 100 runs, about 5 min left\n")
+
+
+def test_a_line_is_printed_while_a_run_of_hours_is_in_progress(capfd: pytest.CaptureFixture[str]) -> None:
+    with _lines(silence=0.2) as line:
+        line(0, 3, 90_000.0)
+        time.sleep(1.0)
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "normwise: 3 runs to do, about 25.0 h left"
+    assert len(said) > 1
+    assert set(said[1:]) == {"normwise: 0 of 3 runs, about 25.0 h left"}
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -357,7 +357,9 @@ def test_too_large_a_batch_says_which_would_fit(monkeypatch: pytest.MonkeyPatch)
         size = footprint(run.build(10, 1, "plain"), (1, 8, 8))
     room = size.bytes_for(20) / 0.9
     monkeypatch.setattr(network, "available_memory", lambda device: room)
-    with pytest.raises(ValueError, match=r"--batch 64 is too large for cpu: .* free; give --batch 16"):
+    with pytest.raises(
+        ValueError, match=r"batch of 64 images is too large for cpu: .* free; 16 images would fit"
+    ):
         run.train(CPU)
     replace(run, batch_size=16, epochs=1).train(CPU)
 
@@ -367,7 +369,7 @@ def test_too_large_a_batch_says_which_would_fit(monkeypatch: pytest.MonkeyPatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")
 
     monkeypatch.setattr(network, "cross_entropy", raises)
-    with pytest.raises(ValueError, match=r"--batch 64 is too large for cpu: .*; give --batch 32"):
+    with pytest.raises(ValueError, match=r"batch of 64 images is too large for cpu: .* --batch 32,"):
         run.train(CPU)
     assert not is_out_of_memory(RuntimeError("another error"))
     assert not is_out_of_memory(ValueError("out of memory"))
