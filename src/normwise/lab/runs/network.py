@@ -332,15 +332,15 @@ class Footing:
         asked, world = self.run.batch_size, self.fabric.world_size
         needed = self.footprint.bytes_for(asked // world)
         fits = self.footprint.largest_batch(asked // world // 2, 0.9 * self._room)
-        remedy = (
-            f"{fits * world} images would fit: give normwise train --batch {fits * world}, and a claim, which "
-            "keeps its batches, a --device with more memory"
-            if fits
-            else "give a smaller network, or a --device with more memory"
-        )
+        remedy = "give a smaller network, or a --device with more memory"
+        if fits:
+            remedy = (
+                f"{fits * world} images would fit: give normwise train --batch {fits * world}, and a claim, "
+                "which keeps its batches, a --device with more memory"
+            )
         return (
-            f"a batch of {asked} images is too large for {self.device}: a step of {self.run.network} takes about "
-            f"{_size(needed)}, and {_size(self._room)} were free; {remedy}"
+            f"a batch of {asked} images is too large for {self.device}: a step of {self.run.network} takes "
+            f"about {_size(needed)}, and {_size(self._room)} were free; {remedy}"
         )
 
     def prepared(self, execution: Execution, total_time: float) -> tuple[nn.Module, Optimizer]:
