@@ -1,6 +1,7 @@
 """Results of nw.find_invariances on networks that it was not developed on, judged by brute force.
 
     python -m benchmarks.unseen [NAME ...]      # default: all; writes benchmarks/results/unseen.md
+    python -m benchmarks.unseen --set-aside     # those of benchmarks.set_aside_networks; set_aside.md
 
 Needs the `hf` extra. The judge shares no code with the search. It copies the network in float64, with every
 module's eps times 1e-12 and dropout off, moves all values at random, and then
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks.set_aside_networks import SET_ASIDE
 from benchmarks.unseen_networks import NETWORKS, Network
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -36,7 +38,7 @@ from torch.overrides import TorchFunctionMode
 import normwise as nw
 from normwise.invariance import Invariances, expand_parts, parameter_of
 
-RESULTS = Path(__file__).parent / "results" / "unseen.md"
+RESULTS = Path(__file__).parent / "results"
 HEADER = (
     "| network | parameters | invariant | joint | right | undetermined | wrong | missed | seconds | remarks |"
 )
@@ -310,11 +312,12 @@ def row(name: str, network: Network) -> tuple[str, Score]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    wanted = sys.argv[1:]
+    wanted = [name for name in sys.argv[1:] if name != "--set-aside"]
+    set_aside = "--set-aside" in sys.argv
     lines = [HEADER, "|---" * 10 + "|"]
     print("\n".join(lines), flush=True)
     total, failed, clean = Score(), 0, 0
-    for name, network in NETWORKS.items():
+    for name, network in (SET_ASIDE if set_aside else NETWORKS).items():
         if wanted and name not in wanted:
             continue
         try:
@@ -337,7 +340,9 @@ def main() -> None:
     )
     print(summary)
     if not wanted:
-        RESULTS.write_text("\n".join([summary, "", *lines]) + "\n")
+        (RESULTS / ("set_aside.md" if set_aside else "unseen.md")).write_text(
+            "\n".join([summary, "", *lines]) + "\n"
+        )
 
 
 if __name__ == "__main__":

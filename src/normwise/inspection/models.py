@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from normwise.inspection.narrowing import experts_of
 from normwise.invariance.probe import place_of
 
 __all__ = ["Configured", "batch_for", "called", "from_transformers", "load", "made_by", "one_line"]
 
 _TOKENS, _IMAGE, _WAVE = 12, 64, 8000
+_FEW_EXPERTS = 8
 _HEADS = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -96,7 +98,9 @@ class Configured:
             with torch.device(device):
                 model = self.maker.from_config(self.config)
             if hasattr(model, "set_experts_implementation"):
-                model.set_experts_implementation("batched_mm")  # which runs in float64, without a loop
+                # Both run in float64. A loop over many experts is slow, copies of a few for each token too.
+                few = experts_of(self.config) <= _FEW_EXPERTS
+                model.set_experts_implementation("eager" if few else "batched_mm")
             return model  # type: ignore[no-any-return]
 
         return called(f"transformers {self.name}", build)  # type: ignore[no-any-return]

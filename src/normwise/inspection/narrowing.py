@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["differences", "narrowed", "same_parameters"]
+__all__ = ["differences", "experts_of", "narrowed", "same_parameters"]
 
 _HEADS = {
     *("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads"),
@@ -77,6 +77,23 @@ def differences(wide: Any, narrow: Any) -> dict[str, tuple[int, int]]:
         if is_width and value != other:
             found[key] = value, other
     return found
+
+
+def experts_of(config: Any) -> int:
+    """Return the number of experts of a layer in a configuration; 0 if there are none.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> experts_of(SimpleNamespace(to_dict=lambda: {"hidden_size": 64, "num_local_experts": 8}))
+        8
+    """
+
+    def most(settings: Mapping[str, Any]) -> int:
+        own = [v for k, v in settings.items() if k in _EXPERTS and isinstance(v, int)]
+        nested = [most(v) for v in settings.values() if isinstance(v, Mapping) and "model_type" in v]
+        return max(own + nested, default=0)
+
+    return most(config.to_dict())
 
 
 def same_parameters(wide: nn.Module, narrow: nn.Module) -> bool:

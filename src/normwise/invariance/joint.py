@@ -34,7 +34,7 @@ __all__ = ["find_joint"]
 
 _WITHOUT_GROWTH = 8  # backward passes without a higher rank, after which the rank is final
 _COTANGENTS, _FEW_COTANGENTS = 8, 2  # backward passes that share a forward pass
-_BATCHED_COTANGENTS = 16  # the same where many are needed and they are batched
+_LEAST_BATCHED, _MOST_BATCHED = 16, 64  # the same where many are needed and they are batched
 _BATCHED_VALUES = 1 << 26  # batched gradients have at most so many values
 _SAME = 1e-6  # sums that are equal up to rounding
 _FIRST_SEED = 16  # the verdicts use lower seeds
@@ -49,9 +49,8 @@ class _Column:
     part: Part | None = None
 
     def sum_of(self, row: ScaleGradients) -> float:
-        """Return Σwg in one backward pass."""
-        if self.part is None:
-            return float(row.sums[self.index])
+        """Return Σwg of a part in one backward pass."""
+        assert self.part is not None
         units = row.units.get((self.index, self.part.dim))
         return 0.0 if units is None else float(self._of_part(units.scale).sum())
 
@@ -108,8 +107,9 @@ class _Passes:
         self._probe, self._members, self._per_unit = probe, members, per_unit
         weights = sum(probe.parameters[k].numel() for k in members)
         # several gradients of activations live at once
-        values = max(weights, 4 * probe.largest_result) * _BATCHED_COTANGENTS
-        self._batched, self._checked = values <= _BATCHED_VALUES, False
+        room = _BATCHED_VALUES // max(weights, 4 * probe.largest_result, 1)
+        self._batched, self._checked = room >= _LEAST_BATCHED, False
+        self._most_batched = min(room, _MOST_BATCHED)
         if self._batched:
             probe.widen()
             check.forget()
@@ -117,8 +117,8 @@ class _Passes:
     @property
     def most(self) -> int:
         """The number of cotangents at one point that pay off."""
-        many = self._batched and len(self._members) > 4 * _BATCHED_COTANGENTS
-        return _BATCHED_COTANGENTS if many else _COTANGENTS
+        many = self._batched and len(self._members) > 4 * _LEAST_BATCHED
+        return min(self._most_batched, len(self._members) // 4) if many else _COTANGENTS
 
     def rows(self, seed: int, cotangents: int) -> list[ScaleGradients]:
         """Return the sums of so many cotangents at the point with the number ``seed``."""
@@ -232,16 +232,30 @@ def find_joint(
         (result.groups, groups),
     ):
         symmetries += [_by_name(e, columns, result.parts, probe.names) for e in exponent_vectors]
-    result.joint_residuals = [_residual(e, columns, passes.real) for e in confirmed]
-    result.group_residuals = [_residual(e, columns, passes.real) for e in groups]
+    result.joint_residuals = _residuals(confirmed, columns, passes.real)
+    result.group_residuals = _residuals(groups, columns, passes.real)
 
 
-def _residual(exponents: Integers, columns: Sequence[_Column], rows: Sequence[ScaleGradients]) -> float:
-    """Return |Σ e·Σwg| / √Σ e²·Σ(wg)² over the members of a symmetry."""
-    sums = np.array([[column.sum_of(row) for column in columns] for row in rows])
-    squares = np.array([[column.squares_of(row) for column in columns] for row in rows if row.has_squares])
-    size = float(np.mean(squares @ exponents**2))
-    return float(np.mean((sums @ exponents) ** 2) / size) ** 0.5 if size else float("nan")
+def _residuals(
+    symmetries: Sequence[Integers], columns: Sequence[_Column], rows: Sequence[ScaleGradients]
+) -> list[float]:
+    """Return |Σ e·Σwg| / √Σ e²·Σ(wg)² over the members of each symmetry."""
+    sums = _sums(columns, rows)
+    squares = np.mean([[c.squares_of(row) for c in columns] for row in rows if row.has_squares], axis=0)
+    sizes = [float(squares @ e**2) for e in symmetries]
+    return [
+        float(np.mean((sums @ e) ** 2) / size) ** 0.5 if size else float("nan")
+        for e, size in zip(symmetries, sizes, strict=True)
+    ]
+
+
+def _sums(columns: Sequence[_Column], rows: Sequence[ScaleGradients]) -> Array:
+    """Return Σwg, passes × columns."""
+    sums = np.stack([row.sums for row in rows])[:, [column.index for column in columns]]
+    for place, column in enumerate(columns):
+        if column.part is not None:
+            sums[:, place] = [column.sum_of(row) for row in rows]
+    return sums
 
 
 def _recorded_places(members: Sequence[int], shapes: Sequence[torch.Size]) -> list[tuple[int, int]]:
@@ -307,9 +321,10 @@ def _matrix_of_full_rank(
         # with and without random draws in turn
         draws = probe.fixes_draws and seed // cotangents % 2
         probe.mode = ProbeMode(keep_branches=not draws, balanced=balanced)
-        for row in more.rows(seed, cotangents):
+        rows = more.rows(seed, cotangents)
+        for row in rows:
             record.add(row)
-        matrix = np.stack([column.values(record) for column in columns], axis=1)
+        matrix = np.concatenate([matrix, _sums(columns, rows)])
         report("joint symmetries", len(record.wholes), len(columns) + _WITHOUT_GROWTH)
 
 

@@ -75,6 +75,10 @@ class StandIns:
         self._dtype = dtype
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
         self._snapshot = [(m, dict(m.__dict__)) for m in model.modules()]
+        self._with_tensors = [
+            {key: value for key, value in attributes.items() if _may_hold_tensors(value)}
+            for _, attributes in self._snapshot
+        ]
         self._containers = _containers([attributes for _, attributes in self._snapshot])
         self._flags = [m.training for m, _ in self._snapshot]
         self._installed = True
@@ -93,11 +97,12 @@ class StandIns:
         self._installed = True
         self.narrow.forget()
         clones: dict[int, Tensor] = {}
-        for (module, attributes), training in zip(self._snapshot, self._flags, strict=True):
+        for (module, attributes), with_tensors, training in zip(
+            self._snapshot, self._with_tensors, self._flags, strict=True
+        ):
             module.__dict__["training"] = training
-            for key, value in attributes.items():
-                if isinstance(value, (Tensor, tuple)):
-                    module.__dict__[key] = self._replaced(value, clones)
+            for key, value in with_tensors.items():
+                module.__dict__[key] = self._replaced(value, clones)
             if self.narrow:
                 replaced = {name: self._replaced(p, clones) for name, p in attributes["_parameters"].items()}
                 self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
@@ -107,7 +112,7 @@ class StandIns:
                 module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
         narrow_parameters = {id(a["_parameters"]) for _, a in self._snapshot} if self.narrow else set()
         for container in self._containers:
-            if container.is_plain and id(container.object) not in narrow_parameters:
+            if container.takes_stand_ins and id(container.object) not in narrow_parameters:
                 container.replace(lambda item: self._replaced(item, clones))
 
     def _install_narrow(self, module: nn.Module, parameters: _NarrowParameters) -> None:
@@ -174,7 +179,8 @@ class _Container:
         self._base: Any = next(base for base in self.BASES if isinstance(container, base))
         self._is_dict = issubclass(self._base, dict)
         self.contents = self._read()
-        self.is_plain = type(container) is self._base and self._base is not set
+        is_plain = type(container) is self._base and self._base is not set
+        self.takes_stand_ins = is_plain and any(map(_may_hold_tensors, self.contents))
 
     def _read(self) -> list[Any]:
         """Return the values, after the keys if there are any."""
@@ -209,6 +215,10 @@ class _Container:
             set.update(self.object, self.contents)
         else:
             self._base.extend(self.object, self.contents)
+
+
+def _may_hold_tensors(value: Any) -> bool:
+    return isinstance(value, (Tensor, tuple))
 
 
 def _all_identical(items: Sequence[Any], others: Sequence[Any]) -> bool:
