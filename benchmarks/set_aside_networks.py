@@ -206,7 +206,7 @@ def _timm(name: str, size: int = _TIMM_IMAGE, **settings: Any) -> None:
 _timm("levit_128s", 224)
 _timm("repvgg_a0")
 _timm("ghostnet_050")
-_timm("test_vit3")
+_timm("test_vit3", 160)
 _timm("test_byobnet")
 _timm("test_efficientnet_gn")
 _timm("test_nfnet")

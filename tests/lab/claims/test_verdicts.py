@@ -7,10 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.lab.claims.made_up_runs import BUDGET, Summary, finished, not_finite, outcome, rule_name
+from tests.lab.claims.made_up_runs import (
+    BUDGET,
+    MadeUpRuns,
+    Summary,
+    finished,
+    not_finite,
+    outcome,
+    rule_name,
+)
 
 import normwise as nw
 from normwise.lab.claims import all_claims
+from normwise.lab.claims.budget import Budget
 from normwise.lab.claims.claim import Claim
 from normwise.lab.claims.coefficient import Coefficient
 from normwise.lab.claims.constant_regularizer import ConstantRegularizer
@@ -322,3 +331,10 @@ def test_a_run_of_the_language_model_that_did_not_finish_is_noted() -> None:
     assert any("ended at step 3 (not finite): the training loss was nan" in n for n in found.exhibits.notes)
     behind = found.statistics["scale"]["stream"]["L2 − AWS"]
     assert behind.mean == pytest.approx(GUESSING_LOSS - 2.0, abs=0.01)
+
+
+@pytest.mark.parametrize("claim", [UnderFitting, Initialization, Coefficient, Shrink, Migration, NoTuning])
+def test_a_claim_can_be_shown_with_the_cells_of_the_full_budget(claim: type[Claim]) -> None:
+    full = claim(Budget.of("full", "fashion-mnist", ""))
+    found = full.outcome(MadeUpRuns(lambda run: finished(0.8, run) | {"validation_loss": 1.0}))
+    assert found.exhibits.plots

@@ -320,7 +320,7 @@ class NoTuning(Claim):
             title = f"{what}, and the other arms minus the {TUNED}: {setup}"
             tables.append(Table(title, columns, rows))
             plots.append(_plot(setup, score, measured.statistics[setup]))
-            if self.budget.full:
+            if self.budget.full and len(by_cell) == len(self._cells):
                 for arm in (STARTED, CENTRED, AS_IS):
                     maps.append(_map(f"{arm}, minus the L2 tuned in the cell: {setup}", score, means[arm]))
         if ablation := measured.statistics.get("ablation of the strength"):
