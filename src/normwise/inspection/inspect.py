@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from normwise.inspection import batches as batch_sources
@@ -133,8 +135,9 @@ def _planned_narrow(
             left = sum(p.numel() for p in empty.parameters())
             if left > min(size // 4, _NARROW) or not narrowing.same_parameters(wide, empty):
                 continue
-            narrow = copy.model()
-            result = planned(narrow, models.batch_for(narrow, config)).apply_to(wide, widened=True)
+            with _one_thread():
+                narrow = copy.model()
+                result = planned(narrow, models.batch_for(narrow, config)).apply_to(wide, widened=True)
         except ValueError as error:
             refusal = f": {error}"
             continue
@@ -146,6 +149,17 @@ def _planned_narrow(
         )
     model = configured.model()
     return planned(model, models.batch_for(model, configured.config)), {}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the operations of a narrow copy are too small to be shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _with_options(message: str) -> str:
