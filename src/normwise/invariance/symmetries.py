@@ -316,6 +316,7 @@ def nonnegative_least_squares(a: Array, b: Array) -> tuple[Array, float]:
         >>> nonnegative_least_squares(np.array([[1.0, -1.0], [0.0, 1.0]]), np.array([1.0, -2.0]))
         (array([1., 0.]), 2.0)
     """
+    gram = a.T @ a
     x = np.zeros(a.shape[1])
     passive = np.zeros(a.shape[1], dtype=bool)
     barred = np.zeros(a.shape[1], dtype=bool)
@@ -329,7 +330,7 @@ def nonnegative_least_squares(a: Array, b: Array) -> tuple[Array, float]:
         passive[entering] = True
         while passive.any():
             solution = np.zeros_like(x)
-            solution[passive] = np.linalg.lstsq(a[:, passive], b, rcond=None)[0]
+            solution[passive] = _least_squares(a[:, passive], b, gram[np.ix_(passive, passive)])
             blocked = passive & (solution <= _ZERO)
             if not blocked.any():
                 x = solution
@@ -346,3 +347,12 @@ def nonnegative_least_squares(a: Array, b: Array) -> tuple[Array, float]:
             passive &= x > _ZERO
             x[~passive] = 0.0
     return x, float(np.linalg.norm(a @ x - b))
+
+
+def _least_squares(a: Array, b: Array, gram: Array) -> Array:
+    """Return the x that minimises ‖a·x − b‖, by the normal equations and a step of iterative refinement."""
+    try:
+        x = np.linalg.solve(gram, a.T @ b)
+        return np.asarray(x + np.linalg.solve(gram, a.T @ (b - a @ x)))
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0])

@@ -88,6 +88,15 @@ _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
+_CHANGED = {
+    *_DROPOUTS,
+    *_DROPOUT_ARGUMENT,
+    *_EPS_ARGUMENT,
+    *_ADDITIONS,
+    *_DRAWS,
+    *_CASTS,
+    *_COMPLEX_CASTS,
+}
 
 
 class TorchOverrides(TorchFunctionMode):
@@ -144,6 +153,8 @@ class TorchOverrides(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
+        if func not in _CHANGED and not self._of_draws and not _names_a_type(args, named):
+            return self._sized(func(*args, **named))  # most calls
         if func in _DROPOUTS:
             return args[0] if args else named["input"]
         if func in _CASTS:
@@ -159,9 +170,7 @@ class TorchOverrides(TorchFunctionMode):
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
-        result = func(*args, **named)
-        if isinstance(result, Tensor):
-            self.largest_result = max(self.largest_result, result.numel())
+        result = self._sized(func(*args, **named))
         if func in _DRAWS and isinstance(result, Tensor):
             is_single = result.numel() == 1
             if self.keep_branches or (is_single and self.keep_layers):
@@ -173,6 +182,11 @@ class TorchOverrides(TorchFunctionMode):
             self.branches_on_draws = self.branches_on_draws or func in _TRUTH
             if isinstance(result, Tensor) and result.numel() == 1:
                 self._of_draws[id(result)] = result
+        return result
+
+    def _sized(self, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            self.largest_result = max(self.largest_result, result.numel())
         return result
 
     def _one_type(self, argument: Any) -> Any:
@@ -220,6 +234,10 @@ def _fix_draw(func: Callable[..., Any], result: Any, args: tuple[Any, ...], name
         else:
             return False
     return True
+
+
+def _names_a_type(args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    return torch.dtype in map(type, args) or torch.dtype in map(type, named.values())
 
 
 def _has_gradient(args: tuple[Any, ...]) -> bool:
