@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.unseen_networks import Network, call, logits
+from benchmarks.unseen_networks import Network, call, logits, token_ids, transformers_model
 from torch import nn
 
 __all__ = ["SET_ASIDE"]
@@ -35,17 +35,10 @@ def _diffusers(name: str, batch: Callable[[], dict[str, Any]], **settings: Any) 
     SET_ASIDE[f"diffusers {name}"] = Network(build, lambda: [batch() for _ in range(2)], _sample)
 
 
-def _noisy(channels: int, size: int, **more: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+def _noisy(name: str, channels: int, size: int, **more: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+    """Return what makes a batch: noisy images as the argument ``name``, times, and other arguments."""
     return lambda: {
-        "sample": torch.randn(2, channels, size, size),
-        "timestep": torch.rand(2) * 999,
-        **{key: make() for key, make in more.items()},
-    }
-
-
-def _latents(channels: int, size: int, **more: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
-    return lambda: {
-        "hidden_states": torch.randn(2, channels, size, size),
+        name: torch.randn(2, channels, size, size),
         "timestep": torch.rand(2) * 999,
         **{key: make() for key, make in more.items()},
     }
@@ -58,7 +51,7 @@ def _words(width: int) -> Callable[[], Any]:
 _BLOCKS: dict[str, Any] = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
 _diffusers(
     "UNet2DModel",
-    _noisy(3, 16),
+    _noisy("sample", 3, 16),
     sample_size=16,
     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -67,7 +60,7 @@ _diffusers(
 )
 _diffusers(
     "UNet2DConditionModel",
-    _noisy(4, 8, encoder_hidden_states=_words(24)),
+    _noisy("sample", 4, 8, encoder_hidden_states=_words(24)),
     sample_size=8,
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -85,7 +78,7 @@ _diffusers(
 )
 _diffusers(
     "DiTTransformer2DModel",
-    _latents(4, 8, class_labels=lambda: torch.randint(0, 10, (2,))),
+    _noisy("hidden_states", 4, 8, class_labels=lambda: torch.randint(0, 10, (2,))),
     num_attention_heads=2,
     attention_head_dim=8,
     in_channels=4,
@@ -96,7 +89,9 @@ _diffusers(
 )
 _diffusers(
     "SD3Transformer2DModel",
-    _latents(4, 8, encoder_hidden_states=_words(24), pooled_projections=lambda: torch.randn(2, 20)),
+    _noisy(
+        "hidden_states", 4, 8, encoder_hidden_states=_words(24), pooled_projections=lambda: torch.randn(2, 20)
+    ),
     sample_size=8,
     patch_size=2,
     in_channels=4,
@@ -131,7 +126,7 @@ _diffusers(
 )
 _diffusers(
     "PixArtTransformer2DModel",
-    _latents(4, 8, encoder_hidden_states=_words(24)),
+    _noisy("hidden_states", 4, 8, encoder_hidden_states=_words(24)),
     num_attention_heads=2,
     attention_head_dim=8,
     in_channels=4,
@@ -148,18 +143,14 @@ _diffusers(
 # ---------------------------------------------------------------- PEFT: adapters on a frozen base
 
 
-def _small_language_model() -> nn.Module:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 61, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
-    return model
-
-
-def _words_ids() -> list[Any]:
-    return [torch.randint(3, 60, (3, 8)) for _ in range(2)]
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "vocab_size": 61,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def _keyword_logits(model: nn.Module, batch: Any) -> Any:
@@ -170,11 +161,11 @@ def _peft(name: str, config: str, **settings: Any) -> None:
     def build() -> nn.Module:
         import peft
 
-        settings.setdefault("task_type", "CAUSAL_LM")
-        model: nn.Module = peft.get_peft_model(_small_language_model(), getattr(peft, config)(**settings))
+        adapter = getattr(peft, config)(task_type="CAUSAL_LM", **settings)
+        model: nn.Module = peft.get_peft_model(transformers_model("LlamaForCausalLM", _LLAMA), adapter)
         return model
 
-    SET_ASIDE[f"PEFT {name}"] = Network(build, _words_ids, _keyword_logits)
+    SET_ASIDE[f"PEFT {name}"] = Network(build, token_ids, _keyword_logits)
 
 
 _TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -189,14 +180,12 @@ _peft("prompt tuning", "PromptTuningConfig", num_virtual_tokens=3)
 
 # ---------------------------------------------------------------- timm: images
 
-_TIMM_IMAGE = 64
 
-
-def _timm(name: str, size: int = _TIMM_IMAGE, **settings: Any) -> None:
+def _timm(name: str, size: int = 64) -> None:
     def build() -> nn.Module:
         import timm  # type: ignore[import-not-found]
 
-        return timm.create_model(name, num_classes=10, **settings)  # type: ignore[no-any-return]
+        return timm.create_model(name, num_classes=10)  # type: ignore[no-any-return]
 
     SET_ASIDE[f"timm {name}"] = Network(
         build, lambda: [torch.randn(2, 3, size, size) for _ in range(2)], call
@@ -211,38 +200,18 @@ _timm("test_byobnet")
 _timm("test_efficientnet_gn")
 _timm("test_nfnet")
 _timm("test_resnet")
-_timm("xcit_nano_12_p16_224", 64)
+_timm("xcit_nano_12_p16_224")
 _timm("mobilenetv4_conv_small_050")
 
 
 # ---------------------------------------------------------------- transformers: what the other list has not
 
 
-def _transformers(model: str, make: Callable[[], list[Any]] = _words_ids, **settings: Any) -> None:
-    def build() -> nn.Module:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        cls = getattr(transformers, model)
-        net: Any = cls(cls.config_class(**settings))
-        if hasattr(net, "set_experts_implementation"):
-            net.set_experts_implementation("eager")
-        return net  # type: ignore[no-any-return]
-
-    SET_ASIDE[model] = Network(build, make, logits)
+def _transformers(model: str, **settings: Any) -> None:
+    SET_ASIDE[model] = Network(lambda: transformers_model(model, settings), token_ids, logits)
 
 
-_TEXT: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_TEXT: dict[str, Any] = {**_LLAMA, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _transformers("SeedOssForCausalLM", **_TEXT, head_dim=8)
 _transformers("HunYuanDenseV1ForCausalLM", **_TEXT, head_dim=8)
 _transformers("Lfm2ForCausalLM", **_TEXT, layer_types=["conv", "full_attention"])

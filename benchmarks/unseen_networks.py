@@ -94,7 +94,8 @@ _SMALL = {
 }
 
 
-def _config(model: str, settings: dict[str, Any]) -> Any:
+def _small(model: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, and small sizes for what they leave open."""
     import transformers
 
     cls = getattr(transformers, model).config_class
@@ -103,23 +104,26 @@ def _config(model: str, settings: dict[str, Any]) -> Any:
     mapped = set(getattr(cls, "attribute_map", {}))
     small = {k: v for k, v in small.items() if k not in mapped or k in known}
     small = {k: v for k, v in small.items() if not isinstance(known.get(k), list)}
-    return cls(**(small | settings))
+    return small | settings
+
+
+def transformers_model(model: str, settings: dict[str, Any]) -> nn.Module:
+    """Return a model of transformers with these settings, whose experts run in float64."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    cls = getattr(transformers, model)
+    net: Any = cls(cls.config_class(**settings))
+    if hasattr(net, "set_experts_implementation"):
+        net.set_experts_implementation("eager")
+    return net  # type: ignore[no-any-return]
 
 
 def _build(model: str, settings: dict[str, Any]) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        net: Any = getattr(transformers, model)(_config(model, settings))
-        if hasattr(net, "set_experts_implementation"):
-            net.set_experts_implementation("eager")
-        return net  # type: ignore[no-any-return]
-
-    return build
+    return lambda: transformers_model(model, _small(model, settings))
 
 
-def _ids() -> list[Any]:
+def token_ids() -> list[Any]:
     return [torch.randint(3, 60, (3, 8)) for _ in range(2)]
 
 
@@ -140,7 +144,7 @@ def translated(model: nn.Module, batch: Any) -> Any:
 
 
 def text(model: str, forward: Forward = logits, **settings: Any) -> None:
-    NETWORKS[model] = Network(_build(model, settings), _ids, forward)
+    NETWORKS[model] = Network(_build(model, settings), token_ids, forward)
 
 
 def image(model: str, size: int = 32, forward: Forward = logits, **settings: Any) -> None:

@@ -512,13 +512,15 @@ def _progress() -> Iterator[Progress]:
 
     left_now = _Smoothed()
 
-    class Left(ProgressColumn):
-        """What is done and left, which falls while a run of hours is in progress."""
+    class DoneAndLeft(ProgressColumn):
+        """The runs that are done and the time left, which falls while a run of hours is in progress."""
 
         def render(self, task: Task) -> Text:
             return Text(f"{task.completed:.0f}/{task.total or 0:.0f}, {_duration(left_now())} left")
 
-    with Bar(TextColumn("runs"), BarColumn(), Left(), console=Console(stderr=True), transient=True) as bar:
+    with Bar(
+        TextColumn("runs"), BarColumn(), DoneAndLeft(), console=Console(stderr=True), transient=True
+    ) as bar:
         task = bar.add_task("runs", total=None, visible=False)
 
         def show(done: int, total: int, left: float) -> None:
@@ -543,8 +545,8 @@ def _lines(every: float = 20.0, silence: float = 600.0) -> Iterator[Progress]:
         said = f"{done} of {total} runs" if done < total else ""
         if done == 0:
             last = now
-            time_left = f"{total} runs to do, {_duration(left_now())} left"
-            _say(time_left if total else "all runs are done already")
+            to_do = f"{total} runs to do, {_duration(left_now())} left"
+            _say(to_do if total else "all runs are done already")
         elif now - last >= every or done == total:
             last = now
             _say(f"{done} of {total} runs, {_duration(left_now())} left")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from normwise.inspection import inspect as module
+from normwise.inspection import models
 from normwise.inspection.html_page import write_page
 from normwise.inspection.inspect import inspect
 from normwise.inspection.narrowing import differences, narrowed
@@ -76,6 +77,33 @@ def test_the_plan_of_a_large_model_is_that_of_its_narrow_copy(
     monkeypatch.setattr(module, "_LARGE", 0)
     with pytest.raises(ValueError, match="no narrow copy could be planned instead"):
         inspect(None, transformers=str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_does_not_depend_on_how_experts_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "mixtral", "num_hidden_layers": 1}', encoding="utf-8")
+    used, plans, threads = [], [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    real = models.batch_for
+
+    def batch_for(model: Any, config: Any) -> Any:
+        used.append(model.config._experts_implementation)
+        return real(model, config)
+
+    monkeypatch.setattr(models, "batch_for", batch_for)
+    try:
+        for few in (0, 8):
+            monkeypatch.setattr(models, "_FEW_EXPERTS", few)
+            plans.append(inspect(None, transformers=str(path)).plan)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert used == ["batched_mm", "eager"]
+    assert plans[0].verdicts == plans[1].verdicts
+    assert plans[0].symmetries == plans[1].symmetries
 
 
 def test_batches_hold_no_padding() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from tests.invariance.networks import tokens
 from torch import Tensor, nn
 
 import normwise as nw
-from normwise.invariance import parameter_of
+from normwise.invariance import joint, parameter_of
+from normwise.invariance.parts import Part, UnitRecord
+from normwise.invariance.scale_gradients import ScaleGradients, UnitSums
 
 D, HEADS, SIZE = 8, 2, 4
 
@@ -409,3 +412,22 @@ def test_gpt2_of_four_layers(tied: bool, count: int) -> None:
     assert inv.parts[f"{name}.weight"] == [f"{name}.weight[:, {a}:{a + 16}]" for a in (0, 16, 32)]
     pair = {f"{name}.weight[:, 0:16]": 1, f"{name}.bias[0:16]": 1, f"{name}.weight[:, 16:32]": -1}
     assert pair in inv.joint
+
+
+def test_sums_of_columns_are_those_of_the_record_and_residuals_those_of_their_definition() -> None:
+    rng = np.random.default_rng(0)
+    rows, record = [], UnitRecord([(1, 0)])
+    for _ in range(3):
+        units = UnitSums(rng.normal(size=6), rng.random(6))
+        row = ScaleGradients(np.array([rng.normal(), units.scale.sum()]), rng.random(2), np.ones(2, bool))
+        row.units[1, 0] = units
+        rows.append(row)
+        record.add(row)
+    columns = [joint._Column(0), joint._Column(1, Part(1, 0, 0, 1, 3, 6)), joint._Column(1)]
+    sums = joint._sums(columns, rows)
+    assert np.allclose(sums, np.stack([c.values(record) for c in columns], axis=1), rtol=1e-14)
+    assert sums[0, 1] == pytest.approx(rows[0].units[1, 0].scale[[0, 3]].sum())
+    exponents = np.array([1, -2, 3])
+    squares = np.array([[c.squares_of(row) for c in columns] for row in rows])
+    expected = np.sqrt(np.mean((sums @ exponents) ** 2) / np.mean(squares @ exponents**2))
+    assert joint._residuals([exponents], columns, rows) == [pytest.approx(expected)]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 
-from normwise.invariance.symmetries import integer_basis, jointly_invariant_groups, null_space
+from normwise.invariance.symmetries import (
+    integer_basis,
+    jointly_invariant_groups,
+    nonnegative_least_squares,
+    null_space,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,3 +62,16 @@ def test_an_irrational_symmetry_does_not_hide_integer_ones() -> None:
     assert len(basis) == 5
     for exponents in basis:
         assert sorted(exponents[exponents != 0]) == [-1, 1]
+
+
+def test_nonnegative_least_squares_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, count = (int(size) for size in rng.integers(1, 9, size=2))
+        a, b = rng.normal(size=(rows, count)), rng.normal(size=rows)
+        if count > 2:
+            a[:, 0] = a[:, 1]  # not unique then, but the minimum is
+        x, error = nonnegative_least_squares(a, b)
+        assert (x >= 0).all()
+        assert error == np.linalg.norm(a @ x - b)
+        assert abs(error - nnls(a, b)[1]) < 1e-9

@@ -88,6 +88,7 @@ _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
+# Functions whose arguments or results may be changed.
 _CHANGED = {
     *_DROPOUTS,
     *_DROPOUT_ARGUMENT,
@@ -154,7 +155,7 @@ class TorchOverrides(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         if func not in _CHANGED and not self._of_draws and not _names_a_type(args, named):
-            return self._sized(func(*args, **named))  # most calls
+            return self._noting_size(func(*args, **named))  # most calls
         if func in _DROPOUTS:
             return args[0] if args else named["input"]
         if func in _CASTS:
@@ -170,7 +171,7 @@ class TorchOverrides(TorchFunctionMode):
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
-        result = self._sized(func(*args, **named))
+        result = self._noting_size(func(*args, **named))
         if func in _DRAWS and isinstance(result, Tensor):
             is_single = result.numel() == 1
             if self.keep_branches or (is_single and self.keep_layers):
@@ -184,7 +185,7 @@ class TorchOverrides(TorchFunctionMode):
                 self._of_draws[id(result)] = result
         return result
 
-    def _sized(self, result: Any) -> Any:
+    def _noting_size(self, result: Any) -> Any:
         if isinstance(result, Tensor):
             self.largest_result = max(self.largest_result, result.numel())
         return result
