@@ -15,6 +15,7 @@ from normwise.planning.optimizer_probe import (
     once_per_recipe,
     step_grows_with_gradient,
 )
+from normwise.planning.stepping import Stepping, stepping_of
 
 # optimizer, its settings, whether its steps grow with the gradient, how it decays
 KINDS: list[tuple[Any, dict[str, Any], bool | None, str | None]] = [
@@ -58,6 +59,20 @@ def test_kinds_of_a_library_of_optimizers(name: str, coupling: str) -> None:
     optimizer = getattr(library, name)([torch.nn.Parameter(torch.ones(3, 4))], weight_decay=0.1)
     assert step_grows_with_gradient(optimizer) is False
     assert decay_coupling(optimizer) == coupling
+
+
+def test_schedule_free_optimizers_which_refuse_a_step_before_train_are_measured() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    library = pytest.importorskip("pytorch_optimizer")
+    for ours, other, grows in (
+        (schedulefree.AdamWScheduleFree, library.ScheduleFreeAdamW, False),
+        (schedulefree.SGDScheduleFree, library.ScheduleFreeSGD, True),
+    ):
+        optimizers = [make([torch.nn.Parameter(torch.ones(3, 4))], lr=0.1) for make in (ours, other)]
+        found = [stepping_of(optimizer) for optimizer in optimizers]
+        assert [step_grows_with_gradient(optimizer) for optimizer in optimizers] == [grows, grows]
+        one, two = (s.per_element for s in found if isinstance(s, Stepping))
+        assert one == pytest.approx(two, rel=0.05)
 
 
 def test_the_settings_are_those_of_the_group() -> None:

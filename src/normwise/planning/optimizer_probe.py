@@ -80,6 +80,8 @@ class Recipe:
             with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
                 probe = self.kind([weight], **settings)
+                if callable(switch := getattr(probe, "train", None)):  # schedule-free: needed before a step
+                    switch()
                 for number in range(steps):
                     step(probe, weight, number)
         except Exception:  # any class, any error: it cannot be measured
