@@ -20,24 +20,48 @@ from torch.optim import Optimizer
 
 import normwise as nw
 
-PACKAGES = ("torch.optim", "pytorch_optimizer", "schedulefree", "heavyball")
+PACKAGES = (
+    "torch.optim",
+    "pytorch_optimizer",
+    "schedulefree",
+    "heavyball",
+    "torchao.optim",
+    "bitsandbytes.optim",
+)
 # They cannot take part: what they need beside a list of parameters and their gradients.
 NEEDS = {
     "A2Grad": "no learning rate",
     "AdaHessian": "a graph of the gradients",
     "AdaLOMO": "a model",
     "AdamMini": "a model",
+    "AdEMAMix32bit": "a GPU: on a CPU its own step fails",
     "AliG": "a closure",
+    "CPUOffloadOptimizer": "a GPU",
     "DeMo": "another package",
     "DistributedMuon": "a process group",
     "GaLore": "gradients that are not zero",
     "Gravity": "steps without a gradient that are the same each time: its momentum begins at random",
+    "HeavyKLShampoo": "a GPU: what torch compiles of its step fails on a CPU",
+    "HeavyKLSOAP": "a GPU: what torch compiles of its step fails on a CPU",
+    "KLShampoo": "a GPU: what torch compiles of its step fails on a CPU",
+    "KLSOAP": "a GPU: what torch compiles of its step fails on a CPU",
+    "LATHER": "gradients that are not zero",
     "LBFGS": "a closure",
     "LOMO": "a model",
+    "PagedAdEMAMix32bit": "a GPU: on a CPU its own step fails",
+    "PSGDBase": "a subclass",
+    "PSGDKron": "gradients that are not zero",
+    "PSGDLRA": "gradients that are not zero",
+    "PSGDPRO": "gradients that are not zero",
+    "PytorchLARS": "gradients that are not zero",
+    "QSGD": "gradients that are not zero",
     "Ranger21": "the number of steps",  # tested in test_other_optimizers.py
     "SafeFP16Optimizer": "a copy of its own in float32, which is not the parameter",
+    "SAMWrapper": "a closure",
+    "SOAPBase": "a subclass",
     "SophiaH": "a graph of the gradients",
     "SparseAdam": "sparse gradients",
+    "SplitOpt": "specifications of other optimizers",
     "SPlus": "a look at the weights that it steps: for evaluation it shows an average of earlier ones",
 }
 UNDECAYED = {"weight_decay": 0.0}
@@ -45,7 +69,7 @@ UNDECAYED = {"weight_decay": 0.0}
 
 def _classes() -> Iterator[Any]:
     for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
+        if importlib.util.find_spec(package.partition(".")[0]) is None:
             continue
         marks = [pytest.mark.thorough] if package == "heavyball" else []  # it compiles each step
         with warnings.catch_warnings():
@@ -60,7 +84,8 @@ def _classes() -> Iterator[Any]:
 
 def _optimizer(kind: Any, weight: nn.Parameter) -> Optimizer:
     wrapped = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0)
-    for settings in ({"lr": 0.01, **UNDECAYED}, {"lr": 0.01}, {}):
+    with_momentum = {"lr": 0.01, "momentum": 0.9, **UNDECAYED}
+    for settings in ({"lr": 0.01, **UNDECAYED}, {"lr": 0.01}, {}, with_momentum):
         for params in ([weight], [{"params": [weight], "use_muon": True}], wrapped):
             try:
                 optimizer: Optimizer = kind(params, **settings)
