@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ _DECADES = 1.5  # gradients in one group are at most so many decades apart, so t
 
 
 def false_gradients(
-    probe: Probe, points: Sequence[tuple[int, Sequence[ScaleGradients]]], candidates: Sequence[int]
+    probe: Probe,
+    points: Sequence[tuple[int, Sequence[ScaleGradients]]],
+    candidates: Sequence[int],
+    outputs_at: Callable[[int], list[Tensor]],
 ) -> list[int]:
     """Return the parameters whose Σwg differs from v·∂f(αw)/∂α at every point, by central differences.
 
@@ -31,26 +34,28 @@ def false_gradients(
         probe: The probe, in float64.
         points: (number of the point, its backward passes with shrunk eps), in the default mode.
         candidates: The parameters to check.
+        outputs_at: Moves the probe to a point, and returns the outputs there.
     """
     suspects = list(candidates)
     for seed, rows in points:
         if not suspects:
             break
-        suspects = _Differences(probe, seed, rows).disagreeing(suspects)
+        suspects = _Differences(probe, seed, rows, outputs_at(seed)).disagreeing(suspects)
     return suspects
 
 
 class _Differences:
-    """Central differences of v·f at one point, for the cotangents of its backward passes."""
+    """Central differences of v·f at the point of the probe, for the cotangents of its backward passes."""
 
-    def __init__(self, probe: Probe, seed: int, rows: Sequence[ScaleGradients]) -> None:
+    def __init__(
+        self, probe: Probe, seed: int, rows: Sequence[ScaleGradients], outputs: list[Tensor]
+    ) -> None:
         self._probe = probe
         self._sums = np.stack([row.sums for row in rows])
         squares = np.mean([row.squares for row in rows if row.has_squares], axis=0)
         self._sizes = np.sqrt((self._sums**2).sum(0) + len(rows) * squares)
         self._signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=len(probe.parameters))
-        probe.move_to(seed)
-        self._cotangents = cotangents_at(self._outputs(), seed, len(rows))
+        self._cotangents = cotangents_at(outputs, seed, len(rows))
 
     def disagreeing(self, candidates: Sequence[int]) -> list[int]:
         """Return the candidates whose sums are not those of the differences, by bisection."""
@@ -90,7 +95,8 @@ class _Differences:
             with torch.no_grad():
                 for k, sign in zip(together, signs, strict=True):
                     self._probe.parameters[k].mul_(1.0 + float(sign) * _STEP)
-            outputs = self._outputs()
+                outputs = self._probe.outputs(gradients=False)
+            self._probe.release()
         finally:
             for k in together:
                 self._probe.reset(k)
@@ -105,9 +111,3 @@ class _Differences:
                 for vectors in self._cotangents
             ]
         )
-
-    def _outputs(self) -> list[Tensor]:
-        with torch.no_grad():
-            outputs = self._probe.outputs(gradients=False)
-        self._probe.release()
-        return outputs

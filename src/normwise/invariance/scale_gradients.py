@@ -8,7 +8,7 @@ Each gradient is reduced to these sums as soon as it arrives, and then freed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +82,8 @@ def scale_gradients(
     moved: Sequence[int] | None = None,
     shifts: bool = False,
     squares: int | None = None,
+    only: set[int] | None = None,
+    keep_outputs: Callable[[list[Tensor]], None] | None = None,
 ) -> Iterator[ScaleGradients]:
     """Yield the scale gradients of ``cotangents`` backward passes, which share one forward pass.
 
@@ -97,6 +99,8 @@ def scale_gradients(
         shifts: Whether Σg and Σg² of units are summed too, where Σ(wg)² are.
         squares: The number of passes, the first ones, in which Σ(wg)² are summed; in the others most linear
             layers need no gradient of their weight. Default: all passes.
+        only: The parameters whose gradients are summed. Default: all.
+        keep_outputs: Receives the outputs of the forward pass.
 
     Raises:
         NonFiniteOutputsError: If outputs or gradients are NaN.
@@ -106,9 +110,12 @@ def scale_gradients(
     else:
         probe.vary(seed, moved)
     squares = cotangents if squares is None else squares
-    reducer = _GradientReducer(probe, per_unit or set(), sums_suffice=squares < cotangents)
+    ignored = set() if only is None else set(range(len(probe.parameters))) - only
+    reducer = _GradientReducer(probe, per_unit or set(), ignored, sums_suffice=squares < cotangents)
     try:
         outputs = probe.outputs(real_eps=real_eps)
+        if keep_outputs is not None:
+            keep_outputs([tensor.detach().clone() for tensor in outputs])
         if outside is not None:
             outside.update(_used_outside(outputs, probe))
         for number, weights in enumerate(cotangents_at(outputs, seed, cotangents)):
@@ -184,7 +191,7 @@ class _GradientReducer:
     them would keep the allocator from returning the memory of the gradients.
     """
 
-    def __init__(self, probe: Probe, per_unit: set[int], *, sums_suffice: bool) -> None:
+    def __init__(self, probe: Probe, per_unit: set[int], ignored: set[int], *, sums_suffice: bool) -> None:
         self._parameters, self._narrow = probe.parameters, probe.narrow
         self._places: dict[int, list[slice]] = {}
         self._units = 0
@@ -193,6 +200,7 @@ class _GradientReducer:
             for count in probe.parameters[k].shape[:2]:
                 self._places[k].append(slice(self._units, self._units + count))
                 self._units += count
+        self._ignored = self._narrow.ignored = ignored
         self._narrow.on_gradient = self._reduce
         self._narrow.on_sums = self._take_sums if sums_suffice else None
         self._handles = [
@@ -216,6 +224,7 @@ class _GradientReducer:
 
     def close(self) -> None:
         self._narrow.on_gradient = self._narrow.on_sums = None
+        self._narrow.ignored = frozenset()
         for handle in self._handles:
             handle.remove()
         for parameter in self._parameters:
@@ -242,6 +251,8 @@ class _GradientReducer:
 
     def _reduce(self, index: int, gradient: Tensor, rows: slice | Tensor) -> None:
         """Add the sums of a gradient (of some rows), a few rows at a time, so that no product is large."""
+        if index in self._ignored:
+            return
         # The overrides are active in the backward pass, and must not change this arithmetic.
         with torch.no_grad(), torch._C.DisableTorchFunction():
             gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient

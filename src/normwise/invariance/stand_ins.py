@@ -17,7 +17,7 @@ import contextlib
 import operator
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -272,12 +272,14 @@ class NarrowStorage:
         on_sums: Called instead with (parameter, Σwg of each row, Σwg of each column) where these follow from
             activations, without a gradient of the weight; None if gradients are needed. A backward pass can
             use it only if it was there in the forward pass, which then keeps the outputs of layers.
+        ignored: The parameters whose gradients nobody reads, so that linear layers need not compute them.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.on_gradient: Callable[[int, Tensor, Rows], None] | None = None
         self.on_sums: Callable[[int, Tensor, Tensor], None] | None = None
+        self.ignored: Set[int] = frozenset()
         self._stored: dict[int, tuple[int, Tensor]] = {}
         self._by_index: dict[int, Tensor] = {}
         self._latest: dict[tuple[int, bool], weakref.ref[Tensor]] = {}
@@ -487,6 +489,7 @@ class _Product(torch.autograd.Function):
             return None, None, None, None, None, None
         (x,) = ctx.saved_tensors
         of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_weight = of_weight and ctx.index not in ctx.narrow.ignored
         with torch._C.DisableTorchFunction():
             flat = x.reshape(-1, ctx.stored.shape[0 if ctx.transposed else 1])
             gradient = gradient.reshape(len(flat), -1)

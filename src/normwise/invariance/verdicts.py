@@ -443,18 +443,22 @@ def invariant_blocks(sums: Array, squares: Array, threshold: float, silent: floa
     line = direction @ cumulative
     order = np.argsort(line, kind="stable")
     near = 4 * threshold * np.sqrt(cumulative_squares[-1])
-    clusters = np.split(order, np.flatnonzero(np.diff(line[order]) > near) + 1)
+    cluster = np.zeros(count + 1, dtype=np.int64)
+    cluster[order[1:]] = np.cumsum(np.diff(line[order]) > near)
+    # Places in order of their cluster, so that those which may end one range are neighbours.
+    places = np.lexsort((np.arange(count + 1), cluster))
+    begun = np.zeros(len(places), dtype=bool)
     ranges: list[tuple[int, int]] = []
-    for cluster in clusters:
-        places = np.sort(cluster)
-        begun = np.zeros(len(places), dtype=bool)
-        for offset in range(1, min(5, len(places))):
-            a, b = places[:-offset], places[offset:]
-            change = ((cumulative[:, b] - cumulative[:, a]) ** 2).sum(0)
-            of_range = cumulative_squares[b] - cumulative_squares[a]
-            found = ~begun[:-offset] & (change <= threshold**2 * of_range)
-            begun[:-offset] |= found
-            ranges += [(int(i), int(j)) for i, j in zip(a[found], b[found], strict=True)]
+    for offset in range(1, min(5, len(places))):
+        candidates = np.flatnonzero(
+            ~begun[:-offset] & (cluster[places[:-offset]] == cluster[places[offset:]])
+        )
+        a, b = places[candidates], places[candidates + offset]
+        change = ((cumulative[:, b] - cumulative[:, a]) ** 2).sum(0)
+        of_range = cumulative_squares[b] - cumulative_squares[a]
+        found = change <= threshold**2 * of_range
+        begun[candidates[found]] = True
+        ranges += [(int(i), int(j)) for i, j in zip(a[found], b[found], strict=True)]
     taken = np.zeros(count, dtype=bool)
     disjoint = []
     for start, stop in sorted(ranges, key=lambda ends: (ends[1] - ends[0], ends[0])):
