@@ -54,3 +54,20 @@ def test_rescaling_decides_where_the_gradient_is_not_that_of_the_outputs(build: 
     assert inv.evidence["first.weight"].reason.startswith("by rescaling alone")
     assert {"last.weight", "last.bias"} <= inv.not_invariant
     assert inv.joint == []
+
+
+class FaintBranch(nn.Module):
+    """A branch whose effect is real, but whose differences are rounding errors of the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.branch = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(x)) + 3e-12 * self.branch(x).exp()  # type: ignore[no-any-return]
+
+
+def test_rounding_errors_of_the_outputs_do_not_make_a_gradient_false() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(FaintBranch(), [torch.randn(16, 6)], joint=False)
+    assert inv.not_invariant == set(inv.names)

@@ -16,6 +16,7 @@ __all__ = ["false_gradients"]
 _STEP = 2.0**-12  # relative; the values may be stored in float32
 _TOLERANCE = 1e-3  # of the norm of the terms, and of √Σ(wg)², as values are rounded to float32
 _DECADES = 1.5  # gradients in one group are at most so many decades apart, so that each would show
+_RESOLVED = 1e-7  # of the largest: differences of smaller gradients are rounding errors
 
 
 def false_gradients(
@@ -24,11 +25,11 @@ def false_gradients(
     candidates: Sequence[int],
     outputs_at: Callable[[int], list[Tensor]],
 ) -> list[int]:
-    """Return the parameters whose Σwg differs from v·∂f(αw)/∂α at every point, by central differences.
+    """Return the parameters with a Σwg at every point, but v·∂f(αw)/∂α = 0 by central differences.
 
     Parameters whose gradients are about as large move together, each with a random sign; bisection finds
     those that disagree. Rounding, binary weights and hard samples with straight-through estimators have such
-    gradients.
+    gradients. Gradients that are too small for differences count as true.
 
     Args:
         probe: The probe, in float64.
@@ -58,18 +59,20 @@ class _Differences:
         self._cotangents = cotangents_at(outputs, seed, len(rows))
 
     def disagreeing(self, candidates: Sequence[int]) -> list[int]:
-        """Return the candidates whose sums are not those of the differences, by bisection."""
+        """Return the candidates whose sums are no zeros, but those of the differences are, by bisection."""
         found: list[int] = []
-        waiting = self._groups([k for k in candidates if self._sizes[k] > 0])
+        least = _RESOLVED * self._sizes.max(initial=0.0)
+        waiting = self._groups([k for k in candidates if self._sizes[k] > least])
         while waiting:
             together = waiting.pop()
             signs = self._signs[together]
             expected = self._sums[:, together] @ signs
             size = np.linalg.norm(self._sizes[together])
-            if np.linalg.norm(self._slope(together, signs) - expected) <= _TOLERANCE * size:
+            slope = self._slope(together, signs)
+            if np.linalg.norm(slope - expected) <= _TOLERANCE * size:
                 continue
             if len(together) == 1:
-                found += together
+                found += together if np.linalg.norm(slope) <= _TOLERANCE * size else []
             else:
                 middle = len(together) // 2
                 waiting += [together[:middle], together[middle:]]
