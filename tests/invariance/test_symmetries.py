@@ -64,6 +64,22 @@ def test_an_irrational_symmetry_does_not_hide_integer_ones() -> None:
         assert sorted(exponents[exponents != 0]) == [-1, 1]
 
 
+def test_faint_columns_hide_no_symmetry_of_others() -> None:
+    """Two weights of a nearly dead unit: rounding errors are as large as their exponents."""
+    rng = np.random.default_rng(0)
+    sums = rng.normal(size=(40, 12)) @ np.diag(np.logspace(0, -2, 12)) @ rng.normal(size=(12, 12))
+    columns = []
+    for total in sums.T:
+        share = rng.normal(size=40) * np.linalg.norm(total) / 6
+        columns += [total - share, share, -total]
+    faint = 1e-13 * rng.normal(size=40)
+    rows = np.stack([*columns, faint, -faint], axis=1)
+    basis = integer_basis(rows, null_space(rows, 1e-6), 1e-6)
+    expected = [(3 * k, 3 * k + 1, 3 * k + 2) for k in range(12)] + [(36, 37)]
+    assert [tuple(np.flatnonzero(vector)) for vector in basis] == expected
+    assert all((vector[vector != 0] == 1).all() for vector in basis)
+
+
 def test_nonnegative_least_squares_are_those_of_scipy() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -25,6 +25,7 @@ _TRIALS, _FEW_TRIALS = 24, 8  # random choices of pivots
 _MANY = 128  # symmetries for which few trials do: they are alike, layer by layer
 _DENOMINATORS = (1, 2, 3, 4, 6)
 _ROUNDING = 1e-3  # how far an exponent may be from an integer
+_MOST_ROUNDING = 0.2  # the same for faint parameters
 _LARGEST = 64  # larger exponents than this are a coincidence
 _ZERO = 1e-9
 
@@ -126,16 +127,21 @@ def integer_basis(
     rng = np.random.default_rng(0)
     pool: dict[bytes, Integers] = {}
     for trial in range(_TRIALS if dimension <= _MANY else _FEW_TRIALS):
-        for vector in _reduced(null * columns[:, None], columns, rng, trial).T:
-            exponents = _integers(vector)
+        vectors, pivots = _reduced(null * columns[:, None], columns, rng, trial)
+        for vector, pivot in zip(vectors.T, pivots, strict=True):
+            # An error that the check would not see: columns of faint parameters tell no exponents exactly.
+            unseen = threshold * columns[pivot] / columns
+            exponents = _integers(vector, unseen.clip(_ROUNDING, _MOST_ROUNDING))
             if exponents is not None and _holds(scaled, columns, exponents, threshold):
                 pool.setdefault(exponents.tobytes(), exponents)
     chosen = independent(sorted(pool.values(), key=lambda v: _complexity(v, is_part)), dimension)
     return [_oriented(v) for v in sorted(_simplified(chosen, is_part), key=_order)]
 
 
-def _reduced(scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int) -> Array:
-    """Return the basis that is the identity on pivots, chosen at random among the larger entries."""
+def _reduced(
+    scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int
+) -> tuple[Array, list[int]]:
+    """Return the basis that is the identity on pivots, and these: random ones of the larger entries."""
     work = scaled_null.copy()
     pivots: list[int] = []
     for column in range(work.shape[1]):
@@ -150,15 +156,21 @@ def _reduced(scaled_null: Array, columns: Array, rng: np.random.Generator, trial
         others = work[row].copy()
         others[column] = 0.0
         work -= np.outer(work[:, column], others)
-    return np.asarray(work / columns[:, None] * columns[pivots][None, :])
+    return np.asarray(work / columns[:, None] * columns[pivots][None, :]), pivots
 
 
-def _integers(vector: Array) -> Integers | None:
-    """Return the smallest integer multiple of ``vector``, or None if its entries are not small fractions."""
+def _integers(vector: Array, rounding: Array) -> Integers | None:
+    """Return the smallest integer multiple of ``vector``, or None if its entries are not small fractions.
+
+    Args:
+        vector: The entries.
+        rounding: The largest error of each.
+    """
     for denominator in _DENOMINATORS:
         multiple = vector * denominator
         rounded = np.rint(multiple)
-        if np.abs(multiple - rounded).max() <= _ROUNDING * denominator and rounded.any():
+        errors = rounding.clip(None, _MOST_ROUNDING / denominator) * denominator
+        if (np.abs(multiple - rounded) <= errors).all() and rounded.any():
             integers = rounded.astype(np.int64)
             integers //= np.gcd.reduce(integers)
             return integers if np.abs(integers).max() <= _LARGEST else None
