@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +70,7 @@ def test_faint_columns_hide_no_symmetry_of_others() -> None:
     """Two weights of a nearly dead unit: rounding errors are as large as their exponents."""
     rng = np.random.default_rng(0)
     sums = rng.normal(size=(40, 12)) @ np.diag(np.logspace(0, -2, 12)) @ rng.normal(size=(12, 12))
-    columns = []
+    columns: list[np.ndarray[Any, Any]] = []
     for total in sums.T:
         share = rng.normal(size=40) * np.linalg.norm(total) / 6
         columns += [total - share, share, -total]
