@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,16 +39,23 @@ class BinaryWeights(nn.Module):
 class BinaryActivations(nn.Module):
     """Rows of the first weight have no scale, as only the signs of its outputs are used."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 8) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(6, 8, bias=False), nn.Linear(8, 3)
+        self.first, self.last = nn.Linear(6, hidden, bias=False), nn.Linear(hidden, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(_Sign.apply(self.first(x)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("build", [BinaryWeights, BinaryActivations])
-def test_rescaling_decides_where_the_gradient_is_not_that_of_the_outputs(build: type[nn.Module]) -> None:
+def _wide() -> nn.Module:
+    """Return a network whose first layer is widened a few rows at a time."""
+    return BinaryActivations(20_000)
+
+
+@pytest.mark.parametrize("build", [BinaryWeights, BinaryActivations, _wide])
+def test_rescaling_decides_where_the_gradient_is_not_that_of_the_outputs(
+    build: Callable[[], nn.Module],
+) -> None:
     torch.manual_seed(0)
     inv = nw.find_invariances(build(), [torch.randn(16, 6)])
     assert inv.scale_invariant == {"first.weight": 0}
@@ -65,6 +73,21 @@ class FaintBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.trunk(x)) + 3e-12 * self.branch(x).exp()  # type: ignore[no-any-return]
+
+
+def test_kinks_do_not_make_a_gradient_false() -> None:
+    """Steps of 1e-4 cross many; to look for each parameter by bisection took minutes for a ResNet-50."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()) for _ in range(20)]
+    net, calls = nn.Sequential(*layers, nn.Linear(64, 3)), []
+
+    def forward(model: nn.Module, x: Tensor) -> Any:
+        calls.append(x)
+        return model(x)
+
+    inv = nw.find_invariances(net, [torch.randn(6, 64)], forward, joint=False)
+    assert len(inv.scale_invariant) == 20
+    assert len(calls) < 25
 
 
 def test_rounding_errors_of_the_outputs_do_not_make_a_gradient_false() -> None:

@@ -13,8 +13,9 @@ from normwise.invariance.scale_gradients import Array, ScaleGradients, cotangent
 
 __all__ = ["false_gradients"]
 
-_STEP = 2.0**-12  # relative; the values may be stored in float32
-_TOLERANCE = 1e-3  # of the norm of the terms, and of √Σ(wg)², as values are rounded to float32
+_STEPS = (2.0**-26, 2.0**-19, 2.0**-12)  # relative
+_LARGE = 1e-2  # of the largest gradient: the first step is small
+_TOLERANCE = 1e-3  # of the norm of the terms, and of √Σ(wg)²
 _DECADES = 1.5  # gradients in one group are at most so many decades apart, so that each would show
 _RESOLVED = 1e-7  # of the largest: differences of smaller gradients are rounding errors
 
@@ -57,26 +58,51 @@ class _Differences:
         self._sizes = np.sqrt((self._sums**2).sum(0) + len(rows) * squares)
         self._signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=len(probe.parameters))
         self._cotangents = cotangents_at(outputs, seed, len(rows))
+        self._known: dict[tuple[tuple[int, ...], float], tuple[float, float]] = {}
 
     def disagreeing(self, candidates: Sequence[int]) -> list[int]:
         """Return the candidates whose sums are no zeros, but those of the differences are, by bisection."""
         found: list[int] = []
-        least = _RESOLVED * self._sizes.max(initial=0.0)
-        waiting = self._groups([k for k in candidates if self._sizes[k] > least])
+        largest = self._sizes.max(initial=0.0)
+        for group in self._groups([k for k in candidates if self._sizes[k] > _RESOLVED * largest]):
+            # Kinks and curvature ask for small steps, rounding errors of faint gradients for large ones.
+            large = self._sizes[group].max() > _LARGE * largest
+            steps = _STEPS if large else _STEPS[::-1]
+            residuals: dict[float, float] = {}
+            for step in steps:
+                residuals[step] = self._disagreement(group, step)[0]
+                if residuals[step] <= _TOLERANCE:
+                    break
+            found += self._bisected(group, min(residuals, key=lambda step: residuals[step]))
+        return sorted(found)
+
+    def _bisected(self, group: list[int], step: float) -> list[int]:
+        """Return the parameters of a group whose gradients are false."""
+        found: list[int] = []
+        waiting = [group]
         while waiting:
             together = waiting.pop()
-            signs = self._signs[together]
-            expected = self._sums[:, together] @ signs
-            size = np.linalg.norm(self._sizes[together])
-            slope = self._slope(together, signs)
-            if np.linalg.norm(slope - expected) <= _TOLERANCE * size:
+            residual, slope = self._disagreement(together, step)
+            if residual <= _TOLERANCE:
                 continue
             if len(together) == 1:
-                found += together if np.linalg.norm(slope) <= _TOLERANCE * size else []
+                found += together if slope <= _TOLERANCE else []
             else:
                 middle = len(together) // 2
                 waiting += [together[:middle], together[middle:]]
-        return sorted(found)
+        return found
+
+    def _disagreement(self, together: list[int], step: float) -> tuple[float, float]:
+        """Return by how much the slope differs from the gradient, and the slope, compared with the terms."""
+        key = tuple(together), step
+        if key not in self._known:
+            signs = self._signs[together]
+            slope = self._slope(together, signs, step)
+            size = np.linalg.norm(self._sizes[together])
+            expected = self._sums[:, together] @ signs
+            residual = np.linalg.norm(slope - expected)
+            self._known[key] = float(residual / size), float(np.linalg.norm(slope) / size)
+        return self._known[key]
 
     def _groups(self, candidates: Sequence[int]) -> list[list[int]]:
         """Return the candidates in groups of similar size."""
@@ -88,21 +114,15 @@ class _Differences:
                 groups.append([k])
         return groups
 
-    def _slope(self, together: Sequence[int], signs: Array) -> Array:
-        ahead, behind = (self._values(together, direction * signs) for direction in (1.0, -1.0))
-        return (ahead - behind) / (2 * _STEP)
+    def _slope(self, together: Sequence[int], signs: Array, step: float) -> Array:
+        ahead, behind = (self._values(together, 1.0 + sign * step * signs) for sign in (1.0, -1.0))
+        return (ahead - behind) / (2 * step)
 
-    def _values(self, together: Sequence[int], signs: Array) -> Array:
-        """Return v·f for each cotangent, with the values of the parameters scaled by 1 ± the step."""
-        try:
-            with torch.no_grad():
-                for k, sign in zip(together, signs, strict=True):
-                    self._probe.parameters[k].mul_(1.0 + float(sign) * _STEP)
-                outputs = self._probe.outputs(gradients=False)
-            self._probe.release()
-        finally:
-            for k in together:
-                self._probe.reset(k)
+    def _values(self, together: Sequence[int], factors: Array) -> Array:
+        """Return v·f for each cotangent, with the parameters multiplied by factors."""
+        with self._probe.scaled(dict(zip(together, factors.tolist(), strict=True))), torch.no_grad():
+            outputs = self._probe.outputs(gradients=False)
+        self._probe.release()
         if [t.shape for t in outputs] != [v.shape for v in self._cotangents[0]]:
             return np.full(len(self._cotangents), np.nan)
         return np.array(

@@ -8,7 +8,7 @@ import random
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -205,6 +205,21 @@ class Probe:
                 for chunk in _chunks(out):
                     noise = torch.rand(chunk.shape, generator=generator, device=chunk.device)
                     chunk.mul_(1.0 + self.nudge * noise.to(chunk.dtype))
+
+    @contextlib.contextmanager
+    def scaled(self, factors: Mapping[int, float]) -> Iterator[None]:
+        """Return a context in which parameters are multiplied by factors, without rounding where narrow."""
+        self.narrow.factors = {k: factor for k, factor in factors.items() if k in self.narrow}
+        changed = factors.keys() - self.narrow.factors.keys()
+        try:
+            with torch.no_grad():
+                for k in changed:
+                    self.parameters[k].mul_(factors[k])
+            yield
+        finally:
+            self.narrow.factors = {}
+            for k in changed:
+                self.reset(k)
 
     def outputs(self, *, real_eps: bool = False, gradients: bool = True) -> list[Tensor]:
         """Run the model at the current point, on the batch that belongs to the current seed.

@@ -17,7 +17,7 @@ import contextlib
 import operator
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -273,6 +273,7 @@ class NarrowStorage:
             activations, without a gradient of the weight; None if gradients are needed. A backward pass can
             use it only if it was there in the forward pass, which then keeps the outputs of layers.
         ignored: The parameters whose gradients nobody reads, so that linear layers need not compute them.
+        factors: {parameter: what its widened values are multiplied by}.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -280,6 +281,7 @@ class NarrowStorage:
         self.on_gradient: Callable[[int, Tensor, Rows], None] | None = None
         self.on_sums: Callable[[int, Tensor, Tensor], None] | None = None
         self.ignored: Set[int] = frozenset()
+        self.factors: Mapping[int, float] = {}
         self._stored: dict[int, tuple[int, Tensor]] = {}
         self._by_index: dict[int, Tensor] = {}
         self._latest: dict[tuple[int, bool], weakref.ref[Tensor]] = {}
@@ -292,6 +294,9 @@ class NarrowStorage:
 
     def __bool__(self) -> bool:
         return bool(self._stored)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._by_index
 
     def clear(self) -> None:
         """Forget all stand-ins: none is stored narrow any more."""
@@ -320,11 +325,16 @@ class NarrowStorage:
 
     def widen(self, index: int) -> Tensor:
         """Return parameter ``index`` in the wide type, and record that its storage holds this parameter."""
-        wide = self._by_index[index].detach().to(self.dtype)
+        wide = self.widened(index, self._by_index[index].detach())
         storage = wide.untyped_storage()
         # The weak reference keeps another storage from getting the same address.
         self._storages[storage._cdata] = index, StorageWeakRef(storage)
         return wide
+
+    def widened(self, index: int, values: Tensor) -> Tensor:
+        """Return stored values of parameter ``index`` in the wide type."""
+        wide = values.to(self.dtype)
+        return wide * self.factors[index] if index in self.factors else wide
 
     def forget(self) -> None:
         """Forget all reads, before another forward pass."""
@@ -468,7 +478,7 @@ class _Product(torch.autograd.Function):
             out = flat.new_zeros(*x.shape[:-1], size)
             of_rows = out.view(-1, size)
             for rows in _row_slices(stored):
-                weight = stored[rows].to(narrow.dtype)
+                weight = narrow.widened(index, stored[rows])
                 if transposed:
                     of_rows.addmm_(flat[:, rows], weight)
                 else:
@@ -499,7 +509,7 @@ class _Product(torch.autograd.Function):
             input_gradient = torch.zeros_like(flat) if of_input or by_sums else None
             for rows in _row_slices(ctx.stored):
                 if input_gradient is not None:
-                    weight = ctx.stored[rows].to(input_gradient.dtype)
+                    weight = ctx.narrow.widened(ctx.index, ctx.stored[rows])
                     if ctx.transposed:
                         torch.mm(gradient, weight.T, out=input_gradient[:, rows])
                     else:
@@ -531,7 +541,7 @@ class _Embedding(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.ids, ctx.index, ctx.narrow, ctx.padding = ids, index, narrow, padding
         with torch._C.DisableTorchFunction():
-            return F.embedding(ids, stored).to(narrow.dtype)
+            return narrow.widened(index, F.embedding(ids, stored))
 
     @staticmethod
     @once_differentiable
