@@ -106,8 +106,8 @@ class _Passes:
     def __init__(self, probe: Probe, members: Sequence[int], per_unit: set[int], check: RescaleCheck) -> None:
         self._probe, self._members, self._per_unit = probe, members, per_unit
         weights = sum(probe.parameters[k].numel() for k in members)
-        # several gradients of activations live at once
-        room = _BATCHED_VALUES // max(weights, 4 * probe.largest_result, 1)
+        # many activations and their gradients live at once, each for all cotangents
+        room = _BATCHED_VALUES // max(weights, 16 * probe.largest_result, 1)
         self._batched, self._checked = room >= _LEAST_BATCHED, False
         self._most_batched = min(room, _MOST_BATCHED)
         if self._batched:
