@@ -75,6 +75,33 @@ class FaintBranch(nn.Module):
         return torch.tanh(self.trunk(x)) + 3e-12 * self.branch(x).exp()  # type: ignore[no-any-return]
 
 
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class DoubledGradient(nn.Module):
+    """A branch with twice its gradient, whose effect is smaller than what counts as no change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.branch = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(x)) + 3e-6 * _Doubled.apply(self.branch(x))  # type: ignore[no-any-return]
+
+
+def test_a_wrong_gradient_with_an_effect_is_no_invariance() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(DoubledGradient(), [torch.randn(16, 6)], joint=False)
+    assert inv.not_invariant == set(inv.names)
+
+
 def test_kinks_do_not_make_a_gradient_false() -> None:
     """Steps of 1e-4 cross many; to look for each parameter by bisection took minutes for a ResNet-50."""
     torch.manual_seed(0)

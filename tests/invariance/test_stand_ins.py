@@ -81,6 +81,31 @@ def test_outputs_and_gradients_are_those_of_a_float64_copy() -> None:
         torch.testing.assert_close(arrived[index], p.grad, rtol=1e-10, atol=1e-10, msg=name)
 
 
+def test_scaled_weights_are_not_rounded() -> None:
+    """By a factor that float32 cannot tell from 1, for every kind of read; and it ends with the context."""
+    torch.manual_seed(0)
+    net, ids, factor = Everything(), torch.randint(0, 1500, (2, 7)), 1 + 2.0**-26
+    reference = copy.deepcopy(net).double()
+    probe = Probe(net, [ids], lambda model, batch: model(batch), torch.float64)
+    with probe, torch.no_grad():
+        probe.move_to(0)
+        before = probe.outputs(gradients=False)
+        for p, stored in zip(reference.parameters(), probe.parameters, strict=True):
+            p.copy_(stored)
+        for index, p in enumerate(reference.parameters()):
+            with probe.scaled({index: factor}):
+                found = probe.outputs(gradients=False)
+            value = p.clone()
+            p.mul_(factor)
+            # the change of the outputs, which is 1e-8 of them
+            for old, output, expected in zip(before, found, reference(ids), strict=True):
+                change, rounding = output - old, 1e-14 * float(old.norm())
+                assert float((change - (expected - old)).norm()) <= 1e-4 * float(change.norm()) + rounding
+            p.copy_(value)
+        for old, output in zip(before, probe.outputs(gradients=False), strict=True):
+            assert torch.equal(old, output)
+
+
 class Conv1D(nn.Module):
     """The transposed layer of transformers."""
 

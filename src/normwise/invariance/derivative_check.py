@@ -14,7 +14,7 @@ from normwise.invariance.scale_gradients import Array, ScaleGradients, cotangent
 __all__ = ["false_gradients"]
 
 _STEPS = (2.0**-26, 2.0**-19, 2.0**-12)  # relative
-_LARGE = 1e-2  # of the largest gradient: the first step is small
+_LARGE = 1e-2  # of the largest: groups of larger gradients begin with the smallest step
 _TOLERANCE = 1e-3  # of the norm of the terms, and of √Σ(wg)²
 _DECADES = 1.5  # gradients in one group are at most so many decades apart, so that each would show
 _RESOLVED = 1e-7  # of the largest: differences of smaller gradients are rounding errors
@@ -26,11 +26,12 @@ def false_gradients(
     candidates: Sequence[int],
     outputs_at: Callable[[int], list[Tensor]],
 ) -> list[int]:
-    """Return the parameters with a Σwg at every point, but v·∂f(αw)/∂α = 0 by central differences.
+    """Return the parameters whose Σwg is not zero although central differences say v·∂f(αw)/∂α = 0.
 
     Parameters whose gradients are about as large move together, each with a random sign; bisection finds
     those that disagree. Rounding, binary weights and hard samples with straight-through estimators have such
-    gradients. Gradients that are too small for differences count as true.
+    gradients. A parameter must have a false gradient at every point. Gradients that are too small for
+    differences count as true.
 
     Args:
         probe: The probe, in float64.
@@ -61,7 +62,7 @@ class _Differences:
         self._known: dict[tuple[tuple[int, ...], float], tuple[float, float]] = {}
 
     def disagreeing(self, candidates: Sequence[int]) -> list[int]:
-        """Return the candidates whose sums are no zeros, but those of the differences are, by bisection."""
+        """Return the candidates whose gradients are false at this point."""
         found: list[int] = []
         largest = self._sizes.max(initial=0.0)
         for group in self._groups([k for k in candidates if self._sizes[k] > _RESOLVED * largest]):
@@ -77,7 +78,7 @@ class _Differences:
         return sorted(found)
 
     def _bisected(self, group: list[int], step: float) -> list[int]:
-        """Return the parameters of a group whose gradients are false."""
+        """Return the members of a group whose gradients are false: bisection finds them."""
         found: list[int] = []
         waiting = [group]
         while waiting:
@@ -93,7 +94,7 @@ class _Differences:
         return found
 
     def _disagreement(self, together: list[int], step: float) -> tuple[float, float]:
-        """Return by how much the slope differs from the gradient, and the slope, compared with the terms."""
+        """Return the difference between slope and gradient, and the slope, divided by the gradient's size."""
         key = tuple(together), step
         if key not in self._known:
             signs = self._signs[together]

@@ -208,7 +208,7 @@ class Probe:
 
     @contextlib.contextmanager
     def scaled(self, factors: Mapping[int, float]) -> Iterator[None]:
-        """Return a context in which parameters are multiplied by factors, without rounding where narrow."""
+        """Return a context that multiplies parameters by factors; narrow storage does not round them."""
         self.narrow.factors = {k: factor for k, factor in factors.items() if k in self.narrow}
         changed = factors.keys() - self.narrow.factors.keys()
         try:

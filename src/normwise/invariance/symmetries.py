@@ -141,7 +141,7 @@ def integer_basis(
 def _reduced(
     scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int
 ) -> tuple[Array, list[int]]:
-    """Return the basis that is the identity on pivots, and these: random ones of the larger entries."""
+    """Return the basis that is the identity on its pivots, and the pivots: random ones of the larger rows."""
     work = scaled_null.copy()
     pivots: list[int] = []
     for column in range(work.shape[1]):
