@@ -64,6 +64,27 @@ def test_rescaling_decides_where_the_gradient_is_not_that_of_the_outputs(
     assert inv.joint == []
 
 
+class CentersGradientsOnly(nn.Module):
+    """The gradients of the first weight have zero sums over rows, but a shift of a row has an effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.first.weight.mean(1, keepdim=True)
+        weight = self.first.weight - mean + mean.detach()
+        return self.last(torch.tanh(F.linear(x, weight, self.first.bias)))  # type: ignore[no-any-return]
+
+
+def test_a_shift_that_changes_outputs_is_no_invariance_whatever_the_gradients_say() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(CentersGradientsOnly(), [torch.randn(16, 6)])
+    assert inv.shift_invariant == set()
+    assert inv.evidence["first.weight"].shift_residual < 1e-9
+    assert inv.not_invariant == set(inv.names)
+
+
 class FaintBranch(nn.Module):
     """A branch whose effect is real, but whose differences are rounding errors of the outputs."""
 

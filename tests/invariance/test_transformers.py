@@ -36,5 +36,7 @@ def test_counts_are_those_derived_by_hand(name: str) -> None:
     assert inv.undetermined == {}
     counts = (len(inv.scale_invariant), len(inv.joint), len(inv.no_effect))
     assert counts == (network.scale_invariant, network.joint, network.no_effect)
-    assert inv.stats.rows <= inv.stats.rank + 16
+    members = len(inv.not_invariant) + len(inv.partial)
+    one_batch = max(8, members // 4)  # the last one may come when the rank is full
+    assert inv.stats.rows <= inv.stats.rank + 16 + one_batch
     assert_every_parameter_has_one_verdict(inv)

@@ -164,10 +164,16 @@ def _without_heads(numbers: Numbers, hidden: Numbers | None = None) -> Numbers:
     hidden = hidden or {}
     base = max(hidden.values(), default=max((numbers[k] for k in numbers.keys() & _HIDDEN), default=32))
     of_size = {numbers[k]: new for k, new in hidden.items()}
-    sizes = sorted({numbers[k] for k in numbers.keys() & _INNER} - of_size.keys())
-    inner = {size: min(size, _rounded(base * 1.5) + 8 * i) for i, size in enumerate(sizes)}
-    smaller = {k: (of_size | inner)[numbers[k]] for k in numbers.keys() & _INNER}
-    return {**_words_and_experts(numbers), **hidden, **smaller}
+    sizes = {numbers[k] for k in numbers.keys() & _INNER} - of_size.keys()
+    main = numbers.get("hidden_size", max(of_size, default=0))
+    smaller, larger = sorted(s for s in sizes if s < main), sorted(s for s in sizes if s >= main)
+    inner = {
+        size: min(size, _rounded(base * share) + 8 * i)
+        for share, those in ((0.5, smaller), (1.5, larger))
+        for i, size in enumerate(those)
+    }
+    of_inner = {k: (of_size | inner)[numbers[k]] for k in numbers.keys() & _INNER}
+    return {**_words_and_experts(numbers), **hidden, **of_inner}
 
 
 def _words_and_experts(numbers: Numbers) -> Numbers:

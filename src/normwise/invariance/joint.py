@@ -302,13 +302,15 @@ def _matrix_of_full_rank(
     zero = thresholds.rounding if balanced else thresholds.null
     if len(earlier) and numerical_rank(earlier, zero) == numerical_rank(matrix, zero):
         return matrix
-    cotangents, without_growth, rank = more.most, 0, -1
+    # Where the signal nearly dies, other units are alive at each point: points tell more than cotangents.
+    most = _FEW_COTANGENTS if balanced else more.most
+    cotangents, without_growth, rank = most, 0, -1
     while True:
         before, rank = rank, numerical_rank(matrix, zero)
         if rank > before:
             without_growth = 0
             # Where outputs say little, a new point tells more than another cotangent.
-            cotangents = more.most if rank - before > cotangents // 2 else _FEW_COTANGENTS
+            cotangents = most if rank - before > cotangents // 2 else _FEW_COTANGENTS
         else:
             without_growth += cotangents
             cotangents = _FEW_COTANGENTS

@@ -8,6 +8,7 @@ import random
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,15 +302,19 @@ class Probe:
             RuntimeError: An operation of the backward pass cannot be batched.
         """
         inputs = tuple(self.parameters[k] for k in wanted)
+        reached: list[bool] = []
 
-        def pull_back(vectors: tuple[Tensor, ...]) -> Any:
-            return torch.autograd.Variable._execution_engine.run_backward(
+        def pull_back(*vectors: Tensor) -> tuple[Tensor, ...]:
+            gradients = torch.autograd.Variable._execution_engine.run_backward(
                 tuple(outputs), vectors, True, False, inputs, allow_unreachable=True, accumulate_grad=False
             )
+            reached[:] = [gradient is not None for gradient in gradients]
+            return tuple(gradient for gradient in gradients if gradient is not None)
 
-        batched = torch._vmap_internals._vmap(pull_back, 0, 0, allow_none_pass_through=True)
-        with torch.enable_grad(), self._overrides(real_eps):
-            return list(batched(tuple(cotangents)))
+        with torch.enable_grad(), self._overrides(real_eps), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            found = iter(torch.vmap(pull_back)(*cotangents))
+        return [next(found) if is_reached else None for is_reached in reached]
 
     def widen(self) -> None:
         """Store all stand-ins in the type of the computation from now on."""

@@ -254,7 +254,7 @@ class _GradientReducer:
         if index in self._ignored:
             return
         # The overrides are active in the backward pass, and must not change this arithmetic.
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
             weight = self._parameters[index].detach()
             if not weight.ndim:

@@ -366,7 +366,7 @@ class NarrowStorage:
         if isinstance(packed, Tensor):
             return packed
         index, size, stride, offset = packed
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             return self.widen(index).as_strided(size, stride, offset)
 
 

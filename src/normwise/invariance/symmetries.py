@@ -132,8 +132,10 @@ def integer_basis(
             # An error that the check would not see: columns of faint parameters tell no exponents exactly.
             unseen = threshold * columns[pivot] / columns
             exponents = _integers(vector, unseen.clip(_ROUNDING, _MOST_ROUNDING))
-            if exponents is not None and _holds(scaled, columns, exponents, threshold):
-                pool.setdefault(exponents.tobytes(), exponents)
+            if exponents is None or exponents.tobytes() in pool:
+                continue
+            if _holds(scaled, columns, exponents, threshold):
+                pool[exponents.tobytes()] = exponents
     chosen = independent(sorted(pool.values(), key=lambda v: _complexity(v, is_part)), dimension)
     return [_oriented(v) for v in sorted(_simplified(chosen, is_part), key=_order)]
 
@@ -142,21 +144,20 @@ def _reduced(
     scaled_null: Array, columns: Array, rng: np.random.Generator, trial: int
 ) -> tuple[Array, list[int]]:
     """Return the basis that is the identity on its pivots, and the pivots: random ones of the larger rows."""
-    work = scaled_null.copy()
+    work = np.ascontiguousarray(scaled_null.T)  # one vector per row; those above ``place`` are done with
     pivots: list[int] = []
-    for column in range(work.shape[1]):
-        size = np.abs(work[:, column:]).max(axis=1)
+    for place in range(len(work)):
+        rest = work[place:]
+        size = np.maximum(rest.max(axis=0), -rest.min(axis=0))
         size[pivots] = 0.0
         allowed = np.flatnonzero(size >= 0.1 * size.max())
-        row = int(np.argmax(size)) if trial == 0 else int(rng.choice(allowed))
-        pivots.append(row)
-        best = column + int(np.argmax(np.abs(work[row, column:])))
-        work[:, [column, best]] = work[:, [best, column]]
-        work[:, column] /= work[row, column]
-        others = work[row].copy()
-        others[column] = 0.0
-        work -= np.outer(work[:, column], others)
-    return np.asarray(work / columns[:, None] * columns[pivots][None, :]), pivots
+        pivot = int(np.argmax(size)) if trial == 0 else int(rng.choice(allowed))
+        pivots.append(pivot)
+        best = int(np.argmax(np.abs(rest[:, pivot])))
+        rest[[0, best]] = rest[[best, 0]]
+        rest[1:] -= np.outer(rest[1:, pivot], rest[0] / rest[0, pivot])
+    reduced = np.linalg.solve(scaled_null[pivots].T, scaled_null.T).T
+    return np.asarray(reduced / columns[:, None] * columns[pivots][None, :]), pivots
 
 
 def _integers(vector: Array, rounding: Array) -> Integers | None:
