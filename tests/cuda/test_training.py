@@ -1,4 +1,4 @@
-"""``NetworkRun`` on a CUDA device. Skipped where there is none."""
+"""``NetworkRun`` and ``TextRun`` on a CUDA device. Skipped where there is none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.lab.small import text
 
 from normwise.lab.data.catalog import load_images
 from normwise.lab.engine.run import Metrics
@@ -41,3 +42,12 @@ def test_too_large_a_batch_says_which_would_fit() -> None:
     run = NetworkRun(data="digits", fingerprint=fingerprint, network="resnet110", batch_size=1437, width=4096)
     with pytest.raises(ValueError, match=r"batch of 1437 images is too large for cuda:0: .* were free; "):
         run.train(Execution(device="cuda"))
+
+
+@pytest.mark.parametrize("changes", [{"decayed": "invariant", "start": "equilibrium"}, {"optimizer": "muon"}])
+def test_the_language_model_learns_as_on_a_cpu(changes: dict[str, str]) -> None:
+    run = text(**changes)
+    here = run.run_in(None, Execution(device="cpu"), lambda line: None)
+    there = run.run_in(None, Execution(device="cuda"), lambda line: None)
+    assert here["status"] == there["status"] == "finished"
+    assert there["test_loss"] == pytest.approx(here["test_loss"], abs=0.02)

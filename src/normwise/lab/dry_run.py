@@ -70,7 +70,7 @@ def dry_run(
     torch.set_num_threads(1)  # as the runs will have
     try:
         measured = estimate(networks, Execution(device))
-        text = text_seconds(texts[0]) if texts else 0.0
+        text = text_seconds(texts[0], Execution(device)) if texts else 0.0
     finally:
         torch.set_num_threads(threads)
     seconds = measured.by_run | dict.fromkeys((run.identity for run in texts), text)

@@ -79,7 +79,7 @@ def reproduce(
             "__main__":``.
         offline: Forbids downloads.
         cluster: Address of a Dask scheduler whose workers execute the runs; None for this machine.
-        device: Where the image networks of "large" and "paper" are trained; all else is computed on the CPU.
+        device: Where the networks of "large" and "paper" are trained.
         precision: "float32", or for these networks "bf16".
         reference: A ``results.json``, or a folder that holds one, to compare with
             (:func:`normwise.lab.report.reference_comparison.compare`).

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from normwise.lab.data.catalog import load_images
 from normwise.lab.data.datasets import Dataset
 from normwise.lab.data.image_folder import ImageFolder
-from normwise.lab.runs.devices import DEFAULT, Execution
+from normwise.lab.runs.devices import DEFAULT, Execution, device_named
 from normwise.lab.runs.feeds import Feed, MemoryFeed
 from normwise.lab.runs.network import Footing, NetworkRun
 from normwise.lab.runs.text import TextRun
@@ -132,18 +132,17 @@ def estimate(
     return Estimate(len(distinct), steps, every, training / max(1, steps), memory, seconds)
 
 
-def text_seconds(run: TextRun, measured_steps: int = 3) -> float:
+def text_seconds(run: TextRun, execution: Execution, measured_steps: int = 3) -> float:
     """Return the seconds of a run of the language model, from a few steps without decay.
 
     To each step comes a share for the metrics, and to the whole the evaluation at the end.
     """
     few = replace(run, rule=None, start="as is", decayed="nothing", warmup=1, measured=1)
-    replace(few, length=1).run(lambda line: None)  # loads the text
-    cpu = torch.device("cpu")
-    times = [_now(cpu)]
-    for length in (1, 1 + measured_steps):
-        replace(few, length=length).run(lambda line: None)
-        times.append(_now(cpu))
+    device = device_named(execution.device)
+    times = []
+    for length in (1, 1, 1 + measured_steps):  # the first loads the text
+        replace(few, length=length).run_in(None, execution, lambda line: None)
+        times.append(_now(device))
     step = (times[2] - 2 * times[1] + times[0]) / measured_steps
     return step * (run.length * _METRICS + 2 * run.measured / run.batch_size / 3)
 

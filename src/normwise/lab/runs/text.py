@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from normwise.lab.data.text import Text, load_text
 from normwise.lab.engine.run import Log, Metrics
 from normwise.lab.models.gpt import GPT, GROUPS, group_of, matrices, part, planned
 from normwise.lab.runs.base import OptimizerRun, rule_from
+from normwise.lab.runs.devices import Execution, device_named
 from normwise.monitor.motion import Snapshot, motion, snapshot
+from normwise.norms import wide_dtype
 
 __all__ = ["DECAYED", "PARTS", "TextRun"]
 
@@ -94,9 +98,15 @@ class TextRun(OptimizerRun):
         return float(self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / rest)))
 
     def run(self, log: Log) -> Metrics:
+        """Train on the CPU; see :meth:`run_in`."""
+        return self.run_in(None, None, log)
+
+    def run_in(self, folder: Path | None, execution: Any, log: Log) -> Metrics:
         """Train and evaluate.
 
         Args:
+            folder: Not used: a run is too short for checkpoints.
+            execution: An :class:`Execution`, of which the device counts; None: the CPU.
             log: Called about 40 times with the mean training loss since the last call, the learning rate, the
                 validation loss on a few sequences, and for each group of matrices
                 (``normwise.lab.models.gpt.GROUPS``) the mean RMS ("norm"), effective learning rate lr/RMS and
@@ -108,10 +118,11 @@ class TextRun(OptimizerRun):
             ``step`` is the last step. A finished run has train_loss (the mean over the last tenth of the
             steps), validation_loss, test_loss and the mean RMS by group ("norms").
         """
+        device = device_named((execution or Execution(device="cpu")).device)
         text = _text(self.data, self.fingerprint)
-        model = self.build(len(text.characters))
+        model = self.build(len(text.characters)).to(device)
         optimizers = self.make_optimizers(model)
-        few = _sequences(text.validation, self.context, min(VALIDATED, self.measured))
+        few = _sequences(text.validation, self.context, min(VALIDATED, self.measured)).to(device)
         before = _snapshots(model)
         losses: list[Tensor] = []
         logged = 0
@@ -122,7 +133,7 @@ class TextRun(OptimizerRun):
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.zero_grad()
-            loss = _loss(model, batch)
+            loss = _loss(model, batch.to(device))
             losses.append(loss.detach())
             loss.backward()
             try:
@@ -142,7 +153,7 @@ class TextRun(OptimizerRun):
         final = {"train_loss": float(torch.stack(last).mean())}
         for name in ("validation", "test"):
             sequences = _sequences(getattr(text, name), self.context, self.measured)
-            final[f"{name}_loss"] = _evaluated(model, sequences)
+            final[f"{name}_loss"] = _evaluated(model, sequences.to(device))
         if not all(math.isfinite(value) for value in final.values()):
             return _not_finite(self.steps, "the final loss is not finite")
         snapshots = _snapshots(model)
@@ -283,7 +294,10 @@ def _layers(lr: float, before: dict[str, Snapshot], now: dict[str, Snapshot]) ->
     """Return the mean RMS, effective learning rate and rotation by group."""
     layers = {}
     for group, names in _groups(now).items():
-        motions = [motion(before[name], now[name], lr, degree=1, dtype=torch.float64) for name in names]
+        motions = [
+            motion(before[name], now[name], lr, degree=1, dtype=wide_dtype(now[name].directions.device))
+            for name in names
+        ]
         alive = [moved for moved in motions if bool(moved.effective_lr.isfinite())]
         layers[group] = {
             "norm": _mean([float(moved.norm) for moved in alive]) if alive else None,
