@@ -28,7 +28,14 @@ from normwise.invariance.probe import (
     check_model,
     preserved_random_state,
 )
-from normwise.invariance.rescale_check import RescaleCheck, replace_values, scale_units, shift_units
+from normwise.invariance.rescale_check import (
+    TRIALS,
+    RescaleCheck,
+    inverted,
+    replace_values,
+    scale_units,
+    shift_units,
+)
 from normwise.invariance.result import Evidence, Invariances, SearchStats
 from normwise.invariance.scale_gradients import scale_gradients
 from normwise.invariance.verdicts import DraftVerdicts, EpsPasses, Thresholds, draft_verdicts
@@ -190,7 +197,15 @@ class _Search:
         self._confirm(draft)
         self._record(draft)
         if joint:
-            find_joint(self._probe, passes, self._result, self._thresholds, self._check, self._bar.update)
+            find_joint(
+                self._probe,
+                passes,
+                self._result,
+                self._thresholds,
+                self._check,
+                self._bar.update,
+                nearby=draft.nearby,
+            )
         self._result.stats.trials = self._check.passes
         return self._result
 
@@ -367,19 +382,35 @@ class _Search:
             if evidence.shift_residual <= self._thresholds.invariant and evidence.verdict != "no effect"
         ]
         items = scalings + shifts
-        failures = self._check.failures(items, self._change, _touched, self._thresholds.unchanged)
+        failures: dict[int, float] = {}
+        for trial in range(TRIALS):
+            left = [i for i in range(len(items)) if i not in failures and not (trial and items[i].shifts)]
+            found = self._check.failures(
+                [items[i] for i in left],
+                functools.partial(self._change, trial=trial),
+                _touched,
+                self._thresholds.unchanged,
+                trial=trial,
+            )
+            failures |= {left[position]: change for position, change in found.items()}
         held = [item for position, item in enumerate(items) if position not in failures]
-        for position, change in failures.items():
-            if not items[position].shifts:
-                self._refute(
-                    draft,
-                    items[position].index,
-                    "undetermined",
-                    f"its gradient says invariant, but rescaling changes the outputs by {change:.0e}",
-                )
+        self._refute_scalings(draft, [(items[p], c) for p, c in failures.items() if not items[p].shifts])
         self._result.shift_invariant = {self._probe.names[item.index] for item in held if item.shifts}
         if self._probe.shrinks_constants:
             self._confirm_at_real_constants(draft, [item for item in held if not item.shifts])
+
+    def _refute_scalings(self, draft: DraftVerdicts, changed: list[tuple[_Rescaling, float]]) -> None:
+        """Refute what large factors change: it holds only nearby, or the gradient is wrong."""
+        items = [item for item, _ in changed]
+        double = functools.partial(self._rescale, doublings=1)
+        not_nearby = self._check.failures(items, double, _touched, self._thresholds.unchanged)
+        for position, (item, change) in enumerate(changed):
+            verdict, where = "undetermined", ""
+            if position not in not_nearby:
+                verdict, where = "not invariant", ", so that it holds only nearby, as below a clamp"
+                draft.nearby.add(item.index)
+            reason = f"its gradient says invariant, but rescaling changes the outputs by {change:.0e}{where}"
+            self._refute(draft, item.index, verdict, reason)
 
     def _confirm_at_real_constants(self, draft: DraftVerdicts, items: list[_Rescaling]) -> None:
         double = functools.partial(self._rescale, doublings=1)
@@ -401,21 +432,30 @@ class _Search:
         evidence.verdict, evidence.dim, evidence.reason = verdict, None, reason
         evidence.invariant_units, evidence.blocks = 0, []
 
-    def _change(self, item: _Rescaling, generator: torch.Generator) -> None:
+    def _change(self, item: _Rescaling, generator: torch.Generator, *, trial: int) -> None:
         if item.shifts:
             shift_units(self._probe.parameters[item.index], item.dim, generator)
         else:
-            self._rescale(item, generator)
+            self._rescale(item, generator, trial=trial)
 
-    def _rescale(self, item: _Rescaling, generator: torch.Generator, doublings: int = 3) -> None:
+    def _rescale(
+        self,
+        item: _Rescaling,
+        generator: torch.Generator,
+        doublings: int | None = None,
+        trial: int = TRIALS,
+    ) -> None:
+        doublings = self._thresholds.doublings if doublings is None else doublings
+        inverse = inverted(item.index, trial)
         weight = self._probe.parameters[item.index]
         one_by_one = item.mask
         if item.dim is not None and item.mask is not None:
             one_by_one = item.mask.clone()
             for a, b in item.blocks:
                 one_by_one[a:b] = False
-                scale_units(weight.narrow(item.dim, a, b - a), None, generator, doublings=doublings)
-        scale_units(weight, item.dim, generator, one_by_one, doublings=doublings)
+                block = weight.narrow(item.dim, a, b - a)
+                scale_units(block, None, generator, doublings=doublings, inverse=inverse)
+        scale_units(weight, item.dim, generator, one_by_one, doublings=doublings, inverse=inverse)
 
     def _record(self, draft: DraftVerdicts) -> None:
         """Enter every verdict under the parameter's name."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from normwise.invariance.parts import Part, UnitRecord, merge_parts, propose_parts
-from normwise.invariance.probe import Probe, ProbeMode
-from normwise.invariance.rescale_check import RescaleCheck
+from normwise.invariance.probe import NonFiniteOutputsError, Probe, ProbeMode
+from normwise.invariance.rescale_check import TRIALS, RescaleCheck, exponents_of_two, inverted
 from normwise.invariance.result import Invariances
 from normwise.invariance.scale_gradients import (
     Array,
@@ -37,7 +36,8 @@ _COTANGENTS, _FEW_COTANGENTS = 8, 2  # backward passes that share a forward pass
 _LEAST_BATCHED, _MOST_BATCHED = 16, 64  # the same where many are needed and they are batched
 _BATCHED_VALUES = 1 << 26  # batched gradients have at most so many values
 _SAME = 1e-6  # sums that are equal up to rounding
-_FIRST_SEED = 16  # the verdicts use lower seeds
+_FIRST_SEED, _FAR_SEED = 16, 1 << 20  # the verdicts use lower seeds
+_MOST_REFUTATIONS = 3
 _RECORDED_AT_LEAST = 1 << 24  # the number of sums over units that are recorded in any case
 
 
@@ -159,6 +159,8 @@ def find_joint(
     thresholds: Thresholds,
     check: RescaleCheck,
     report: Callable[[str, int, int], None],
+    *,
+    nearby: Set[int] = frozenset(),
 ) -> None:
     """Record the joint symmetries of the parameters that have an effect and are not invariant alone.
 
@@ -169,11 +171,12 @@ def find_joint(
         thresholds: The thresholds.
         check: Confirms by rescaling.
         report: Receives the progress: (stage, passes done, passes expected).
+        nearby: Parameters that are invariant near the probed points only. Their sums there are rounding
+            errors, so that other points tell their symmetries.
     """
-    members = [
-        k for k, name in enumerate(probe.names) if name in result.not_invariant or name in result.partial
-    ]
-    if not members:
+    has_scale = result.not_invariant | result.partial.keys()
+    members = [k for k, name in enumerate(probe.names) if name in has_scale and k not in nearby]
+    if not has_scale:
         return
     shapes = [p.shape for p in probe.parameters]
     record = UnitRecord(_recorded_places(members, shapes))
@@ -192,7 +195,8 @@ def find_joint(
         balanced = passes.balanced_from is not None
         columns = [_Column(k) for k in members]
         divided: list[list[Part]] = []
-        while True:
+        matrix = np.zeros((0, 0))
+        while members:
             matrix = _matrix_of_full_rank(probe, record, columns, more, thresholds, report, balanced=balanced)
             whole = [k for k in members if k not in {parts[0].index for parts in divided}]
             found = propose_parts(
@@ -207,14 +211,23 @@ def find_joint(
         for parameter in others:
             parameter.requires_grad_(True)
     result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, thresholds.null)
+    if nearby:
+        columns += [_Column(k) for k in sorted(nearby)]
+        matrix = np.pad(matrix, ((0, 0), (0, len(nearby))))
+        alone = list(np.eye(len(columns), dtype=np.int64)[-len(nearby) :])
+        matrix = np.concatenate(
+            [matrix, _sums_far_away(probe, columns, alone, thresholds, balanced=balanced)]
+        )
     is_part = np.array([column.part is not None for column in columns])
-    null = null_space(matrix, thresholds.null)
-    basis = integer_basis(matrix, null, thresholds.null, is_part)
+    threshold = thresholds.null
+    null = null_space(matrix, threshold)
+    basis = integer_basis(matrix, null, threshold, is_part)
     if len(basis) < null.shape[1]:
         # In deep networks, singular values of what is no symmetry may be small, but are no rounding errors.
         strict = null_space(matrix, thresholds.rounding)
         if strict.shape[1] < null.shape[1]:
-            null, basis = strict, integer_basis(matrix, strict, thresholds.rounding, is_part)
+            null, threshold = strict, thresholds.rounding
+            basis = integer_basis(matrix, null, threshold, is_part)
     result.unnamed_joint = null.shape[1] - len(basis)
     if result.unnamed_joint:
         warnings.warn(
@@ -224,6 +237,15 @@ def find_joint(
             stacklevel=4,
         )
     confirmed, rejected = _confirmed(probe, basis, columns, check, thresholds)
+    remaining = rejected
+    for _ in range(_MOST_REFUTATIONS):
+        if not remaining:
+            break
+        matrix = np.concatenate(
+            [matrix, _sums_far_away(probe, columns, remaining, thresholds, balanced=balanced)]
+        )
+        basis = integer_basis(matrix, null_space(matrix, threshold), threshold, is_part)
+        confirmed, remaining = _confirmed(probe, basis, columns, check, thresholds)
     result.parts = _divided_parts(confirmed, columns, probe.names)
     groups = jointly_invariant_groups(confirmed)
     for symmetries, exponent_vectors in (
@@ -362,37 +384,82 @@ def _confirmed(
 ) -> tuple[list[Integers], list[Integers]]:
     """Return the symmetries that rescaling confirms, and the others."""
 
-    def rescale(exponents: Integers, generator: torch.Generator, sign: float, doublings: int = 3) -> None:
-        # Far enough, both ways, to leave the range in which a ReLU6 or a clamp happens to be linear here;
-        # by powers of two, which are exact in any precision.
-        largest = int(np.abs(exponents).max())
-        size = sign
-        if largest == 1:
-            size *= int(torch.randint(1, doublings + 1, (), generator=generator))
-        for column, e in zip(columns, exponents, strict=True):
-            if e:
-                column.tensor(probe).mul_(2.0 ** (size * int(e)))
-
     def touched(exponents: Integers) -> list[int]:
         return [column.index for column, e in zip(columns, exponents, strict=True) if e]
 
-    failed = {
-        position
-        for sign in (1.0, -1.0)
-        for position in check.failures(
-            basis, functools.partial(rescale, sign=sign), touched, thresholds.unchanged
-        )
-    }
-    if probe.shrinks_constants:
-        remaining = [i for i in range(len(basis)) if i not in failed]
-        for sign in (1.0, -1.0):
-            refuted = check.failures(
-                [basis[i] for i in remaining],
-                functools.partial(rescale, sign=sign, doublings=1),
+    def refuted(
+        positions: Sequence[int], doublings: int, tolerance: float, *, real_constants: bool
+    ) -> set[int]:
+        found: set[int] = set()
+        for trial in range(TRIALS):
+
+            def rescale(exponents: Integers, generator: torch.Generator, trial: int = trial) -> None:
+                _rescale(probe, columns, exponents, generator, doublings, trial)
+
+            left = [i for i in positions if i not in found]
+            failures = check.failures(
+                [basis[i] for i in left],
+                rescale,
                 touched,
-                thresholds.real_constants,
-                real_constants=True,
+                tolerance,
+                real_constants=real_constants,
+                trial=trial,
             )
-            failed |= {remaining[position] for position in refuted}
+            found |= {left[position] for position in failures}
+        return found
+
+    everything = range(len(basis))
+    failed = refuted(everything, thresholds.doublings, thresholds.unchanged, real_constants=False)
+    if probe.shrinks_constants:
+        left = [i for i in everything if i not in failed]
+        failed |= refuted(left, 1, thresholds.real_constants, real_constants=True)
     confirmed = [e for i, e in enumerate(basis) if i not in failed]
     return confirmed, [e for i, e in enumerate(basis) if i in failed]
+
+
+def _rescale(
+    probe: Probe,
+    columns: Sequence[_Column],
+    exponents: Integers,
+    generator: torch.Generator,
+    doublings: int,
+    trial: int,
+) -> None:
+    """Move along a symmetry, by powers of two, which are exact in any precision."""
+    size = int(exponents_of_two(1, generator, doublings)) if np.abs(exponents).max() == 1 else 1
+    inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
+    if inverse is None:
+        inverse = bool(torch.rand((), generator=generator) < 0.5)
+    for column, e in zip(columns, exponents, strict=True):
+        if e:
+            column.tensor(probe).mul_(2.0 ** ((-size if inverse else size) * int(e)))
+
+
+def _sums_far_away(
+    probe: Probe,
+    columns: Sequence[_Column],
+    refuted: Sequence[Integers],
+    thresholds: Thresholds,
+    *,
+    balanced: bool,
+) -> Array:
+    """Return Σwg, passes × columns, at points that lie far along what rescaling has refuted.
+
+    There the clamps are active below which these hold, so that only what holds everywhere remains of them: of
+    two refuted symmetries, the difference may be one.
+    """
+    per_unit = {column.index for column in columns if column.part is not None}
+    generator = torch.Generator().manual_seed(_FAR_SEED)
+    rows: list[ScaleGradients] = []
+    for seed in range(_FAR_SEED, _FAR_SEED + len(refuted) + _WITHOUT_GROWTH):
+        probe.mode = ProbeMode(balanced=balanced)
+        probe.move_to(seed)
+        with torch.no_grad():
+            for exponents in refuted:
+                _rescale(probe, columns, exponents, generator, thresholds.doublings, trial=TRIALS)
+        try:
+            rows += scale_gradients(probe, seed, _FEW_COTANGENTS, per_unit, moved=(), squares=0)
+        except NonFiniteOutputsError:  # too far
+            continue
+    probe.mode = ProbeMode()
+    return _sums(columns, rows) if rows else np.zeros((0, len(columns)))

@@ -8,13 +8,33 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from normwise.invariance.probe import Probe, ProbeMode
+from normwise.invariance.probe import NonFiniteOutputsError, Probe, ProbeMode
 from normwise.invariance.stand_ins import CHUNK
 
-__all__ = ["RescaleCheck", "replace_values", "scale_units", "shift_units"]
+__all__ = [
+    "TRIALS",
+    "RescaleCheck",
+    "exponents_of_two",
+    "inverted",
+    "replace_values",
+    "scale_units",
+    "shift_units",
+]
 
 Item = TypeVar("Item")
 Change = Callable[[Item, torch.Generator], None]
+
+
+TRIALS = 3
+"""How many trials what may be false is given: one in each direction, and one in random directions."""
+
+
+def inverted(position: int, trial: int) -> bool | None:
+    """Return whether the factor of an item is inverted in a trial; None: at random.
+
+    Of neighbours one is: factors that meet in one parameter must not multiply it without bounds.
+    """
+    return None if trial > 1 else bool((position + trial) % 2)
 
 
 class RescaleCheck:
@@ -50,6 +70,7 @@ class RescaleCheck:
         touched: Callable[[Item], Sequence[int]],
         *,
         real_constants: bool = False,
+        trial: int = 0,
     ) -> float:
         """Return the largest relative change of an output when all ``items`` change together.
 
@@ -58,6 +79,7 @@ class RescaleCheck:
             apply: Changes the stand-ins for one item, with random numbers from a generator.
             touched: Returns the parameters that ``apply`` changes.
             real_constants: Whether small constants that are added keep their values.
+            trial: The random numbers are others in another trial.
         """
         largest = 0.0
         indices = sorted({k for item in items for k in touched(item)})
@@ -66,11 +88,14 @@ class RescaleCheck:
         try:
             for seed in seeds:
                 before = self.unchanged(seed, real_constants=real_constants)
-                generator = torch.Generator().manual_seed(5_000_011 + seed)
+                generator = torch.Generator().manual_seed(5_000_011 + seed + 1_009 * trial)
                 with torch.no_grad():
                     for item in items:
                         apply(item, generator)
-                largest = max(largest, _relative_change(before, self._run()))
+                try:
+                    largest = max(largest, _relative_change(before, self._run()))
+                except NonFiniteOutputsError:  # the factors of several items are too large together
+                    largest = float("inf")
         finally:
             for k in indices:
                 self._probe.reset(k)
@@ -94,14 +119,19 @@ class RescaleCheck:
         tolerance: float,
         *,
         real_constants: bool = False,
+        trial: int = 0,
     ) -> dict[int, float]:
-        """Return {position in ``items``: change} for the items that change the outputs, by bisection."""
+        """Return {position in ``items``: change} for the items that change the outputs, by bisection.
+
+        Where all of them together change nothing, none fails: but what two of them change may cancel. So give
+        several trials what may be false.
+        """
         failed: dict[int, float] = {}
         waiting = [list(range(len(items)))] if items else []
         while waiting:
             positions = waiting.pop()
             change = self.output_change(
-                [items[i] for i in positions], apply, touched, real_constants=real_constants
+                [items[i] for i in positions], apply, touched, real_constants=real_constants, trial=trial
             )
             if change <= tolerance:
                 continue
@@ -138,21 +168,31 @@ def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     return largest
 
 
+def exponents_of_two(count: int, generator: torch.Generator, doublings: int) -> Tensor:
+    """Return random exponents of powers of two, up to ``doublings``: they are exact factors, and never 1."""
+    return torch.randint(max(1, doublings - 3), doublings + 1, (count,), generator=generator)
+
+
 def scale_units(
     weight: Tensor,
     dim: int | None,
     generator: torch.Generator,
     where: Tensor | None = None,
     *,
-    doublings: int = 3,
+    doublings: int,
+    inverse: bool | None = None,
 ) -> None:
     """Multiply each unit of ``weight`` (or those in ``where``) by a random factor, in place.
 
-    The factors are up to so many ``doublings`` or halvings, and never 1: their products are exact.
+    See :func:`exponents_of_two`; half of the factors are inverses of these. Where there is one unit,
+    ``inverse`` says whether its factor is.
     """
     count = 1 if dim is None else weight.shape[dim]
-    exponents = torch.randint(1, doublings + 1, (count,), generator=generator).double()
-    factors = torch.exp2(torch.where(torch.rand(count, generator=generator) < 0.5, -exponents, exponents))
+    exponents = exponents_of_two(count, generator, doublings).double()
+    inverted = torch.rand(count, generator=generator) < 0.5
+    if inverse is not None and count == 1:
+        inverted = torch.tensor([inverse])
+    factors = torch.exp2(torch.where(inverted, -exponents, exponents))
     if where is not None:
         factors = torch.where(where, factors, torch.ones_like(factors))
     _broadcast(weight, dim, factors, weight.mul_)

@@ -38,9 +38,13 @@ class Thresholds:
             factor of two changes the outputs by more than this at the constant's real value.
         replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
             this.
+        constant: A parameter has no visible gradient either if its products wg are below this fraction of the
+            outputs, as where these depend on signs only.
         traces: Smaller changes than ``replaced`` but above this may be an effect; smaller nudges tell.
         null: Singular values of unit-RMS columns up to this threshold count as zero.
         rounding: The same, where some between the two belong to no symmetry.
+        doublings: Rescaling confirms by factors of up to so many doublings or halvings: far enough to leave
+            the range in which a ReLU6 or a clamp happens to be linear at the probed points.
     """
 
     eps_factor: float
@@ -53,6 +57,8 @@ class Thresholds:
     traces: float
     null: float
     rounding: float
+    constant: float
+    doublings: int
 
     @staticmethod
     def of(dtype: torch.dtype, tolerance: float | None = None) -> Thresholds:
@@ -79,6 +85,8 @@ _DOUBLE = Thresholds(
     traces=1e-9,
     null=1e-6,
     rounding=1e-10,
+    constant=1e-12,
+    doublings=8,
 )
 _SINGLE = Thresholds(
     eps_factor=1e-6,
@@ -91,6 +99,8 @@ _SINGLE = Thresholds(
     traces=1e-5,
     null=1e-4,
     rounding=1e-5,
+    constant=1e-5,
+    doublings=3,
 )
 
 
@@ -116,8 +126,7 @@ class EpsPasses:
     def visible(self, thresholds: Thresholds) -> NDArray[np.bool_]:
         """Return whether each parameter has a gradient above rounding errors."""
         squares = _squares(self.shrunk)
-        largest = np.sqrt(squares.max(axis=1, keepdims=True))
-        visible = np.asarray((np.sqrt(squares) > thresholds.silent * largest).any(axis=0))
+        visible = _above(squares, thresholds)
         if self.nudged:
             size, size_real = (np.sqrt(_squares(rows).max(axis=0)) for rows in (self.paired, self.real))
             for k in np.flatnonzero(~visible & (size_real <= _CAUSED_BY_EPS * size)):
@@ -131,8 +140,7 @@ class EpsPasses:
     def signal_dies(self, thresholds: Thresholds) -> bool:
         """Return whether some gradients are zero, or real but far below those of other parameters."""
         squares = _squares(self.shrunk)
-        largest = np.sqrt(squares.max(axis=1, keepdims=True))
-        faint = ~(np.sqrt(squares) > thresholds.silent * largest).any(axis=0)
+        faint = ~_above(squares, thresholds)
         reached = np.any([row.reached for row in self.shrunk], axis=0)
         return bool((faint & reached & (self.visible(thresholds) | ~squares.any(axis=0))).any())
 
@@ -160,6 +168,13 @@ def _squares(rows: Sequence[ScaleGradients]) -> Array:
     return np.stack([row.squares for row in rows if row.has_squares])
 
 
+def _above(squares: Array, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Return whether each parameter's products are above ordinary rounding errors in some pass."""
+    largest = np.sqrt(squares.max(axis=1, keepdims=True))
+    least = np.maximum(thresholds.silent * largest, thresholds.constant)
+    return np.asarray((np.sqrt(squares) > least).any(axis=0))
+
+
 @dataclass
 class DraftVerdicts:
     """The evidence for every parameter, and the cases that only a replacement of values can decide.
@@ -172,6 +187,7 @@ class DraftVerdicts:
         canceling: Parameters whose gradient seems to cancel between several uses: the sums over all rows and
             columns are zero, so that they may have no effect.
         unreached: The silent parameters that no gradient reached at all.
+        nearby: Parameters that are invariant near the probed points only.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
@@ -179,6 +195,7 @@ class DraftVerdicts:
     silent: list[int] = field(default_factory=list)
     canceling: list[int] = field(default_factory=list)
     unreached: set[int] = field(default_factory=set)
+    nearby: set[int] = field(default_factory=set)
 
 
 def draft_verdicts(
