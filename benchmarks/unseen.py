@@ -2,23 +2,25 @@
 
     python -m benchmarks.unseen [NAME ...]      # default: all; writes benchmarks/results/unseen.md
     python -m benchmarks.unseen --set-aside     # those of benchmarks.set_aside_networks; set_aside.md
+    python -m benchmarks.unseen --random 0-299  # of benchmarks.random_networks, by seed; random.md
 
-Needs the `hf` extra. The judge shares no code with the search. It copies the network in float64, with every
-module's eps times 1e-12 and dropout off, moves all values at random, and then
+Needs the `hf` extra, except for random networks. The judge shares no code with the search. It copies the
+network in float64, with every module's eps times 1e-12 and dropout off, moves all values at random, and then
 
 - scales every unit that is called invariant, and every parameter that is not, and compares outputs;
 - replaces the values of parameters without effect;
-- applies every joint symmetry, with α = 3.7;
+- applies every joint symmetry;
 - counts the joint symmetries of whole parameters: the nullity (SVD) of the matrix of Σwg. At a third of its
   points whole parameters are up to 16 times larger, so that no clamp is linear everywhere.
 
-Each verdict and each symmetry is right, undetermined or wrong; a symmetry that was not found is missed.
+Scales are changed by factors of 3.7, 700 and 1/700. Each verdict and each symmetry is right, undetermined or
+wrong; a symmetry that was not found is missed.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import sys
 import time
 import traceback
 import warnings
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks.random_networks import random_network
 from benchmarks.set_aside_networks import SET_ASIDE
 from benchmarks.unseen_networks import NETWORKS, Network
 from torch import Tensor, nn
@@ -42,8 +45,9 @@ RESULTS = Path(__file__).parent / "results"
 HEADER = (
     "| network | parameters | invariant | joint | right | undetermined | wrong | missed | seconds | remarks |"
 )
-CHANGED, UNCHANGED = 1e-9, 1e-5  # relative changes of outputs
+CHANGED, UNCHANGED = 1e-9, 1e-4  # relative changes of outputs
 FACTOR = 3.7
+POWERS = (1, 5, -5)  # of the factor
 
 
 class Judge:
@@ -196,16 +200,18 @@ class Score:
             self.remarks.append(f"{name}: {what}")
 
 
-def scaled(weight: Tensor, dim: int | None, mask: Tensor | None, blocks: list[tuple[int, int]]) -> None:
-    """Scale each unit of a weight by a random factor, in place."""
+def scaled(
+    weight: Tensor, dim: int | None, mask: Tensor | None, blocks: list[tuple[int, int]], power: int
+) -> None:
+    """Scale each unit of a weight by a factor of its own, in place."""
     if dim is None:
-        weight.mul_(FACTOR)
+        weight.mul_(FACTOR**power)
         return
-    factors = 2.0 ** (torch.rand(weight.shape[dim], dtype=torch.float64) * 4 - 2)
+    factors = 2.0 ** (power * (torch.rand(weight.shape[dim], dtype=torch.float64) * 4 - 2))
     if mask is not None:
         factors[~mask] = 1.0
         for a, b in blocks:
-            factors[a:b] = FACTOR
+            factors[a:b] = FACTOR**power
     weight.mul_(factors.view([-1 if d == dim else 1 for d in range(weight.ndim)]))
 
 
@@ -222,26 +228,41 @@ def judged(inv: Invariances, judges: list[Judge]) -> Score:
     for symmetry in inv.joint:
         names = {parameter_of(key) for key in symmetry}
 
-        def rescale(p: dict[str, Tensor], symmetry: dict[str, int] = symmetry) -> None:
+        def rescale(p: dict[str, Tensor], power: int, symmetry: dict[str, int] = symmetry) -> None:
             for key, exponent in symmetry.items():
                 name = parameter_of(key)
-                eval("p" + key.removeprefix(name), {"p": p[name]}).mul_(FACTOR**exponent)
+                eval("p" + key.removeprefix(name), {"p": p[name]}).mul_(FACTOR ** (power * exponent))
 
-        change = max(j.change(rescale, *names) for j in judges)
+        change = _largest_change(judges, rescale, *names)
         score.add(str(symmetry), change < UNCHANGED, f"symmetry changes by {change:.0e}")
     return score
+
+
+def _largest_change(
+    judges: list[Judge], edit: Callable[[dict[str, Tensor], int], object], *names: str
+) -> float:
+    """Return the largest change of the outputs over all points and all powers of the factor."""
+
+    def change(judge: Judge, power: int) -> float:
+        return judge.change(lambda parameters: edit(parameters, power), *names)
+
+    return max(change(judge, power) for judge in judges for power in POWERS)
 
 
 def _judge_verdict(name: str, inv: Invariances, judges: list[Judge], score: Score) -> None:
     evidence = inv.evidence[name]
     dim, mask = inv.partial.get(name, (inv.scale_invariant.get(name), None))
     blocks = evidence.blocks if mask is not None else []
-    edits: dict[str, Callable[[dict[str, Tensor]], object]] = {
-        "no effect": lambda p: p[name].mul_(FACTOR).add_(0.3),
-        "not invariant": lambda p: p[name].mul_(FACTOR),
-    }
-    edit = edits.get(evidence.verdict, lambda p: scaled(p[name], dim, mask, blocks))
-    change = max(j.change(edit, name) for j in judges)
+
+    def edit(p: dict[str, Tensor], power: int) -> None:
+        if evidence.verdict == "no effect":
+            p[name].mul_(FACTOR**power).add_(0.3)
+        elif evidence.verdict == "not invariant":
+            p[name].mul_(FACTOR**power)
+        else:
+            scaled(p[name], dim, mask, blocks, power)
+
+    change = _largest_change(judges, edit, name)
     right = change > CHANGED if evidence.verdict == "not invariant" else change < UNCHANGED
     score.add(name, right, f"{evidence.verdict}, changes by {change:.0e}")
 
@@ -263,6 +284,8 @@ def nullity(inv: Invariances, network: Network, model: nn.Module, batches: list[
     if not rows:
         return 0
     matrix = np.concatenate(rows)
+    usable = np.isfinite(matrix).all(axis=1) & matrix.any(axis=1)  # values may be too large together, or dead
+    matrix = matrix[usable]
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     matrix /= np.sqrt(np.mean(matrix**2, axis=0)).clip(1e-300)
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -312,13 +335,25 @@ def row(name: str, network: Network) -> tuple[str, Score]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    wanted = [name for name in sys.argv[1:] if name != "--set-aside"]
-    set_aside = "--set-aside" in sys.argv
+    parser = argparse.ArgumentParser(description="Judge nw.find_invariances by brute force.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks; default: all")
+    parser.add_argument("--set-aside", action="store_true", help="networks of benchmarks.set_aside_networks")
+    parser.add_argument("--random", metavar="A-B", help="random networks with these seeds")
+    arguments = parser.parse_args()
+    networks, page = NETWORKS, "unseen.md"
+    if arguments.set_aside:
+        networks, page = SET_ASIDE, "set_aside.md"
+    if arguments.random:
+        first, last = map(int, arguments.random.split("-"))
+        networks, page = (
+            {f"random {seed}": random_network(seed) for seed in range(first, last + 1)},
+            "random.md",
+        )
     lines = [HEADER, "|---" * 10 + "|"]
     print("\n".join(lines), flush=True)
     total, failed, clean = Score(), 0, 0
-    for name, network in (SET_ASIDE if set_aside else NETWORKS).items():
-        if wanted and name not in wanted:
+    for name, network in networks.items():
+        if arguments.names and name not in arguments.names:
             continue
         try:
             line, score = row(name, network)
@@ -326,7 +361,7 @@ def main() -> None:
             failed += 1
             text = (str(error) or type(error).__name__).splitlines()[0][:160].replace("|", "/")
             line = f"| {name} | | | | | | | | | failed: {type(error).__name__}: {text} |"
-            if wanted:
+            if arguments.names:
                 traceback.print_exc()
         else:
             for key in ("right", "undetermined", "wrong", "missed"):
@@ -339,10 +374,8 @@ def main() -> None:
         f"{total.right} right, {total.undetermined} undetermined, {total.wrong} wrong; {total.missed} missed."
     )
     print(summary)
-    if not wanted:
-        (RESULTS / ("set_aside.md" if set_aside else "unseen.md")).write_text(
-            "\n".join([summary, "", *lines]) + "\n"
-        )
+    if not arguments.names:
+        (RESULTS / page).write_text("\n".join([summary, "", *lines]) + "\n")
 
 
 if __name__ == "__main__":

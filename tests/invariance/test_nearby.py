@@ -1,4 +1,4 @@
-"""What the gradients say at the probed points, but large factors refute: clamps, and outputs that are signs."""
+"""What gradients say at the probed points and large factors refute: clamps, and outputs that are signs."""
 
 from __future__ import annotations
 

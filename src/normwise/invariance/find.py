@@ -53,6 +53,7 @@ BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal die
 NUDGE, NUDGED_COTANGENTS = 1e-4, 2
 SCALES_WITH_VALUES = 100.0  # an effect grows with the change of values at least so much more than rounding
 OWN_SEED = 12  # the model's own values
+_NEARBY = 2**-6  # of a doubling: a change of 1 %
 _CHECK_SEEDS = (0, 1)
 
 
@@ -402,8 +403,8 @@ class _Search:
     def _refute_scalings(self, draft: DraftVerdicts, changed: list[tuple[_Rescaling, float]]) -> None:
         """Refute what large factors change: it holds only nearby, or the gradient is wrong."""
         items = [item for item, _ in changed]
-        double = functools.partial(self._rescale, doublings=1)
-        not_nearby = self._check.failures(items, double, _touched, self._thresholds.unchanged)
+        little = functools.partial(self._rescale, doublings=_NEARBY)
+        not_nearby = self._check.failures(items, little, _touched, self._thresholds.unchanged)
         for position, (item, change) in enumerate(changed):
             verdict, where = "undetermined", ""
             if position not in not_nearby:
@@ -442,7 +443,7 @@ class _Search:
         self,
         item: _Rescaling,
         generator: torch.Generator,
-        doublings: int | None = None,
+        doublings: float | None = None,
         trial: int = TRIALS,
     ) -> None:
         doublings = self._thresholds.doublings if doublings is None else doublings

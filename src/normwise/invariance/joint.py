@@ -171,12 +171,13 @@ def find_joint(
         thresholds: The thresholds.
         check: Confirms by rescaling.
         report: Receives the progress: (stage, passes done, passes expected).
-        nearby: Parameters that are invariant near the probed points only. Their sums there are rounding
-            errors, so that other points tell their symmetries.
+        nearby: Parameters that are invariant near the probed points only. Their sums there are next to
+            zero, so that other points tell their symmetries.
     """
     has_scale = result.not_invariant | result.partial.keys()
-    members = [k for k, name in enumerate(probe.names) if name in has_scale and k not in nearby]
-    if not has_scale:
+    with_nearby = [k for k, name in enumerate(probe.names) if name in has_scale]
+    members = [k for k in with_nearby if k not in nearby]
+    if not with_nearby:
         return
     shapes = [p.shape for p in probe.parameters]
     record = UnitRecord(_recorded_places(members, shapes))
@@ -187,11 +188,11 @@ def find_joint(
     for row in passes.real:
         row.units = {place: sums for place, sums in row.units.items() if place in record}
     # Without the gradients of all other weights, a convolution saves half of its backward pass.
-    others = [p for k, p in enumerate(probe.parameters) if k not in set(members)]
+    others = [p for k, p in enumerate(probe.parameters) if k not in set(with_nearby)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        more = _Passes(probe, members, {k for k, _ in record.places}, check)
+        more = _Passes(probe, with_nearby, {k for k, _ in record.places}, check)
         balanced = passes.balanced_from is not None
         columns = [_Column(k) for k in members]
         divided: list[list[Part]] = []
@@ -213,11 +214,11 @@ def find_joint(
     result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, thresholds.null)
     if nearby:
         columns += [_Column(k) for k in sorted(nearby)]
-        matrix = np.pad(matrix, ((0, 0), (0, len(nearby))))
+        matrix = np.stack([column.values(record) for column in columns], axis=1)
         alone = list(np.eye(len(columns), dtype=np.int64)[-len(nearby) :])
-        matrix = np.concatenate(
-            [matrix, _sums_far_away(probe, columns, alone, thresholds, balanced=balanced)]
-        )
+        # Upwards: where several become small together, the shrunk eps matters again.
+        far = _sums_far_away(probe, columns, alone, thresholds, balanced=balanced, inverse=False)
+        matrix = np.concatenate([matrix, far])
     is_part = np.array([column.part is not None for column in columns])
     threshold = thresholds.null
     null = null_space(matrix, threshold)
@@ -241,9 +242,8 @@ def find_joint(
     for _ in range(_MOST_REFUTATIONS):
         if not remaining:
             break
-        matrix = np.concatenate(
-            [matrix, _sums_far_away(probe, columns, remaining, thresholds, balanced=balanced)]
-        )
+        far = _sums_far_away(probe, columns, remaining, thresholds, balanced=balanced, inverse=None)
+        matrix = np.concatenate([matrix, far])
         basis = integer_basis(matrix, null_space(matrix, threshold), threshold, is_part)
         confirmed, remaining = _confirmed(probe, basis, columns, check, thresholds)
     result.parts = _divided_parts(confirmed, columns, probe.names)
@@ -394,7 +394,8 @@ def _confirmed(
         for trial in range(TRIALS):
 
             def rescale(exponents: Integers, generator: torch.Generator, trial: int = trial) -> None:
-                _rescale(probe, columns, exponents, generator, doublings, trial)
+                inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
+                _rescale(probe, columns, exponents, generator, doublings, inverse)
 
             left = [i for i in positions if i not in found]
             failures = check.failures(
@@ -423,11 +424,10 @@ def _rescale(
     exponents: Integers,
     generator: torch.Generator,
     doublings: int,
-    trial: int,
+    inverse: bool | None,
 ) -> None:
-    """Move along a symmetry, by powers of two, which are exact in any precision."""
+    """Move along a symmetry, or with ``inverse`` against it, by powers of two, which are exact everywhere."""
     size = int(exponents_of_two(1, generator, doublings)) if np.abs(exponents).max() == 1 else 1
-    inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
     if inverse is None:
         inverse = bool(torch.rand((), generator=generator) < 0.5)
     for column, e in zip(columns, exponents, strict=True):
@@ -442,11 +442,12 @@ def _sums_far_away(
     thresholds: Thresholds,
     *,
     balanced: bool,
+    inverse: bool | None,
 ) -> Array:
     """Return Σwg, passes × columns, at points that lie far along what rescaling has refuted.
 
-    There the clamps are active below which these hold, so that only what holds everywhere remains of them: of
-    two refuted symmetries, the difference may be one.
+    There the clamps are active below which these hold, for some units or all, so that only what holds
+    everywhere remains of them: of two refuted symmetries, the difference may be one.
     """
     per_unit = {column.index for column in columns if column.part is not None}
     generator = torch.Generator().manual_seed(_FAR_SEED)
@@ -456,7 +457,8 @@ def _sums_far_away(
         probe.move_to(seed)
         with torch.no_grad():
             for exponents in refuted:
-                _rescale(probe, columns, exponents, generator, thresholds.doublings, trial=TRIALS)
+                doublings = int(torch.randint(1, thresholds.doublings + 1, (), generator=generator))
+                _rescale(probe, columns, exponents, generator, doublings, inverse)
         try:
             rows += scale_gradients(probe, seed, _FEW_COTANGENTS, per_unit, moved=(), squares=0)
         except NonFiniteOutputsError:  # too far

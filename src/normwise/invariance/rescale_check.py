@@ -168,9 +168,15 @@ def _relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     return largest
 
 
-def exponents_of_two(count: int, generator: torch.Generator, doublings: int) -> Tensor:
-    """Return random exponents of powers of two, up to ``doublings``: they are exact factors, and never 1."""
-    return torch.randint(max(1, doublings - 3), doublings + 1, (count,), generator=generator)
+def exponents_of_two(count: int, generator: torch.Generator, doublings: float) -> Tensor:
+    """Return random exponents of powers of two, whole numbers up to ``doublings`` and never 0.
+
+    Such factors are exact. Below 1, ``doublings`` itself is the exponent of all.
+    """
+    if doublings < 1:
+        return torch.full((count,), doublings, dtype=torch.float64)
+    most = int(doublings)
+    return torch.randint(max(1, most - 3), most + 1, (count,), generator=generator).double()
 
 
 def scale_units(
@@ -179,7 +185,7 @@ def scale_units(
     generator: torch.Generator,
     where: Tensor | None = None,
     *,
-    doublings: int,
+    doublings: float,
     inverse: bool | None = None,
 ) -> None:
     """Multiply each unit of ``weight`` (or those in ``where``) by a random factor, in place.
@@ -188,7 +194,7 @@ def scale_units(
     ``inverse`` says whether its factor is.
     """
     count = 1 if dim is None else weight.shape[dim]
-    exponents = exponents_of_two(count, generator, doublings).double()
+    exponents = exponents_of_two(count, generator, doublings)
     inverted = torch.rand(count, generator=generator) < 0.5
     if inverse is not None and count == 1:
         inverted = torch.tensor([inverse])
