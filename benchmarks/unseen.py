@@ -13,7 +13,7 @@ network in float64, with every module's eps times 1e-12 and dropout off, moves a
 - counts the joint symmetries of whole parameters: the nullity (SVD) of the matrix of Σwg. At a third of its
   points whole parameters are up to 16 times larger, so that no clamp is linear everywhere.
 
-Scales are changed by factors of 3.7, 700 and 1/700. Each verdict and each symmetry is right, undetermined or
+Scales are changed by factors of 3.7, 700 and 1/14. Each verdict and each symmetry is right, undetermined or
 wrong; a symmetry that was not found is missed.
 """
 
@@ -47,7 +47,7 @@ HEADER = (
 )
 CHANGED, UNCHANGED = 1e-9, 1e-4  # relative changes of outputs
 FACTOR = 3.7
-POWERS = (1, 5, -5)  # of the factor
+POWERS = (1, 5, -2)  # of the factor
 
 
 class Judge:
