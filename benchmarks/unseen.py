@@ -140,7 +140,9 @@ class Judge:
                 [
                     0.0
                     if g is None
-                    else float((g.conj() * p).real.sum() if p.is_complex() else (g * p).sum())
+                    else float(
+                        (g.conj() * p.detach()).real.sum() if p.is_complex() else (g * p.detach()).sum()
+                    )
                     for g, p in zip(gradients, wanted, strict=True)
                 ]
             )
