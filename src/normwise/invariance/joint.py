@@ -427,7 +427,8 @@ def _rescale(
     inverse: bool | None,
 ) -> None:
     """Move along a symmetry, or with ``inverse`` against it, by powers of two, which are exact everywhere."""
-    size = int(exponents_of_two(1, generator, doublings)) if np.abs(exponents).max() == 1 else 1
+    largest = int(np.abs(exponents).max())
+    size = max(1, int(exponents_of_two(1, generator, doublings)) // largest)
     if inverse is None:
         inverse = bool(torch.rand((), generator=generator) < 0.5)
     for column, e in zip(columns, exponents, strict=True):
