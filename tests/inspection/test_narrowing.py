@@ -49,6 +49,7 @@ def test_latent_attention_keeps_its_shares() -> None:
     assert narrow.n_routed_experts >= narrow.num_experts_per_tok
     assert narrow.n_routed_experts % narrow.n_group == 0
     assert narrow.num_hidden_layers == 61
+    assert narrow.moe_intermediate_size < narrow.hidden_size < narrow.intermediate_size  # as in the wide one
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -29,7 +29,6 @@ from normwise.invariance.probe import (
     preserved_random_state,
 )
 from normwise.invariance.rescale_check import (
-    TRIALS,
     RescaleCheck,
     inverted,
     replace_values,
@@ -383,17 +382,7 @@ class _Search:
             if evidence.shift_residual <= self._thresholds.invariant and evidence.verdict != "no effect"
         ]
         items = scalings + shifts
-        failures: dict[int, float] = {}
-        for trial in range(TRIALS):
-            left = [i for i in range(len(items)) if i not in failures and not (trial and items[i].shifts)]
-            found = self._check.failures(
-                [items[i] for i in left],
-                functools.partial(self._change, trial=trial),
-                _touched,
-                self._thresholds.unchanged,
-                trial=trial,
-            )
-            failures |= {left[position]: change for position, change in found.items()}
+        failures = self._check.refuted(items, self._change, _touched, self._thresholds.unchanged)
         held = [item for position, item in enumerate(items) if position not in failures]
         self._refute_scalings(draft, [(items[p], c) for p, c in failures.items() if not items[p].shifts])
         self._result.shift_invariant = {self._probe.names[item.index] for item in held if item.shifts}
@@ -433,7 +422,7 @@ class _Search:
         evidence.verdict, evidence.dim, evidence.reason = verdict, None, reason
         evidence.invariant_units, evidence.blocks = 0, []
 
-    def _change(self, item: _Rescaling, generator: torch.Generator, *, trial: int) -> None:
+    def _change(self, item: _Rescaling, generator: torch.Generator, trial: int) -> None:
         if item.shifts:
             shift_units(self._probe.parameters[item.index], item.dim, generator)
         else:
@@ -444,10 +433,10 @@ class _Search:
         item: _Rescaling,
         generator: torch.Generator,
         doublings: float | None = None,
-        trial: int = TRIALS,
+        trial: int | None = None,
     ) -> None:
         doublings = self._thresholds.doublings if doublings is None else doublings
-        inverse = inverted(item.index, trial)
+        inverse = None if trial is None else inverted(item.index, trial)
         weight = self._probe.parameters[item.index]
         one_by_one = item.mask
         if item.dim is not None and item.mask is not None:

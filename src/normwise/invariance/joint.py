@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from normwise.invariance.parts import Part, UnitRecord, merge_parts, propose_parts
 from normwise.invariance.probe import NonFiniteOutputsError, Probe, ProbeMode
-from normwise.invariance.rescale_check import TRIALS, RescaleCheck, exponents_of_two, inverted
+from normwise.invariance.rescale_check import RescaleCheck, exponents_of_two, inverted
 from normwise.invariance.result import Invariances
 from normwise.invariance.scale_gradients import (
     Array,
@@ -37,7 +39,7 @@ _LEAST_BATCHED, _MOST_BATCHED = 16, 64  # the same where many are needed and the
 _BATCHED_VALUES = 1 << 26  # batched gradients have at most so many values
 _SAME = 1e-6  # sums that are equal up to rounding
 _FIRST_SEED, _FAR_SEED = 16, 1 << 20  # the verdicts use lower seeds
-_MOST_REFUTATIONS = 3
+_MOST_REFUTATIONS = 3  # how often more passes are added because rescaling has refuted a symmetry
 _RECORDED_AT_LEAST = 1 << 24  # the number of sums over units that are recorded in any case
 
 
@@ -220,23 +222,7 @@ def find_joint(
         far = _sums_far_away(probe, columns, alone, thresholds, balanced=balanced, inverse=False)
         matrix = np.concatenate([matrix, far])
     is_part = np.array([column.part is not None for column in columns])
-    threshold = thresholds.null
-    null = null_space(matrix, threshold)
-    basis = integer_basis(matrix, null, threshold, is_part)
-    if len(basis) < null.shape[1]:
-        # In deep networks, singular values of what is no symmetry may be small, but are no rounding errors.
-        strict = null_space(matrix, thresholds.rounding)
-        if strict.shape[1] < null.shape[1]:
-            null, threshold = strict, thresholds.rounding
-            basis = integer_basis(matrix, null, threshold, is_part)
-    result.unnamed_joint = null.shape[1] - len(basis)
-    if result.unnamed_joint:
-        warnings.warn(
-            f"{result.unnamed_joint} of {null.shape[1]} joint symmetries have no small integers for "
-            "exponents, and are left out: either they have others, or the output tells too little about some "
-            "weights, as in the first layers of a deep network whose gradients vanish",
-            stacklevel=4,
-        )
+    basis, unnamed = _integer_symmetries(matrix, thresholds, is_part)
     confirmed, rejected = _confirmed(probe, basis, columns, check, thresholds)
     remaining = rejected
     for _ in range(_MOST_REFUTATIONS):
@@ -244,8 +230,16 @@ def find_joint(
             break
         far = _sums_far_away(probe, columns, remaining, thresholds, balanced=balanced, inverse=None)
         matrix = np.concatenate([matrix, far])
-        basis = integer_basis(matrix, null_space(matrix, threshold), threshold, is_part)
+        basis, unnamed = _integer_symmetries(matrix, thresholds, is_part)
         confirmed, remaining = _confirmed(probe, basis, columns, check, thresholds)
+    result.unnamed_joint = unnamed
+    if unnamed:
+        warnings.warn(
+            f"{unnamed} of {len(basis) + unnamed} joint symmetries have no small integers for "
+            "exponents, and are left out: either they have others, or the output tells too little about some "
+            "weights, as in the first layers of a deep network whose gradients vanish",
+            stacklevel=4,
+        )
     result.parts = _divided_parts(confirmed, columns, probe.names)
     groups = jointly_invariant_groups(confirmed)
     for symmetries, exponent_vectors in (
@@ -256,6 +250,20 @@ def find_joint(
         symmetries += [_by_name(e, columns, result.parts, probe.names) for e in exponent_vectors]
     result.joint_residuals = _residuals(confirmed, columns, passes.real)
     result.group_residuals = _residuals(groups, columns, passes.real)
+
+
+def _integer_symmetries(
+    matrix: Array, thresholds: Thresholds, is_part: NDArray[np.bool_]
+) -> tuple[list[Integers], int]:
+    """Return the integer symmetries of a matrix of Σwg, and how many further symmetries it has."""
+    null = null_space(matrix, thresholds.null)
+    basis = integer_basis(matrix, null, thresholds.null, is_part)
+    if len(basis) < null.shape[1]:
+        # In deep networks, singular values of what is no symmetry may be small, but are no rounding errors.
+        strict = null_space(matrix, thresholds.rounding)
+        if strict.shape[1] < null.shape[1]:
+            null, basis = strict, integer_basis(matrix, strict, thresholds.rounding, is_part)
+    return basis, null.shape[1] - len(basis)
 
 
 def _residuals(
@@ -387,33 +395,19 @@ def _confirmed(
     def touched(exponents: Integers) -> list[int]:
         return [column.index for column, e in zip(columns, exponents, strict=True) if e]
 
-    def refuted(
-        positions: Sequence[int], doublings: int, tolerance: float, *, real_constants: bool
-    ) -> set[int]:
-        found: set[int] = set()
-        for trial in range(TRIALS):
+    def rescale(exponents: Integers, generator: torch.Generator, trial: int, *, doublings: int) -> None:
+        inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
+        _rescale(probe, columns, exponents, generator, doublings, inverse)
 
-            def rescale(exponents: Integers, generator: torch.Generator, trial: int = trial) -> None:
-                inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
-                _rescale(probe, columns, exponents, generator, doublings, inverse)
-
-            left = [i for i in positions if i not in found]
-            failures = check.failures(
-                [basis[i] for i in left],
-                rescale,
-                touched,
-                tolerance,
-                real_constants=real_constants,
-                trial=trial,
-            )
-            found |= {left[position] for position in failures}
-        return found
-
-    everything = range(len(basis))
-    failed = refuted(everything, thresholds.doublings, thresholds.unchanged, real_constants=False)
+    far = functools.partial(rescale, doublings=thresholds.doublings)
+    failed = set(check.refuted(basis, far, touched, thresholds.unchanged))
     if probe.shrinks_constants:
-        left = [i for i in everything if i not in failed]
-        failed |= refuted(left, 1, thresholds.real_constants, real_constants=True)
+        left = [i for i in range(len(basis)) if i not in failed]
+        double = functools.partial(rescale, doublings=1)
+        refuted = check.refuted(
+            [basis[i] for i in left], double, touched, thresholds.real_constants, real_constants=True
+        )
+        failed |= {left[position] for position in refuted}
     confirmed = [e for i, e in enumerate(basis) if i not in failed]
     return confirmed, [e for i, e in enumerate(basis) if i in failed]
 
@@ -426,7 +420,7 @@ def _rescale(
     doublings: int,
     inverse: bool | None,
 ) -> None:
-    """Move along a symmetry, or with ``inverse`` against it, by powers of two, which are exact everywhere."""
+    """Move along a symmetry, or with ``inverse`` against it, by powers of two: their products are exact."""
     largest = int(np.abs(exponents).max())
     size = max(1, int(exponents_of_two(1, generator, doublings)) // largest)
     if inverse is None:
@@ -445,10 +439,19 @@ def _sums_far_away(
     balanced: bool,
     inverse: bool | None,
 ) -> Array:
-    """Return Σwg, passes × columns, at points that lie far along what rescaling has refuted.
+    """Return Σwg, passes × columns, at points far away: values are moved along the refuted symmetries.
 
-    There the clamps are active below which these hold, for some units or all, so that only what holds
-    everywhere remains of them: of two refuted symmetries, the difference may be one.
+    A refuted symmetry holds below a clamp, say. Far away the clamp is active for some units or for all, so
+    the null space of these passes keeps only what holds on both sides of it. The difference of two refuted
+    symmetries may be such a symmetry.
+
+    Args:
+        probe: The probe.
+        columns: The columns of the result.
+        refuted: What rescaling has refuted.
+        thresholds: How far to move.
+        balanced: Whether the points have balanced weights.
+        inverse: Whether to move against the symmetries; None: in random directions.
     """
     per_unit = {column.index for column in columns if column.part is not None}
     generator = torch.Generator().manual_seed(_FAR_SEED)

@@ -12,7 +12,6 @@ from normwise.invariance.probe import NonFiniteOutputsError, Probe, ProbeMode
 from normwise.invariance.stand_ins import CHUNK
 
 __all__ = [
-    "TRIALS",
     "RescaleCheck",
     "exponents_of_two",
     "inverted",
@@ -25,14 +24,14 @@ Item = TypeVar("Item")
 Change = Callable[[Item, torch.Generator], None]
 
 
-TRIALS = 3
-"""How many trials what may be false is given: one in each direction, and one in random directions."""
+_TRIALS = 3
 
 
 def inverted(position: int, trial: int) -> bool | None:
-    """Return whether the factor of an item is inverted in a trial; None: at random.
+    """Return whether to use the inverse of an item's factor in a trial; None: decide at random.
 
-    Of neighbours one is: factors that meet in one parameter must not multiply it without bounds.
+    The second trial inverts what the first does not. Neighbours take turns, so that the factors of many items
+    that share a parameter do not all make it larger.
     """
     return None if trial > 1 else bool((position + trial) % 2)
 
@@ -123,8 +122,7 @@ class RescaleCheck:
     ) -> dict[int, float]:
         """Return {position in ``items``: change} for the items that change the outputs, by bisection.
 
-        Where all of them together change nothing, none fails: but what two of them change may cancel. So give
-        several trials what may be false.
+        If all of them together change nothing, none fails, although what two of them change may cancel.
         """
         failed: dict[int, float] = {}
         waiting = [list(range(len(items)))] if items else []
@@ -140,6 +138,37 @@ class RescaleCheck:
             else:
                 middle = len(positions) // 2
                 waiting += [positions[:middle], positions[middle:]]
+        return failed
+
+    def refuted(
+        self,
+        items: Sequence[Item],
+        apply: Callable[[Item, torch.Generator, int], None],
+        touched: Callable[[Item], Sequence[int]],
+        tolerance: float,
+        *,
+        real_constants: bool = False,
+    ) -> dict[int, float]:
+        """Return {position in ``items``: change} for the items that fail in any of several trials.
+
+        ``apply`` also receives the number of the trial: what cancels in one does not cancel in the next.
+        """
+        failed: dict[int, float] = {}
+        for trial in range(_TRIALS):
+
+            def apply_in_trial(item: Item, generator: torch.Generator, trial: int = trial) -> None:
+                apply(item, generator, trial)
+
+            left = [i for i in range(len(items)) if i not in failed]
+            found = self.failures(
+                [items[i] for i in left],
+                apply_in_trial,
+                touched,
+                tolerance,
+                real_constants=real_constants,
+                trial=trial,
+            )
+            failed |= {left[position]: change for position, change in found.items()}
         return failed
 
     def _run(self) -> list[Tensor]:

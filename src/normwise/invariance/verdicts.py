@@ -40,7 +40,7 @@ class Thresholds:
         replaced: Outputs count as unchanged by a replacement of values if their relative change is at most
             this.
         constant: A parameter has no visible gradient either if its products wg are below this fraction of the
-            outputs, as where these depend on signs only.
+            outputs. So no parameter has one where the outputs are signs.
         traces: Smaller changes than ``replaced`` but above this may be an effect; smaller nudges tell.
         null: Singular values of unit-RMS columns up to this threshold count as zero.
         rounding: The same, where some between the two belong to no symmetry.
@@ -127,7 +127,7 @@ class EpsPasses:
     def visible(self, thresholds: Thresholds) -> NDArray[np.bool_]:
         """Return whether each parameter has a gradient above rounding errors."""
         squares = _squares(self.shrunk)
-        visible = _above(squares, thresholds)
+        visible = _above_rounding(squares, thresholds)
         if self.nudged:
             size, size_real = (np.sqrt(_squares(rows).max(axis=0)) for rows in (self.paired, self.real))
             for k in np.flatnonzero(~visible & (size_real <= _CAUSED_BY_EPS * size)):
@@ -141,7 +141,7 @@ class EpsPasses:
     def signal_dies(self, thresholds: Thresholds) -> bool:
         """Return whether some gradients are zero, or real but far below those of other parameters."""
         squares = _squares(self.shrunk)
-        faint = ~_above(squares, thresholds)
+        faint = ~_above_rounding(squares, thresholds)
         reached = np.any([row.reached for row in self.shrunk], axis=0)
         return bool((faint & reached & (self.visible(thresholds) | ~squares.any(axis=0))).any())
 
@@ -161,6 +161,7 @@ class EpsPasses:
 
 
 def _nearly_same(before: Array, after: Array) -> bool:
+    """Return whether sums before and after a nudge differ as little as those of a gradient do."""
     allowed = _REPRODUCIBLE if before.size >= _FEW else _REPRODUCIBLE_FEW
     return bool(
         np.linalg.norm(before) > 0 and np.linalg.norm(after - before) <= allowed * np.linalg.norm(before)
@@ -172,7 +173,7 @@ def _squares(rows: Sequence[ScaleGradients]) -> Array:
     return np.stack([row.squares for row in rows if row.has_squares])
 
 
-def _above(squares: Array, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _above_rounding(squares: Array, thresholds: Thresholds) -> NDArray[np.bool_]:
     """Return whether each parameter's products are above ordinary rounding errors in some pass."""
     largest = np.sqrt(squares.max(axis=1, keepdims=True))
     least = np.maximum(thresholds.silent * largest, thresholds.constant)
