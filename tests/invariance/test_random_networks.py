@@ -6,8 +6,8 @@ import pytest
 from benchmarks.random_networks import random_network
 from benchmarks.unseen import row
 
-# in the last two, rounding errors of a key bias once passed for its gradient
-SEEDS = (*range(10), 75, 292)
+# Rounding errors of key biases once passed for gradients in 75 and 292, a clamp was not reached in 535.
+SEEDS = (*range(10), 75, 292, 535)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
