@@ -30,7 +30,6 @@ from normwise.invariance.probe import (
 )
 from normwise.invariance.rescale_check import (
     RescaleCheck,
-    inverted,
     replace_values,
     scale_units,
     shift_units,
@@ -422,21 +421,20 @@ class _Search:
         evidence.verdict, evidence.dim, evidence.reason = verdict, None, reason
         evidence.invariant_units, evidence.blocks = 0, []
 
-    def _change(self, item: _Rescaling, generator: torch.Generator, trial: int) -> None:
+    def _change(self, item: _Rescaling, generator: torch.Generator, inverse: bool) -> None:
         if item.shifts:
             shift_units(self._probe.parameters[item.index], item.dim, generator)
         else:
-            self._rescale(item, generator, trial=trial)
+            self._rescale(item, generator, inverse=inverse)
 
     def _rescale(
         self,
         item: _Rescaling,
         generator: torch.Generator,
         doublings: float | None = None,
-        trial: int | None = None,
+        inverse: bool | None = None,
     ) -> None:
         doublings = self._thresholds.doublings if doublings is None else doublings
-        inverse = None if trial is None else inverted(item.index, trial)
         weight = self._probe.parameters[item.index]
         one_by_one = item.mask
         if item.dim is not None and item.mask is not None:

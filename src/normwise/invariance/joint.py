@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normwise.invariance.parts import Part, UnitRecord, merge_parts, propose_parts
 from normwise.invariance.probe import NonFiniteOutputsError, Probe, ProbeMode
-from normwise.invariance.rescale_check import RescaleCheck, exponents_of_two, inverted
+from normwise.invariance.rescale_check import RescaleCheck, exponents_of_two
 from normwise.invariance.result import Invariances
 from normwise.invariance.scale_gradients import (
     Array,
@@ -395,8 +395,7 @@ def _confirmed(
     def touched(exponents: Integers) -> list[int]:
         return [column.index for column, e in zip(columns, exponents, strict=True) if e]
 
-    def rescale(exponents: Integers, generator: torch.Generator, trial: int, *, doublings: int) -> None:
-        inverse = inverted(int(np.flatnonzero(exponents)[0]), trial)
+    def rescale(exponents: Integers, generator: torch.Generator, inverse: bool, *, doublings: int) -> None:
         _rescale(probe, columns, exponents, generator, doublings, inverse)
 
     far = functools.partial(rescale, doublings=thresholds.doublings)

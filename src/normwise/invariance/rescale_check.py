@@ -14,7 +14,6 @@ from normwise.invariance.stand_ins import CHUNK
 __all__ = [
     "RescaleCheck",
     "exponents_of_two",
-    "inverted",
     "replace_values",
     "scale_units",
     "shift_units",
@@ -24,16 +23,21 @@ Item = TypeVar("Item")
 Change = Callable[[Item, torch.Generator], None]
 
 
-_TRIALS = 3
+def directions(count: int) -> list[list[bool]]:
+    """Return for each of several trials whether to use the inverse of each item's factor.
 
+    What two items change may cancel: the pre-activation of a clamp keeps its size if one item makes it larger
+    and the other smaller. So two items are inverted in all four ways: neither, both, and each alone. Their
+    positions differ in some binary digit, so one trial for each digit, and one for its complement, do the
+    latter.
 
-def inverted(position: int, trial: int) -> bool | None:
-    """Return whether to use the inverse of an item's factor in a trial; None: decide at random.
-
-    The second trial inverts what the first does not. Neighbours take turns, so that the factors of many items
-    that share a parameter do not all make it larger.
+    Example:
+        >>> directions(2)
+        [[False, False], [True, True], [False, True], [True, False]]
     """
-    return None if trial > 1 else bool((position + trial) % 2)
+    digits = range((count - 1).bit_length())
+    by_digit = [[bool(i >> digit & 1) for i in range(count)] for digit in digits]
+    return [[False] * count, [True] * count, *by_digit, *([not bit for bit in bits] for bits in by_digit)]
 
 
 class RescaleCheck:
@@ -70,6 +74,7 @@ class RescaleCheck:
         *,
         real_constants: bool = False,
         trial: int = 0,
+        seeds: Sequence[int] = (),
     ) -> float:
         """Return the largest relative change of an output when all ``items`` change together.
 
@@ -79,11 +84,12 @@ class RescaleCheck:
             touched: Returns the parameters that ``apply`` changes.
             real_constants: Whether small constants that are added keep their values.
             trial: The random numbers are others in another trial.
+            seeds: The points. Default: all.
         """
         largest = 0.0
         indices = sorted({k for item in items for k in touched(item)})
         # Moving takes time: begin where the probe is.
-        seeds = sorted(self.modes, key=lambda seed: seed != self._probe.seed)
+        seeds = sorted(seeds or self.modes, key=lambda seed: seed != self._probe.seed)
         try:
             for seed in seeds:
                 before = self.unchanged(seed, real_constants=real_constants)
@@ -119,6 +125,7 @@ class RescaleCheck:
         *,
         real_constants: bool = False,
         trial: int = 0,
+        seeds: Sequence[int] = (),
     ) -> dict[int, float]:
         """Return {position in ``items``: change} for the items that change the outputs, by bisection.
 
@@ -129,7 +136,12 @@ class RescaleCheck:
         while waiting:
             positions = waiting.pop()
             change = self.output_change(
-                [items[i] for i in positions], apply, touched, real_constants=real_constants, trial=trial
+                [items[i] for i in positions],
+                apply,
+                touched,
+                real_constants=real_constants,
+                trial=trial,
+                seeds=seeds,
             )
             if change <= tolerance:
                 continue
@@ -143,32 +155,36 @@ class RescaleCheck:
     def refuted(
         self,
         items: Sequence[Item],
-        apply: Callable[[Item, torch.Generator, int], None],
+        apply: Callable[[Item, torch.Generator, bool], None],
         touched: Callable[[Item], Sequence[int]],
         tolerance: float,
         *,
         real_constants: bool = False,
     ) -> dict[int, float]:
-        """Return {position in ``items``: change} for the items that fail in any of several trials.
+        """Return {position in ``items``: change} for the items that fail in any trial of :func:`directions`.
 
-        ``apply`` also receives the number of the trial: what cancels in one does not cancel in the next.
+        ``apply`` also receives whether to use the inverse of the item's factor.
         """
         failed: dict[int, float] = {}
-        for trial in range(_TRIALS):
+        points = list(self.modes)
+        trials = directions(len(items))
+        for trial, inverses in enumerate(trials):
+            # Two trials run at all points; the others run at one point each, with few moves.
+            seeds = points if trial < 2 else [points[trial * len(points) // len(trials)]]
 
-            def apply_in_trial(item: Item, generator: torch.Generator, trial: int = trial) -> None:
-                apply(item, generator, trial)
+            def apply_at(place: int, generator: torch.Generator, inverses: list[bool] = inverses) -> None:
+                apply(items[place], generator, inverses[place])
 
-            left = [i for i in range(len(items)) if i not in failed]
             found = self.failures(
-                [items[i] for i in left],
-                apply_in_trial,
-                touched,
+                [place for place in range(len(items)) if place not in failed],
+                apply_at,
+                lambda place: touched(items[place]),
                 tolerance,
                 real_constants=real_constants,
                 trial=trial,
+                seeds=seeds,
             )
-            failed |= {left[position]: change for position, change in found.items()}
+            failed |= found
         return failed
 
     def _run(self) -> list[Tensor]:
