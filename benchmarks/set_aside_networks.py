@@ -2,7 +2,7 @@
 
     pip install diffusers peft timm
 
-`python -m benchmarks.unseen --set-aside` judges them like those of `benchmarks.unseen_networks`.
+`python -m benchmarks.unseen --set-aside 1` judges them like those of `benchmarks.unseen_networks`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Results of nw.find_invariances on networks that it was not developed on, judged by brute force.
 
     python -m benchmarks.unseen [NAME ...]      # default: all; writes benchmarks/results/unseen.md
-    python -m benchmarks.unseen --set-aside     # those of benchmarks.set_aside_networks; set_aside.md
+    python -m benchmarks.unseen --set-aside 1   # those of benchmarks.set_aside_networks; set_aside.md
+    python -m benchmarks.unseen --set-aside 2   # those of benchmarks.set_aside_networks_2; set_aside_2.md
     python -m benchmarks.unseen --random 0-299  # of benchmarks.random_networks, by seed; random.md
 
 Needs the `hf` extra, except for random networks. The judge shares no code with the search. It copies the
@@ -34,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks.random_networks import random_network
 from benchmarks.set_aside_networks import SET_ASIDE
+from benchmarks.set_aside_networks_2 import SET_ASIDE_2
 from benchmarks.unseen_networks import NETWORKS, Network
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -339,12 +341,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description="Judge nw.find_invariances by brute force.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; default: all")
-    parser.add_argument("--set-aside", action="store_true", help="networks of benchmarks.set_aside_networks")
+    parser.add_argument("--set-aside", type=int, choices=(1, 2), help="the first or second list set aside")
     parser.add_argument("--random", metavar="A-B", help="random networks with these seeds")
     arguments = parser.parse_args()
     networks, page = NETWORKS, "unseen.md"
-    if arguments.set_aside:
+    if arguments.set_aside == 1:
         networks, page = SET_ASIDE, "set_aside.md"
+    elif arguments.set_aside == 2:
+        networks, page = SET_ASIDE_2, "set_aside_2.md"
     if arguments.random:
         first, last = map(int, arguments.random.split("-"))
         networks, page = (
