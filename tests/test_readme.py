@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.reference_tables import pages
+from benchmarks.reference_tables import claims, pages
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -20,3 +20,16 @@ def test_the_tables_are_those_of_the_reference_results() -> None:
         text = page.read_text(encoding="utf-8")
         for name, table in tables.items():
             assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->" in text, (page, name)
+
+
+def test_the_cells_of_no_tuning_are_counted_as_they_came_out() -> None:
+    """The one result that the README tells in prose."""
+    statistics = claims("full")["no-tuning"]["statistics"]
+    counts = statistics["overall"]["counts"]
+    set_ups = [name for name, cells in statistics.items() if "lr × 1, norm 1" in cells and "," in name]
+    prose = " ".join(README.read_text(encoding="utf-8").split())
+    assert len(set_ups) == 8
+    assert (
+        f"in {counts['better']} of {sum(counts.values())} settings, equivalent in {counts['equivalent']} and "
+        f"worse in {counts['worse']}; {counts['undecided']} are undecided."
+    ) in prose
