@@ -9,6 +9,8 @@ from tests.invariance.networks import CASES
 
 import normwise as nw
 
+pytestmark = pytest.mark.usefixtures("either_storage")
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_verdicts_and_symmetries_are_those_derived_by_hand(name: str) -> None:

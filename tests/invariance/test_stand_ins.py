@@ -18,6 +18,8 @@ from normwise.invariance.probe import Probe
 from normwise.invariance.scale_gradients import scale_gradients
 from normwise.invariance.stand_ins import CHUNK
 
+pytestmark = pytest.mark.usefixtures("narrow_storage")
+
 
 class Everything(nn.Module):
     """Large and small weights, read whole and by rows, tied, read twice, and held in a list."""

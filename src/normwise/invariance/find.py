@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -43,6 +44,9 @@ __all__ = ["find_invariances"]
 # The probe computes in float64, where a zero is a zero, for up to this many weights.
 DOUBLE_UP_TO = 1 << 27
 DOUBLE_UP_TO_HALF = 1 << 24  # for half-precision models, which need a quarter of the memory themselves
+# Larger models are stored narrow (see StandIns). Smaller ones get a copy: its weights are parameters, where
+# reads of narrow ones are not, so that it serves models that read their weights in unusual ways.
+NARROW_ABOVE = 1 << 22
 MAX_BATCHES = 8
 POINTS, COTANGENTS = 2, 4  # verdicts: generic points with shrunk eps, and backward passes at each
 EXACT, EXACT_SHIFTS = 1, 2  # passes at each with Σ(wg)², which only tell sizes, without and with shifts
@@ -51,8 +55,12 @@ BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal die
 NUDGE, NUDGED_COTANGENTS = 1e-4, 2
 SCALES_WITH_VALUES = 100.0  # an effect grows with the change of values at least so much more than rounding
 OWN_SEED = 12  # the model's own values
+# Points at which to look for branches that the model takes rarely, and the number of such points to use.
+RARE_SEEDS, MOST_RARE = range(16, 64), 4
 _NEARBY = 2**-6  # of a doubling: a change of 1 %
 _CHECK_SEEDS = (0, 1)
+# The default type and the random state belong to the process.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def find_invariances(
@@ -114,7 +122,12 @@ def find_invariances(
         )
     call = bind_forward(forward)
     devices = {p.device for p in model.parameters()}
-    with torch.inference_mode(False), preserved_random_state(devices), _ProgressBar(progress) as bar:
+    with (
+        _ONE_AT_A_TIME,
+        torch.inference_mode(False),
+        preserved_random_state(devices),
+        _ProgressBar(progress) as bar,
+    ):
         taken = take_batches(batches, MAX_BATCHES)
         precisions = _precisions(model)
         note = ""
@@ -130,7 +143,7 @@ def find_invariances(
                 except NonFiniteOutputsError:
                     if jitter != JITTER:
                         raise
-                except RuntimeError as error:
+                except (RuntimeError, TypeError) as error:
                     if (dtype, narrow) == precisions[-1] or not is_about_precision(error):
                         raise
                     if dtype == torch.float64:
@@ -153,8 +166,10 @@ def _precisions(model: nn.Module) -> list[tuple[torch.dtype, bool]]:
         return [(torch.float64, False)]
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters)
     fits = weights <= (DOUBLE_UP_TO_HALF if half else DOUBLE_UP_TO)
-    precisions = [(torch.float64, True), (torch.float64, False), (torch.float32, False)]
-    return precisions if fits else [(torch.float32, True), (torch.float32, False)]
+    if not fits:
+        return [(torch.float32, True), (torch.float32, False)]
+    precisions = [(torch.float64, False), (torch.float32, False)]
+    return precisions if weights <= NARROW_ABOVE else [(torch.float64, True), *precisions]
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,8 @@ class _Search:
             (row.reached == passes.shrunk[0].reached).all() for row in passes.shrunk
         ):
             self._add_passes_in(ProbeMode(keep_branches=False), DRAWN_SEEDS, passes, outside)
+        if self._probe.draws_single_numbers:
+            self._add_rare_passes(passes, outside)
         if passes.faint(self._thresholds):
             self._probe.nudge = NUDGE
             invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
@@ -249,6 +266,24 @@ class _Search:
             if seed > seeds[0] and passes.visible(self._thresholds).all():
                 break
         self._add_passes(passes, seed, None)
+        self._probe.mode = ProbeMode()
+
+    def _add_rare_passes(self, passes: EpsPasses, outside: dict[int, str]) -> None:
+        """Add backward passes under draws at which parameters without a gradient so far get one."""
+        invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
+        mode = ProbeMode(keep_branches=False, every_draw=True)
+        used: list[int] = []
+        for seed in RARE_SEEDS if invisible else ():
+            self._probe.mode = mode
+            (row,) = scale_gradients(self._probe, seed, 1, None, only=invisible)
+            if row.squares.any():
+                self._check.modes[seed] = mode
+                self._add_passes(passes, seed, outside)
+                used.append(seed)
+            if len(used) == MOST_RARE:
+                break
+        if used:
+            self._add_passes(passes, used[-1], None)
         self._probe.mode = ProbeMode()
 
     def _add_passes(self, passes: EpsPasses, seed: int, outside: dict[int, str] | None) -> None:

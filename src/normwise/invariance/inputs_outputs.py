@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -127,13 +128,22 @@ class _DirectCall:
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return ``tree`` (tensors in lists, tuples and mappings) with ``function`` applied to each tensor."""
+    """Return ``tree`` with ``function`` applied to each tensor in lists, tuples, mappings and dataclasses."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(item, function) for item in tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(item, function) for item in tree)
+        items = [map_tensors(item, function) for item in tree]
+        try:
+            return type(tree)(items)
+        except TypeError:  # some subclasses cannot be built from their items; a list or tuple serves as well
+            return items if isinstance(tree, list) else tuple(items)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        changed = copy.copy(tree)
+        for field in dataclasses.fields(tree):
+            object.__setattr__(changed, field.name, map_tensors(getattr(tree, field.name), function))
+        return changed
     if isinstance(tree, Mapping):
         # Some mapping classes (a tokenizer's batch) cannot be built from a dict; a dict serves as well.
         return {key: map_tensors(item, function) for key, item in tree.items()}
@@ -190,11 +200,14 @@ def differentiable_outputs(outputs: Any) -> list[Tensor]:
 
 
 def is_about_precision(error: BaseException) -> bool:
-    """Return whether a model may have failed because the probe computes in another type."""
+    """Return whether a model may have failed because of the probe's type or its narrow weights."""
     text = str(error).lower()
+    of_type = ("dtype", "scalar type", "double", "float64")
     # torch.func transforms support neither saved-tensor hooks nor the autograd functions of narrow weights.
-    words = ("dtype", "scalar type", "double", "float64", "functorch", "torch.func", "saved tensor hooks")
-    return any(word in text for word in words)
+    of_storage = ("functorch", "torch.func", "saved tensor hooks", "once_differentiable")
+    # Narrow weights are read as tensors that are neither parameters nor leaves of the graph.
+    of_reads = ("not have been used in the graph", "leaf variable", "not an nn.parameter", "cannot assign")
+    return any(word in text for word in (*of_type, *of_storage, *of_reads, "graph leaves"))
 
 
 def suggested_forward(batch: Any) -> str:

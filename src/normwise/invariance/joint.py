@@ -190,9 +190,7 @@ def find_joint(
     for row in passes.real:
         row.units = {place: sums for place, sums in row.units.items() if place in record}
     # Without the gradients of all other weights, a convolution saves half of its backward pass.
-    others = [p for k, p in enumerate(probe.parameters) if k not in set(with_nearby)]
-    for parameter in others:
-        parameter.requires_grad_(False)
+    probe.ignore_gradients(set(range(len(shapes))) - set(with_nearby))
     try:
         more = _Passes(probe, with_nearby, {k for k, _ in record.places}, check)
         balanced = passes.balanced_from is not None
@@ -211,8 +209,7 @@ def find_joint(
             columns = _columns(members, divided, record, thresholds)
     finally:
         probe.mode = ProbeMode()
-        for parameter in others:
-            parameter.requires_grad_(True)
+        probe.ignore_gradients(set())
     result.stats.rows, result.stats.rank = len(matrix), numerical_rank(matrix, thresholds.null)
     if nearby:
         columns += [_Column(k) for k in sorted(nearby)]

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,12 +60,14 @@ class ProbeMode(NamedTuple):
             the network and however small its weights.
         real_constants: Whether constants from 1e-4 to 0.01 that are added, or clamp, keep their values.
         as_is: Whether values are the model's own.
+        every_draw: Whether no draw is fixed, even if the model skips layers by it.
     """
 
     keep_branches: bool = True
     balanced: bool = False
     real_constants: bool = False
     as_is: bool = False
+    every_draw: bool = False
 
 
 class NonFiniteOutputsError(ValueError):
@@ -93,6 +95,7 @@ class Probe:
         mode: How the model runs. It must not change between :meth:`move_to` and the passes at that point.
         shrinks_constants: Whether any such constant has counted as an eps so far.
         largest_result: The number of values of the largest tensor that the model has computed so far.
+        draws_single_numbers: Whether the model has drawn a single random number, or any outside of torch.
         nudge: The fraction by which all values move away from the generic point, to tell gradients from
             rounding errors.
     """
@@ -118,9 +121,9 @@ class Probe:
         self.dtype, self.jitter, self.eps_factor = dtype, jitter, eps_factor
         self.seed = -1
         self.mode = ProbeMode()
-        self._skips_layers = False
+        self._skips_layers = self._differentiates = False
         self._fixes_several = self._fixes_single = False
-        self.shrinks_constants = False
+        self.shrinks_constants = self.draws_single_numbers = False
         self.largest_result = 0
         self.nudge = 0.0
         self._point: tuple[int, bool, bool, float] | None = None  # where all parameters are
@@ -238,16 +241,21 @@ class Probe:
         """
         number = self.seed % len(self._batches)
         batch = map_tensors(self._batches[number], self._converted_copy)
-        self._stand_ins.install()
+        self._stand_ins.install(self.seed)
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - the state that models draw from
+        before = _state_outside_torch()
         overrides = self._overrides(real_eps)
         with torch.enable_grad(), self.narrow.not_saved_for_backward(), overrides:
             result = _with_short_errors(
                 lambda: self._forward(self._model, batch), f"batch {number} {describe(batch)}", batch
             )
         self._skips_layers = self._skips_layers or overrides.branches_on_draws
+        self._differentiates = self._differentiates or overrides.differentiates
+        self.draws_single_numbers = (
+            self.draws_single_numbers or overrides.draws_single_numbers or before != _state_outside_torch()
+        )
         self._fixes_several = self._fixes_several or overrides.fixed_draws
         self._fixes_single = self._fixes_single or overrides.fixed_single_draws
         self.shrinks_constants = self.shrinks_constants or overrides.shrunk_constants
@@ -316,6 +324,10 @@ class Probe:
             found = iter(torch.vmap(pull_back)(*cotangents))
         return [next(found) if is_reached else None for is_reached in reached]
 
+    def ignore_gradients(self, indices: Iterable[int]) -> None:
+        """Let these parameters need no gradient from now on, unless the model differentiates by itself."""
+        self._stand_ins.without_gradients(() if self._differentiates else indices)
+
     def widen(self) -> None:
         """Store all stand-ins in the type of the computation from now on."""
         self._stand_ins.widen()
@@ -325,7 +337,7 @@ class Probe:
             1.0 if real_eps else self.eps_factor,
             self.dtype,
             self.mode.keep_branches,
-            keep_layers=self._skips_layers,
+            keep_layers=self._skips_layers and not self.mode.every_draw,
             shrink_constants=not self.mode.real_constants,
         )
 
@@ -548,6 +560,11 @@ def preserved_random_state(devices: set[torch.device]) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002 - see above
+
+
+def _state_outside_torch() -> object:
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002 - the state that models use
+    return random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _without_compilation(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -200,6 +200,7 @@ class _GradientReducer:
             for count in probe.parameters[k].shape[:2]:
                 self._places[k].append(slice(self._units, self._units + count))
                 self._units += count
+        self._result: ScaleGradients | None = None  # none before the first backward pass of the probe
         self._ignored = self._narrow.ignored = ignored
         self._narrow.on_gradient = self._reduce
         self._narrow.on_sums = self._take_sums if sums_suffice else None
@@ -215,6 +216,8 @@ class _GradientReducer:
         Args:
             kinds: 1 for Σwg only, 2 for Σ(wg)² too, 4 for Σg and Σg² too.
         """
+        for parameter in self._parameters:  # of a backward pass by the model itself
+            parameter.grad = None
         n = len(self._parameters)
         self._kinds = kinds
         self._narrow.on_sums = self._take_sums if kinds == 1 else None
@@ -231,6 +234,8 @@ class _GradientReducer:
             parameter.grad = None
 
     def _take(self, index: int, parameter: Tensor) -> None:
+        if self._result is None:
+            return
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None:
             self._reduce(index, gradient, slice(None))
@@ -242,6 +247,8 @@ class _GradientReducer:
 
     def _take_sums(self, index: int, rows: Tensor, columns: Tensor) -> None:
         """Add Σwg of each row and column."""
+        if self._result is None:
+            return
         self._result.reached[index] = True
         of_rows = _to_numpy(rows)
         self._result.sums[index] += float(of_rows.sum())
@@ -251,7 +258,7 @@ class _GradientReducer:
 
     def _reduce(self, index: int, gradient: Tensor, rows: slice | Tensor) -> None:
         """Add the sums of a gradient (of some rows), a few rows at a time, so that no product is large."""
-        if index in self._ignored:
+        if index in self._ignored or self._result is None:
             return
         # The overrides are active in the backward pass, and must not change this arithmetic.
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -273,6 +280,7 @@ class _GradientReducer:
                 self._add(index, chunk, weight[some], some)
 
     def _add(self, index: int, gradient: Tensor, weight: Tensor, rows: slice | Tensor) -> None:
+        assert self._result is not None
         # Added, not assigned: a weight that is read twice has a gradient for each read.
         wide = wide_dtype(weight.device)
         if weight.is_complex():  # the derivative along w is Re(ḡw)

@@ -14,10 +14,9 @@ never hold a whole float64 weight: they process a few rows at a time.
 from __future__ import annotations
 
 import contextlib
-import operator
+import copy
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from normwise.invariance.inputs_outputs import converted, is_probed
+from normwise.invariance.model_state import ModelState, all_identical, may_hold_tensors
 from normwise.norms import wide_dtype
 
 __all__ = ["CHUNK", "NarrowStorage", "StandIns"]
@@ -60,7 +60,8 @@ class StandIns:
         self.unprobed = {name: _why_unprobed(p) for name, p in named.items() if not is_probed(p)}
         self.originals: list[Tensor] = [named[name] for name in self.names]
         self.narrow = NarrowStorage(dtype)
-        in_attributes = _tensors_in_attributes(model)
+        self._state = ModelState(model)
+        in_attributes = _tensors_outside(self._state)
         self.parameters = []
         for index, p in enumerate(self.originals):
             is_narrow = (
@@ -73,14 +74,16 @@ class StandIns:
             if is_narrow:
                 self.narrow.add(index, self.parameters[index])
         self._dtype = dtype
+        self._without_gradient: set[int] = set()
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
-        self._snapshot = [(m, dict(m.__dict__)) for m in model.modules()]
-        self._with_tensors = [
-            {key: value for key, value in attributes.items() if _may_hold_tensors(value)}
-            for _, attributes in self._snapshot
+        self._snapshot = [
+            (m, attributes) for m, attributes in self._state.attributes if isinstance(m, nn.Module)
         ]
-        self._containers = _containers([attributes for _, attributes in self._snapshot])
-        self._flags = [m.training for m, _ in self._snapshot]
+        self._after_training_mode: list[dict[str, Any]] = [{} for _ in self._snapshot]
+        self._with_tensors = [
+            {key: value for key, value in attributes.items() if may_hold_tensors(value)}
+            for _, attributes in self._state.attributes
+        ]
         self._installed = True
 
     def widen(self) -> None:
@@ -90,30 +93,39 @@ class StandIns:
                 p.data = p.data.to(self._dtype)
         self.narrow.clear()
 
-    def install(self) -> None:
-        """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors."""
+    def install(self, seed: int = 0, *, as_stored: bool = False) -> None:
+        """Make every module refer to the stand-ins, and to fresh clones of its buffers and other tensors.
+
+        Args:
+            seed: The seed of the model's own random generators.
+            as_stored: Whether reads give the stand-ins as they are stored, in float32 perhaps.
+        """
         if self._installed:
             self.restore()
         self._installed = True
+        self._state.uncache()
+        self._state.seed(seed)
         self.narrow.forget()
-        clones: dict[int, Tensor] = {}
-        for (module, attributes), with_tensors, training in zip(
-            self._snapshot, self._with_tensors, self._flags, strict=True
-        ):
-            module.__dict__["training"] = training
+        for stand_in in self.parameters:
+            stand_in.requires_grad_(id(stand_in) not in self._without_gradient)
+        clones: dict[int, Any] = {}
+        for (holder, _), with_tensors in zip(self._state.attributes, self._with_tensors, strict=True):
             for key, value in with_tensors.items():
-                module.__dict__[key] = self._replaced(value, clones)
-            if self.narrow:
+                holder.__dict__[key] = self._replaced(value, clones)
+        wraps = bool(self.narrow) and not as_stored
+        narrow_parameters = {id(a["_parameters"]) for _, a in self._snapshot} if wraps else set()
+        for container in self._state.containers:
+            if container.takes_stand_ins and id(container.object) not in narrow_parameters:
+                container.replace(lambda item: self._replaced(item, clones))
+        for (module, attributes), after in zip(self._snapshot, self._after_training_mode, strict=True):
+            module.__dict__.update(after)
+            if wraps:
                 replaced = {name: self._replaced(p, clones) for name, p in attributes["_parameters"].items()}
                 self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
             if isinstance(module, nn.RNNBase):
                 module.__dict__["dropout"] = 0.0  # its dropout runs inside one native function
             if isinstance(module, nn.SyncBatchNorm):  # only this process probes: use its statistics alone
                 module.__dict__["forward"] = nn.BatchNorm2d.forward.__get__(module)
-        narrow_parameters = {id(a["_parameters"]) for _, a in self._snapshot} if self.narrow else set()
-        for container in self._containers:
-            if container.takes_stand_ins and id(container.object) not in narrow_parameters:
-                container.replace(lambda item: self._replaced(item, clones))
 
     def _install_narrow(self, module: nn.Module, parameters: _NarrowParameters) -> None:
         module.__dict__["_parameters"] = parameters
@@ -122,123 +134,77 @@ class StandIns:
             module.__dict__["forward"] = forward
 
     def train(self, model: nn.Module) -> None:
-        """Switch to training mode by ``model.train()``, for every later :meth:`install`."""
+        """Switch to training mode by ``model.train()``, for every later :meth:`install`.
+
+        A model's own ``train`` may write weights (an adapter that it had merged) and attributes. It writes
+        stand-ins, and the attributes are written again at each installation.
+        """
+        with torch.no_grad():
+            for original, stand_in in zip(self.originals, self.parameters, strict=True):
+                stand_in.copy_(original)
+        self.install(as_stored=True)
+        before = [dict(module.__dict__) for module, _ in self._snapshot]
         model.train()
-        self._flags = [m.training for m, _ in self._snapshot]
+        self._after_training_mode = [
+            {
+                key: value
+                for key, value in module.__dict__.items()
+                if not may_hold_tensors(value) and (key not in earlier or earlier[key] is not value)
+            }
+            for (module, _), earlier in zip(self._snapshot, before, strict=True)
+        ]
         self.restore()
+
+    def without_gradients(self, indices: Iterable[int]) -> None:
+        """Let the stand-ins of these parameters need no gradient, and those of all others need one."""
+        self._without_gradient = {id(self.parameters[index]) for index in indices}
+        for stand_in in self.parameters:
+            stand_in.requires_grad_(id(stand_in) not in self._without_gradient)
 
     def restore(self) -> None:
         """Give every module back its original objects, and every container its original contents."""
-        for module, attributes in self._snapshot:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for container in self._containers:
-            container.restore()
+        self._state.restore()
         self._installed = False
 
-    def _replaced(self, value: Any, clones: dict[int, Tensor]) -> Any:
-        """Return the stand-in of a parameter, a clone of another tensor, and anything else unchanged."""
+    def _replaced(self, value: Any, clones: dict[int, Any]) -> Any:
+        """Return the stand-in of a parameter, a clone of another tensor or array, or the value itself."""
         if type(value) is tuple:
             items = tuple(self._replaced(item, clones) for item in value)
-            return value if _all_identical(items, value) else items
-        if not isinstance(value, Tensor):
-            return value
+            return value if all_identical(items, value) else items
         if id(value) in self._by_id:
             return self._by_id[id(value)]
-        if value.grad_fn is not None or isinstance(value, nn.Parameter):
+        if not may_hold_tensors(value) or isinstance(value, tuple):
             return value
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            return value
+        if isinstance(value, nn.Parameter) and (type(value) is not nn.Parameter or not is_probed(value)):
+            return value  # quantised, say
         if id(value) not in clones:
-            clones[id(value)] = converted(value.detach().clone(), self._dtype)
+            clones[id(value)] = self._clone(value)
         return clones[id(value)]
 
-
-def _tensors_in_attributes(model: nn.Module) -> set[int]:
-    """Return the ids of tensors that modules hold outside ``_parameters``; an LSTM lists its weights."""
-    found: set[int] = set()
-    for module in model.modules():
-        for key, value in module.__dict__.items():
-            if key == "_parameters":
-                continue
-            items = (
-                value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
-            )
-            found |= {id(item) for item in items if isinstance(item, Tensor)}
-    return found
+    def _clone(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.copy(value)
+        clone = converted(value.detach().clone(), self._dtype)
+        if isinstance(value, nn.Parameter):  # of a module that is not registered
+            return nn.Parameter(clone, requires_grad=value.requires_grad)
+        return clone
 
 
-class _Container:
-    """A container of the model and its contents.
-
-    Only the methods of the built-in base type read and write it: subclasses may refuse to be changed.
-    """
-
-    BASES = (OrderedDict, dict, list, set, deque)
-
-    def __init__(self, container: Any) -> None:
-        self.object = container
-        self._base: Any = next(base for base in self.BASES if isinstance(container, base))
-        self._is_dict = issubclass(self._base, dict)
-        self.contents = self._read()
-        is_plain = type(container) is self._base and self._base is not set
-        self.takes_stand_ins = is_plain and any(map(_may_hold_tensors, self.contents))
-
-    def _read(self) -> list[Any]:
-        """Return the values, after the keys if there are any."""
-        if self._is_dict:
-            return [*self._base.keys(self.object), *self._base.values(self.object)]
-        return list(self._base.__iter__(self.object))
-
-    def _items(self) -> tuple[Sequence[Any], list[Any]]:
-        """Return the original keys, or places, and values."""
-        if not self._is_dict:
-            return range(len(self.contents)), self.contents
-        half = len(self.contents) // 2
-        return self.contents[:half], self.contents[half:]
-
-    def replace(self, function: Callable[[Any], Any]) -> None:
-        """Replace each value by ``function`` of it."""
-        keys, values = self._items()
-        replaced = [function(value) for value in values]
-        if not _all_identical(replaced, values):
-            for key, value in zip(keys, replaced, strict=True):
-                self._base.__setitem__(self.object, key, value)
-
-    def restore(self) -> None:
-        """Give the container its original contents, if it has others."""
-        if _all_identical(self._read(), self.contents):
-            return
-        self._base.clear(self.object)
-        if self._is_dict:
-            for key, value in zip(*self._items(), strict=True):
-                self._base.__setitem__(self.object, key, value)
-        elif self._base is set:
-            set.update(self.object, self.contents)
-        else:
-            self._base.extend(self.object, self.contents)
-
-
-def _may_hold_tensors(value: Any) -> bool:
-    return isinstance(value, (Tensor, tuple))
-
-
-def _all_identical(items: Sequence[Any], others: Sequence[Any]) -> bool:
-    return len(items) == len(others) and all(map(operator.is_, items, others))
-
-
-def _containers(objects: Iterable[Any]) -> list[_Container]:
-    """Return the containers in the values of ``objects``, however deep, each once."""
-    found: dict[int, _Container] = {}
-    waiting: list[Any] = [value for attributes in objects for value in attributes.values()]
-    while waiting:
-        value = waiting.pop()
-        if type(value) is tuple:
-            waiting += [item for item in value if isinstance(item, (tuple, *_Container.BASES))]
-        elif isinstance(value, _Container.BASES) and id(value) not in found:
-            found[id(value)] = _Container(value)
-            waiting += [
-                item for item in found[id(value)].contents if isinstance(item, (tuple, *_Container.BASES))
-            ]
-    return list(found.values())
+def _tensors_outside(state: ModelState) -> set[int]:
+    """Return the ids of tensors that are held outside ``_parameters``; an LSTM lists its weights."""
+    parameters = {id(attributes.get("_parameters")) for _, attributes in state.attributes}
+    held = [value for _, attributes in state.attributes for value in attributes.values()]
+    for container in state.containers:
+        if id(container.object) not in parameters:
+            held += container.contents
+    return {
+        id(item)
+        for value in held
+        for item in (value if type(value) is tuple else (value,))
+        if isinstance(item, Tensor)
+    }
 
 
 def _why_unprobed(parameter: Tensor) -> str:
@@ -294,6 +260,9 @@ class NarrowStorage:
 
     def __bool__(self) -> bool:
         return bool(self._stored)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NarrowStorage:
+        return self  # weak references to storages must not be copied
 
     def __contains__(self, index: int) -> bool:
         return index in self._by_index
@@ -388,6 +357,16 @@ class _NarrowParameters(dict[str, Any]):
 
     def items(self) -> Any:
         return ((key, self._narrow.read(value)) for key, value in super().items())
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        """Return wide parameters of their own: a model may copy its modules in a forward pass."""
+        return {
+            key: None if value is None else nn.Parameter(value.detach().clone(), value.requires_grad)
+            for key, value in self.items()
+        }
 
     def stored(self, key: str) -> Any:
         """Return the stand-in as it is stored."""

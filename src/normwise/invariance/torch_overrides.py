@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,8 @@ __all__ = ["TorchOverrides"]
 
 # A larger constant is part of the function, not a guard against division by zero.
 _LARGEST_EPS = 1e-2
+# A larger tensor (a mask, positions) is no constant.
+_LARGEST_CONSTANT = 4096
 # A constant above this is usually no eps, so that results are checked at its real value.
 _USUAL_EPS = 1e-4
 
@@ -59,6 +62,10 @@ _ADDITIONS = {
     Tensor.clamp_min_,
     torch.maximum,
     Tensor.maximum,
+    torch.fmax,
+    Tensor.fmax,
+    torch.hypot,
+    Tensor.hypot,
 }
 _DROPOUTS = {
     F.dropout,
@@ -83,10 +90,13 @@ _DROPOUT_ARGUMENT: dict[Callable[..., Any], str] = {
 }
 _BERNOULLI = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 _DRAWS = {torch.rand, torch.rand_like, Tensor.uniform_, *_BERNOULLI}
+# Other functions whose draws a model may branch on.
+_NUMBERS = {torch.randint, torch.randn, torch.normal, torch.multinomial, Tensor.random_, Tensor.normal_}
 _TRUTH = {Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero}
 _CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 _COMPLEX_CASTS = {getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf")}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_DERIVATIVES = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 # Functions whose arguments or results may be changed.
 _CHANGED = {
@@ -95,6 +105,7 @@ _CHANGED = {
     *_EPS_ARGUMENT,
     *_ADDITIONS,
     *_DRAWS,
+    *_NUMBERS,
     *_CASTS,
     *_COMPLEX_CASTS,
 }
@@ -116,6 +127,8 @@ class TorchOverrides(TorchFunctionMode):
     Attributes:
         fixed_draws: Whether draws of several numbers were replaced.
         fixed_single_draws: Whether a single draw was replaced.
+        draws_single_numbers: Whether the model has drawn a single number.
+        differentiates: Whether the model computes gradients by itself.
         branches_on_draws: Whether the model branches (``if``) on a single draw: it skips layers.
         shrunk_constants: Whether such a constant counted as an eps.
         largest_result: The number of values of the largest tensor that a function returned.
@@ -143,6 +156,7 @@ class TorchOverrides(TorchFunctionMode):
         self._constant_factor = eps_factor if shrink_constants else 1.0
         self.shrunk_constants = False
         self.largest_result = 0
+        self.differentiates = self.draws_single_numbers = False
         self.eps_factor = eps_factor
         self.dtype = dtype
 
@@ -154,6 +168,7 @@ class TorchOverrides(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
+        self.differentiates = self.differentiates or func in _DERIVATIVES
         if func not in _CHANGED and not self._of_draws and not _names_a_type(args, named):
             return self._noting_size(func(*args, **named))  # most calls
         if func in _DROPOUTS:
@@ -166,14 +181,17 @@ class TorchOverrides(TorchFunctionMode):
         named = {key: self._one_type(a) for key, a in named.items()}
         if func in _EPS_ARGUMENT:
             args, named = self._with_shrunk_eps(func, args, named)
-        elif func in _ADDITIONS and _has_gradient(args):
+        elif func in _ADDITIONS and _has_gradient((*args, *named.values())):
             args = tuple(self._shrink(a) for a in args)
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
         result = self._noting_size(func(*args, **named))
+        if func in _NUMBERS and isinstance(result, Tensor):
+            self.draws_single_numbers = self.draws_single_numbers or result.numel() == 1
         if func in _DRAWS and isinstance(result, Tensor):
             is_single = result.numel() == 1
+            self.draws_single_numbers = self.draws_single_numbers or is_single
             if self.keep_branches or (is_single and self.keep_layers):
                 fixed = _fix_draw(func, result, args, named)
                 self.fixed_draws = self.fixed_draws or (fixed and not is_single)
@@ -199,12 +217,21 @@ class TorchOverrides(TorchFunctionMode):
 
     def _shrink(self, argument: Any) -> Any:
         """Return ``argument``, times the factor if it is a small positive constant."""
-        is_constant = isinstance(argument, float)
-        if isinstance(argument, Tensor) and argument.numel() == 1 and argument.is_floating_point():
-            is_constant = not argument.requires_grad
-        if not is_constant or not 0.0 < float(argument) <= _LARGEST_EPS:
+        if isinstance(argument, Tensor):
+            if argument.requires_grad or not argument.is_floating_point() or not argument.numel():
+                return argument
+            if argument.numel() > _LARGEST_CONSTANT:
+                return argument
+            low, high = (float(bound) for bound in argument.aminmax())
+            if low != high:
+                return argument
+        elif isinstance(argument, (float, np.floating)):
+            high = float(argument)
+        else:
             return argument
-        if float(argument) <= _USUAL_EPS:
+        if not 0.0 < high <= _LARGEST_EPS:
+            return argument
+        if high <= _USUAL_EPS:
             return argument * self.eps_factor
         self.shrunk_constants = self._constant_factor != 1.0 or self.shrunk_constants
         return argument * self._constant_factor
@@ -216,7 +243,7 @@ class TorchOverrides(TorchFunctionMode):
         eps = args[place] if len(args) > place else named.get("eps", _default_eps(func))
         if eps is None and func in _MISSING_EPS_IS_MACHINE_EPS:
             eps = torch.finfo(self.dtype).eps
-        if not isinstance(eps, (int, float)) or not math.isfinite(eps):
+        if not isinstance(eps, (int, float, np.floating)) or not math.isfinite(eps):
             return args, named
         eps = float(eps) * self.eps_factor
         if len(args) > place:

@@ -1,0 +1,255 @@
+"""What a forward pass may change besides values of parameters, and the way back.
+
+A model keeps state in the attributes of its modules, in containers, in helper objects that are no modules,
+in modules that are not registered (``self.teacher = [module]``), in attributes of classes, in caches of the
+Python modules that define these classes, and in random generators of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Container", "ModelState", "all_identical", "may_hold_tensors"]
+
+# Objects of these packages are left alone: trainers, optimizers and data loaders are no part of the model.
+_FOREIGN = {"torch", "numpy", "lightning", "pytorch_lightning", "accelerate", "normwise"}
+_HELPERS = ("types", "collections")
+_MOST_HELPERS = 1000
+_LARGEST_CACHE = 10_000
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+class ModelState:
+    """The state of a model, as it was when this object was made.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        attributes: Each module (those of ``model.modules()`` first) and helper object, with its attributes.
+        containers: The containers in these attributes, however deep, each once.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attributes: list[tuple[Any, dict[str, Any]]] = []
+        self.containers: list[Container] = []
+        self._generators: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
+        self._helpers = 0
+        for module in model.modules():
+            self._add_holder(module)
+        self._walk([value for _, attributes in self.attributes for value in attributes.values()])
+        classes = {
+            cls
+            for holder, _ in self.attributes
+            for cls in type(holder).__mro__
+            if _is_own(cls) and not _is_helper(cls)
+        }
+        self._classes = [(cls, _public(vars(cls))) for cls in classes]
+        self._walk(
+            [
+                value
+                for _, own in self._classes
+                for value in own.values()
+                if isinstance(value, Container.BASES)
+            ]
+        )
+        modules = [sys.modules[name] for name in {c.__module__ for c in classes} if name in sys.modules]
+        namespaces = [vars(module) for module in modules]
+        # Shallow: a notebook also keeps its data there.
+        self._caches = [
+            Container(value)
+            for names in namespaces
+            for value in _public(names).values()
+            if isinstance(value, dict) and id(value) not in self._seen and len(value) <= _LARGEST_CACHE
+        ]
+        self._cached_functions = [
+            (names, name, value, _uncached(value))
+            for names in namespaces
+            for name, value in _public(names).items()
+            if isinstance(value, functools._lru_cache_wrapper)
+        ]
+
+    def uncache(self) -> None:
+        """Give cached functions (``functools.lru_cache``) empty caches until :meth:`restore`."""
+        for names, name, _, fresh in self._cached_functions:
+            names[name] = fresh
+
+    def seed(self, seed: int) -> None:
+        """Seed the model's own random generators."""
+        for generator, _ in self._generators:
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+            else:
+                generator.seed(seed)
+
+    def restore(self) -> None:
+        """Give everything back its original attributes, contents and state."""
+        for holder, attributes in self.attributes:
+            own = _attributes(holder)
+            if own is not None and not _same_items(own, attributes):
+                own.clear()
+                own.update(attributes)
+        for container in [*self.containers, *self._caches]:
+            container.restore()
+        for cls, attributes in self._classes:
+            now = _public(vars(cls))
+            if not _same_items(now, attributes):
+                for key in now.keys() - attributes.keys():
+                    type.__delattr__(cls, key)
+                for key, value in attributes.items():
+                    if now.get(key) is not value:
+                        type.__setattr__(cls, key, value)
+        for names, name, original, _ in self._cached_functions:
+            names[name] = original
+        for generator, state in self._generators:
+            _set_state(generator, state)
+
+    def _walk(self, waiting: list[Any]) -> None:
+        """Find containers, helper objects, hidden modules and generators, however deep, each once."""
+        while waiting:
+            value = waiting.pop()
+            if type(value) is tuple:
+                waiting += value
+            elif id(value) in self._seen or isinstance(value, (Tensor, type, str, int, float)):
+                continue
+            elif isinstance(value, nn.Module):
+                waiting += self._add_holder(value)
+            elif isinstance(value, Container.BASES):
+                self._seen.add(id(value))
+                container = Container(value)
+                self.containers.append(container)
+                waiting += container.contents
+            elif isinstance(value, _GENERATORS):
+                self._seen.add(id(value))
+                self._generators.append((value, _state_of(value)))
+            elif self._helpers < _MOST_HELPERS and _is_own(type(value)) and _attributes(value) is not None:
+                self._helpers += 1
+                waiting += self._add_holder(value)
+
+    def _add_holder(self, holder: Any) -> Iterator[Any]:
+        """Record a module or helper object; return the values of its attributes."""
+        self._seen.add(id(holder))
+        attributes = dict(_attributes(holder) or {})
+        self.attributes.append((holder, attributes))
+        return iter(attributes.values())
+
+
+class Container:
+    """A container of the model and its contents.
+
+    Only the methods of the built-in base type read and write it: subclasses may refuse to be changed.
+    """
+
+    BASES = (OrderedDict, dict, list, set, deque)
+
+    def __init__(self, container: Any) -> None:
+        self.object = container
+        self._base: Any = next(base for base in self.BASES if isinstance(container, base))
+        self._is_dict = issubclass(self._base, dict)
+        self.contents = self._read()
+        self.takes_stand_ins = self._base is not set and any(map(may_hold_tensors, self.contents))
+
+    def _read(self) -> list[Any]:
+        """Return the values, after the keys if there are any."""
+        if self._is_dict:
+            return [*self._base.keys(self.object), *self._base.values(self.object)]
+        return list(self._base.__iter__(self.object))
+
+    def _items(self) -> tuple[Sequence[Any], list[Any]]:
+        """Return the original keys, or places, and values."""
+        if not self._is_dict:
+            return range(len(self.contents)), self.contents
+        half = len(self.contents) // 2
+        return self.contents[:half], self.contents[half:]
+
+    def replace(self, function: Callable[[Any], Any]) -> None:
+        """Replace each value by ``function`` of it."""
+        keys, values = self._items()
+        replaced = [function(value) for value in values]
+        if not all_identical(replaced, values):
+            for key, value in zip(keys, replaced, strict=True):
+                self._base.__setitem__(self.object, key, value)
+
+    def restore(self) -> None:
+        """Give the container its original contents, if it has others."""
+        if all_identical(self._read(), self.contents):
+            return
+        self._base.clear(self.object)
+        if self._is_dict:
+            for key, value in zip(*self._items(), strict=True):
+                self._base.__setitem__(self.object, key, value)
+        elif self._base is set:
+            set.update(self.object, self.contents)
+        else:
+            self._base.extend(self.object, self.contents)
+
+
+def may_hold_tensors(value: Any) -> bool:
+    """Return whether ``value`` is changed in place, or holds what is: a tensor, an array, or a tuple."""
+    return isinstance(value, (Tensor, tuple, np.ndarray, bytearray))
+
+
+def all_identical(items: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Return whether two sequences hold the same objects."""
+    return len(items) == len(others) and all(map(operator.is_, items, others))
+
+
+def _same_items(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return all_identical([*now.keys(), *now.values()], [*before.keys(), *before.values()])
+
+
+def _attributes(holder: Any) -> dict[str, Any] | None:
+    """Return the ``__dict__`` of an object; None if it has none."""
+    try:
+        found = object.__getattribute__(holder, "__dict__")
+    except AttributeError:
+        return None
+    return found if type(found) is dict else None
+
+
+def _is_own(cls: type) -> bool:
+    """Return whether objects of a class may be a part of the model."""
+    package = str(cls.__module__).partition(".")[0]
+    return _is_helper(cls) or not (package in _FOREIGN or package in sys.stdlib_module_names)
+
+
+def _is_helper(cls: type) -> bool:
+    """Return whether a class of a library is for parts of models, as namespaces and distributions are."""
+    return str(cls.__module__) in _HELPERS or str(cls.__module__).startswith("torch.distributions.")
+
+
+def _public(names: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in names.items() if not key.startswith("__")}
+
+
+def _uncached(function: Any) -> Any:
+    settings = function.cache_parameters()
+    return functools.lru_cache(settings["maxsize"], settings["typed"])(function.__wrapped__)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
