@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,3 +78,33 @@ def test_rounding_errors_of_an_output_that_is_a_sign_are_no_gradients() -> None:
     assert inv.scale_invariant == {}
     assert all("its gradient is zero" in reason for reason in inv.undetermined.values())
     assert inv.joint == []
+
+
+class ProductBeforeNorm(nn.Module):
+    """Halved, ``inp`` divides the variance of the product by 16: soon no eps is small beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.norm, self.head = nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        return self.head(self.norm(self.a(h) * self.b(h) * self.a(h)))  # type: ignore[no-any-return]
+
+
+def test_small_factors_on_a_product_before_a_norm() -> None:
+    torch.manual_seed(0)
+    inv = nw.find_invariances(ProductBeforeNorm(), [0.1 * torch.randn(16, 5)])
+    assert inv.joint == [{"inp.weight": 1, "inp.bias": 1}]
+    assert inv.unconfirmed_joint == []
+
+
+def test_several_false_symmetries_are_refuted_one_after_the_other() -> None:
+    """Each is refuted in another trial, and what is right stays."""
+    torch.manual_seed(0)
+    widths = [5, 8, 8, 8, 8]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU6())]
+    net = nn.Sequential(*layers, nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    inv = nw.find_invariances(net, [0.1 * torch.randn(16, 5)])
+    assert inv.joint == [{"8.weight": 1, "8.bias": 1, "10.weight": -1}]

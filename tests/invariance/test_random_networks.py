@@ -7,8 +7,8 @@ from benchmarks.random_networks import random_network
 from benchmarks.unseen import row
 
 # Rounding errors of key biases once passed for gradients in 75 and 292, a clamp was not reached in 535, and
-# two false symmetries cancelled in 697.
-SEEDS = (*range(10), 75, 292, 535, 697)
+# two false symmetries cancelled in 697. In 1178 a small factor on a product made a shrunk eps matter.
+SEEDS = (*range(10), 75, 292, 535, 697, 1178)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

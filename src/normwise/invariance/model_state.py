@@ -121,21 +121,22 @@ class ModelState:
         """Find containers, helper objects, hidden modules and generators, however deep, each once."""
         while waiting:
             value = waiting.pop()
-            if type(value) is tuple:
+            cls = type(value)  # not isinstance: proxies may claim another class, or raise
+            if cls is tuple:
                 waiting += value
-            elif id(value) in self._seen or isinstance(value, (Tensor, type, str, int, float)):
+            elif id(value) in self._seen or issubclass(cls, (Tensor, type, str, int, float)):
                 continue
-            elif isinstance(value, nn.Module):
+            elif issubclass(cls, nn.Module):
                 waiting += self._add_holder(value)
-            elif isinstance(value, Container.BASES):
+            elif issubclass(cls, Container.BASES):
                 self._seen.add(id(value))
                 container = Container(value)
                 self.containers.append(container)
                 waiting += container.contents
-            elif isinstance(value, _GENERATORS):
+            elif issubclass(cls, _GENERATORS):
                 self._seen.add(id(value))
                 self._generators.append((value, _state_of(value)))
-            elif self._helpers < _MOST_HELPERS and _is_own(type(value)) and _attributes(value) is not None:
+            elif self._helpers < _MOST_HELPERS and _is_own(cls) and _attributes(value) is not None:
                 self._helpers += 1
                 waiting += self._add_holder(value)
 

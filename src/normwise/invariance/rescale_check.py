@@ -55,12 +55,12 @@ class RescaleCheck:
     def __init__(self, probe: Probe, seeds: Sequence[int]) -> None:
         self._probe = probe
         self.modes = dict.fromkeys(seeds, ProbeMode())
-        self._unchanged: dict[tuple[int, bool], list[Tensor]] = {}
+        self._unchanged: dict[tuple[int, bool, float], list[Tensor]] = {}
         self.passes = 0
 
     def remember(self, seed: int, outputs: list[Tensor]) -> None:
         """Take the outputs at a point's unchanged values from a pass that has run there in the same mode."""
-        self._unchanged[seed, False] = outputs
+        self._unchanged[seed, False, self._probe.eps_factor] = outputs
 
     def forget(self) -> None:
         """Forget the outputs at unchanged values, after the way in which these are stored has changed."""
@@ -111,7 +111,7 @@ class RescaleCheck:
         """Move to a point, and return the outputs there. The probe stays in the mode of this point."""
         self._probe.mode = self.modes[seed]._replace(real_constants=real_constants)
         self._probe.move_to(seed)
-        key = seed, real_constants
+        key = seed, real_constants, self._probe.eps_factor
         if key not in self._unchanged:
             self._unchanged[key] = self._run()
         return self._unchanged[key]
@@ -168,6 +168,10 @@ class RescaleCheck:
         failed: dict[int, float] = {}
         points = list(self.modes)
         trials = directions(len(items))
+
+        def touched_at(place: int) -> Sequence[int]:
+            return touched(items[place])
+
         for trial, inverses in enumerate(trials):
             # Two trials run at all points; the others run at one point each, with few moves.
             seeds = points if trial < 2 else [points[trial * len(points) // len(trials)]]
@@ -175,16 +179,50 @@ class RescaleCheck:
             def apply_at(place: int, generator: torch.Generator, inverses: list[bool] = inverses) -> None:
                 apply(items[place], generator, inverses[place])
 
+            places = [place for place in range(len(items)) if place not in failed]
             found = self.failures(
-                [place for place in range(len(items)) if place not in failed],
+                places,
                 apply_at,
-                lambda place: touched(items[place]),
+                touched_at,
                 tolerance,
                 real_constants=real_constants,
                 trial=trial,
                 seeds=seeds,
             )
-            failed |= found
+            found = {places[position]: change for position, change in found.items()}
+            if real_constants:
+                failed |= found
+                continue
+            failed |= self._failing_without_eps(found, apply_at, touched_at, tolerance, trial, seeds)
+        return failed
+
+    def _failing_without_eps(
+        self,
+        found: dict[int, float],
+        apply: Change[int],
+        touched: Callable[[int], Sequence[int]],
+        tolerance: float,
+        trial: int,
+        seeds: Sequence[int],
+    ) -> dict[int, float]:
+        """Return what fails too where every eps is far smaller still.
+
+        A small factor makes the shrunk eps matter again, the more so where a norm reads a product of values
+        that all become smaller.
+        """
+        eps_factor = self._probe.eps_factor
+        self._probe.eps_factor = eps_factor**2
+        failed: dict[int, float] = {}
+        try:
+            for place, change in found.items():
+                try:
+                    without_eps = self.output_change([place], apply, touched, trial=trial, seeds=seeds)
+                except NonFiniteOutputsError:  # the eps kept a value finite
+                    without_eps = change
+                if without_eps > tolerance:
+                    failed[place] = change
+        finally:
+            self._probe.eps_factor = eps_factor
         return failed
 
     def _run(self) -> list[Tensor]:
