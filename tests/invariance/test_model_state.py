@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import random
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +161,96 @@ def test_random_generators_of_the_model(kind: str) -> None:
     assert state() == before
 
 
+def test_random_generators_differ_from_one_another() -> None:
+    """With equal seeds their difference would be zero, and its weight without effect."""
+
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.Generator(), torch.Generator()
+            self.a, self.scale = nn.Linear(4, 6), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = (torch.randn(6, generator=g) for g in (self.first, self.second))
+            return torch.tanh(self.a(x) + self.scale * (first - second))
+
+    assert nw.find_invariances(Difference(), [torch.randn(8, 4)]).no_effect == set()
+
+
+@functools.lru_cache
+def settings() -> dict[str, int]:
+    """Return what a program sets up once."""
+    return {}
+
+
+class CachedMethods(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    @functools.lru_cache  # noqa: B019 - what models do
+    def table(self, count: int) -> Tensor:
+        return torch.linspace(0, 1, count)[:, None]
+
+    @staticmethod
+    @functools.lru_cache
+    def other_table(count: int) -> Tensor:
+        return torch.linspace(1, 2, count)[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ torch.eye(4) + self.table(len(x)) + self.other_table(len(x))
+        return self.head(F.relu(self.a(settings()["factor"] * x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_cached_functions_keep_what_a_program_set_up_and_no_tensors_of_the_probe(filled: bool) -> None:
+    settings()["factor"] = 2
+    own, net, x = settings(), CachedMethods(), torch.randn(8, 4)
+    if filled:
+        net(x[:5])
+    inv = nw.find_invariances(net, [x])
+    assert inv.joint == [{"a.weight": 1, "a.bias": 1, "head.weight": -1}]
+    assert settings() is own
+    assert net(x).dtype == torch.float32
+    assert isinstance(vars(CachedMethods)["other_table"], staticmethod)
+
+
+class OddProxy:
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("no context")
+
+
+class Thing:
+    pass
+
+
+def test_odd_attributes_do_not_end_the_search() -> None:
+    thing = Thing()
+    proxies = [weakref.proxy(thing), OddProxy()]
+    del thing
+    net = Normed(many=(proxies[0],), listed=proxies, draw=random.SystemRandom())
+    net.__dict__["dead"] = proxies[0]
+    assert_found(nw.find_invariances(net, [torch.randn(8, 4)]))
+
+
+def test_data_and_optimizers_among_the_attributes_are_left_alone() -> None:
+    class Data(torch.utils.data.Dataset[Any]):
+        def __init__(self) -> None:
+            self.tensor = torch.zeros(3)
+
+        def __getitem__(self, index: int) -> Tensor:
+            self.tensor.add_(1)
+            return self.tensor
+
+    data = Data()
+    net: Any = Normed(lambda x: x + 0 * data[0].sum(), data=data)
+    net.optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    assert_found(nw.find_invariances(net, [torch.randn(8, 4)]))
+    assert data.tensor.any()  # it was the data set itself
+    assert net.optimizer.param_groups[0]["params"][0] is net.a.weight
+
+
 class Merging(nn.Linear):
     """A low-rank adapter that eval() adds to the weight and train() takes out again, as loralib's."""
 
@@ -194,6 +286,35 @@ def test_a_model_whose_train_method_writes_weights_and_flags() -> None:
     assert torch.equal(net(x), outputs)
     assert layer.merged
     assert not layer.up.requires_grad
+
+
+class Switches(nn.Module):
+    """train() and eval() change a buffer, a list and a helper object in place; forward reads them."""
+
+    factor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 6, bias=False), nn.Linear(6, 3)
+        self.register_buffer("factor", torch.ones(()))
+        self.list, self.helper = [1.0], types.SimpleNamespace(on=1.0)
+
+    def train(self, mode: bool = True) -> Switches:
+        super().train(mode)
+        self.factor.fill_(float(mode))
+        self.list[0] = self.helper.on = float(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        on = self.factor * self.list[0] * self.helper.on
+        return self.head(on * F.relu(self.a(x)))  # type: ignore[no-any-return]
+
+
+def test_what_a_train_method_writes_besides_attributes_is_used_and_given_back() -> None:
+    net = Switches().eval()
+    inv = nw.find_invariances(net, [torch.randn(8, 4)])
+    assert inv.joint == [{"a.weight": 1, "head.weight": -1}]
+    assert (float(net.factor), net.list, net.helper.on) == (0.0, [0.0], 0.0)
 
 
 def test_searches_in_threads_give_the_default_type_back() -> None:

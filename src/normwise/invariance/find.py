@@ -55,8 +55,8 @@ BALANCED_SEEDS = range(8, 12)  # points with balanced weights, if the signal die
 NUDGE, NUDGED_COTANGENTS = 1e-4, 2
 SCALES_WITH_VALUES = 100.0  # an effect grows with the change of values at least so much more than rounding
 OWN_SEED = 12  # the model's own values
-# Points at which to look for branches that the model takes rarely, and the number of such points to use.
-RARE_SEEDS, MOST_RARE = range(16, 64), 4
+# Points at which to look for branches that the model takes rarely, and how many of them a parameter needs.
+RARE_SEEDS, POINTS_OF_RARE = range(16, 64), 2
 _NEARBY = 2**-6  # of a doubling: a change of 1 %
 _CHECK_SEEDS = (0, 1)
 # The default type and the random state belong to the process.
@@ -270,20 +270,25 @@ class _Search:
 
     def _add_rare_passes(self, passes: EpsPasses, outside: dict[int, str]) -> None:
         """Add backward passes under draws at which parameters without a gradient so far get one."""
-        invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
         mode = ProbeMode(keep_branches=False, every_draw=True)
-        used: list[int] = []
-        for seed in RARE_SEEDS if invisible else ():
+        invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
+        found = dict.fromkeys(invisible, 0)
+        largest = max(float(row.squares.max()) for row in passes.shrunk if row.has_squares)
+        last = None
+        for seed in RARE_SEEDS:
+            wanted = {k for k, count in found.items() if count < POINTS_OF_RARE}
+            if not wanted:
+                break
             self._probe.mode = mode
-            (row,) = scale_gradients(self._probe, seed, 1, None, only=invisible)
-            if row.squares.any():
+            (row,) = scale_gradients(self._probe, seed, 1, None, only=wanted)
+            seen = {k for k in wanted if row.squares[k] > self._thresholds.silent**2 * largest}
+            if seen:
                 self._check.modes[seed] = mode
                 self._add_passes(passes, seed, outside)
-                used.append(seed)
-            if len(used) == MOST_RARE:
-                break
-        if used:
-            self._add_passes(passes, used[-1], None)
+                last = seed
+                found.update({k: found[k] + 1 for k in seen})
+        if last is not None:
+            self._add_passes(passes, last, None)
         self._probe.mode = ProbeMode()
 
     def _add_passes(self, passes: EpsPasses, seed: int, outside: dict[int, str] | None) -> None:

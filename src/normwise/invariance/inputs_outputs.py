@@ -139,14 +139,18 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
             return type(tree)(items)
         except TypeError:  # some subclasses cannot be built from their items; a list or tuple serves as well
             return items if isinstance(tree, list) else tuple(items)
+    if isinstance(tree, Mapping):
+        mapped = {key: map_tensors(item, function) for key, item in tree.items()}
+        # An output of transformers is both. Some mapping classes (a tokenizer's batch) cannot be built from
+        # a dict; a dict serves as well.
+        return type(tree)(**mapped) if dataclasses.is_dataclass(tree) else mapped
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         changed = copy.copy(tree)
         for field in dataclasses.fields(tree):
-            object.__setattr__(changed, field.name, map_tensors(getattr(tree, field.name), function))
+            if hasattr(tree, field.name):
+                item = map_tensors(getattr(tree, field.name), function)
+                object.__setattr__(changed, field.name, item)
         return changed
-    if isinstance(tree, Mapping):
-        # Some mapping classes (a tokenizer's batch) cannot be built from a dict; a dict serves as well.
-        return {key: map_tensors(item, function) for key, item in tree.items()}
     return tree
 
 

@@ -466,6 +466,8 @@ def _layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, bool]:
 
 def _balance(values: Tensor, *, is_bias: bool) -> None:
     """Make biases positive, and scale weights to a gain of one, with a mean that keeps ReLUs alive."""
+    if not values.numel():
+        return
     if is_bias:
         values.abs_()
         return

@@ -26,7 +26,13 @@ from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from normwise.invariance.inputs_outputs import converted, is_probed
-from normwise.invariance.model_state import ModelState, all_identical, may_hold_tensors
+from normwise.invariance.model_state import (
+    LARGEST_TENSOR,
+    ModelState,
+    all_identical,
+    is_module,
+    may_hold_tensors,
+)
 from normwise.norms import wide_dtype
 
 __all__ = ["CHUNK", "NarrowStorage", "StandIns"]
@@ -76,15 +82,18 @@ class StandIns:
         self._dtype = dtype
         self._without_gradient: set[int] = set()
         self._by_id = {id(p): q for p, q in zip(self.originals, self.parameters, strict=True)}
-        self._snapshot = [
-            (m, attributes) for m, attributes in self._state.attributes if isinstance(m, nn.Module)
-        ]
-        self._after_training_mode: list[dict[str, Any]] = [{} for _ in self._snapshot]
-        self._with_tensors = [
-            {key: value for key, value in attributes.items() if may_hold_tensors(value)}
-            for _, attributes in self._state.attributes
-        ]
+        self._by_id |= {id(q): q for q in self.parameters}
+        self._use(self._state)
         self._installed = True
+
+    def _use(self, source: ModelState) -> None:
+        """Let later installations begin with this state of the model."""
+        self._source = source
+        self._modules = [(m, a["_parameters"]) for m, a in source.attributes if is_module(m)]
+        self._with_tensors = [
+            (holder, {key: value for key, value in attributes.items() if may_hold_tensors(value)})
+            for holder, attributes in source.attributes
+        ]
 
     def widen(self) -> None:
         """Store all stand-ins in the type that the modules see; nothing is widened at reads any more."""
@@ -103,24 +112,26 @@ class StandIns:
         if self._installed:
             self.restore()
         self._installed = True
-        self._state.uncache()
-        self._state.seed(seed)
+        if self._source is not self._state:
+            self._source.restore()
+        self._state.uncache(lambda tensor: converted(tensor.detach().clone(), self._dtype))
+        self._source.seed(seed)
         self.narrow.forget()
         for stand_in in self.parameters:
             stand_in.requires_grad_(id(stand_in) not in self._without_gradient)
         clones: dict[int, Any] = {}
-        for (holder, _), with_tensors in zip(self._state.attributes, self._with_tensors, strict=True):
+        for holder, with_tensors in self._with_tensors:
             for key, value in with_tensors.items():
-                holder.__dict__[key] = self._replaced(value, clones)
+                if is_module(holder) or _size(value) <= LARGEST_TENSOR:
+                    holder.__dict__[key] = self._replaced(value, clones)
         wraps = bool(self.narrow) and not as_stored
-        narrow_parameters = {id(a["_parameters"]) for _, a in self._snapshot} if wraps else set()
-        for container in self._state.containers:
+        narrow_parameters = {id(parameters) for _, parameters in self._modules} if wraps else set()
+        for container in self._source.containers:
             if container.takes_stand_ins and id(container.object) not in narrow_parameters:
                 container.replace(lambda item: self._replaced(item, clones))
-        for (module, attributes), after in zip(self._snapshot, self._after_training_mode, strict=True):
-            module.__dict__.update(after)
+        for module, own in self._modules:
             if wraps:
-                replaced = {name: self._replaced(p, clones) for name, p in attributes["_parameters"].items()}
+                replaced = {name: self._replaced(p, clones) for name, p in own.items()}
                 self._install_narrow(module, _NarrowParameters(replaced, self.narrow))
             if isinstance(module, nn.RNNBase):
                 module.__dict__["dropout"] = 0.0  # its dropout runs inside one native function
@@ -136,23 +147,15 @@ class StandIns:
     def train(self, model: nn.Module) -> None:
         """Switch to training mode by ``model.train()``, for every later :meth:`install`.
 
-        A model's own ``train`` may write weights (an adapter that it had merged) and attributes. It writes
-        stand-ins, and the attributes are written again at each installation.
+        A model's own ``train`` may write weights (an adapter that it had merged), buffers and attributes. It
+        writes stand-ins and clones, and later installations begin with the state that it leaves.
         """
         with torch.no_grad():
             for original, stand_in in zip(self.originals, self.parameters, strict=True):
                 stand_in.copy_(original)
         self.install(as_stored=True)
-        before = [dict(module.__dict__) for module, _ in self._snapshot]
         model.train()
-        self._after_training_mode = [
-            {
-                key: value
-                for key, value in module.__dict__.items()
-                if not may_hold_tensors(value) and (key not in earlier or earlier[key] is not value)
-            }
-            for (module, _), earlier in zip(self._snapshot, before, strict=True)
-        ]
+        self._use(ModelState(model))
         self.restore()
 
     def without_gradients(self, indices: Iterable[int]) -> None:
@@ -168,12 +171,14 @@ class StandIns:
 
     def _replaced(self, value: Any, clones: dict[int, Any]) -> Any:
         """Return the stand-in of a parameter, a clone of another tensor or array, or the value itself."""
+        if not may_hold_tensors(value):
+            return value
         if type(value) is tuple:
             items = tuple(self._replaced(item, clones) for item in value)
             return value if all_identical(items, value) else items
         if id(value) in self._by_id:
             return self._by_id[id(value)]
-        if not may_hold_tensors(value) or isinstance(value, tuple):
+        if isinstance(value, tuple):
             return value
         if isinstance(value, Tensor) and value.grad_fn is not None:
             return value
@@ -195,16 +200,22 @@ class StandIns:
 def _tensors_outside(state: ModelState) -> set[int]:
     """Return the ids of tensors that are held outside ``_parameters``; an LSTM lists its weights."""
     parameters = {id(attributes.get("_parameters")) for _, attributes in state.attributes}
-    held = [value for _, attributes in state.attributes for value in attributes.values()]
-    for container in state.containers:
+    held = [
+        value for holder, attributes in state.attributes if is_module(holder) for value in attributes.values()
+    ]
+    for container in state.containers[: state.of_modules]:
         if id(container.object) not in parameters:
             held += container.contents
     return {
         id(item)
         for value in held
         for item in (value if type(value) is tuple else (value,))
-        if isinstance(item, Tensor)
+        if issubclass(type(item), Tensor)
     }
+
+
+def _size(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else getattr(value, "size", 0)
 
 
 def _why_unprobed(parameter: Tensor) -> str:

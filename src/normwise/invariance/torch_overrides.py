@@ -21,7 +21,7 @@ __all__ = ["TorchOverrides"]
 
 # A larger constant is part of the function, not a guard against division by zero.
 _LARGEST_EPS = 1e-2
-# A larger tensor (a mask, positions) is no constant.
+# A larger tensor (a mask, positions) is no constant, nor is one of several values above the usual eps.
 _LARGEST_CONSTANT = 4096
 # A constant above this is usually no eps, so that results are checked at its real value.
 _USUAL_EPS = 1e-4
@@ -67,6 +67,7 @@ _ADDITIONS = {
     torch.hypot,
     Tensor.hypot,
 }
+_IN_PLACE = {Tensor.add_, Tensor.__iadd__, Tensor.clamp_, Tensor.clamp_min_}
 _DROPOUTS = {
     F.dropout,
     F.dropout1d,
@@ -182,7 +183,8 @@ class TorchOverrides(TorchFunctionMode):
         if func in _EPS_ARGUMENT:
             args, named = self._with_shrunk_eps(func, args, named)
         elif func in _ADDITIONS and _has_gradient((*args, *named.values())):
-            args = tuple(self._shrink(a) for a in args)
+            kept = 1 if func in _IN_PLACE else 0  # the tensor that is written
+            args = (*args[:kept], *(self._shrink(a) for a in args[kept:]))
             named = {k: v if k == "alpha" else self._shrink(v) for k, v in named.items()}
         elif func in _DROPOUT_ARGUMENT:
             args, named = _with_argument(func, args, named, _DROPOUT_ARGUMENT[func], 0.0)
@@ -220,10 +222,10 @@ class TorchOverrides(TorchFunctionMode):
         if isinstance(argument, Tensor):
             if argument.requires_grad or not argument.is_floating_point() or not argument.numel():
                 return argument
-            if argument.numel() > _LARGEST_CONSTANT:
+            if argument.layout != torch.strided or argument.is_nested or argument.numel() > _LARGEST_CONSTANT:
                 return argument
             low, high = (float(bound) for bound in argument.aminmax())
-            if low != high:
+            if low != high or (argument.numel() > 1 and high > _USUAL_EPS):
                 return argument
         elif isinstance(argument, (float, np.floating)):
             high = float(argument)
