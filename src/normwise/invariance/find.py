@@ -56,7 +56,7 @@ NUDGE, NUDGED_COTANGENTS = 1e-4, 2
 SCALES_WITH_VALUES = 100.0  # an effect grows with the change of values at least so much more than rounding
 OWN_SEED = 12  # the model's own values
 # Points at which to look for branches that the model takes rarely, and how many of them a parameter needs.
-RARE_SEEDS, POINTS_OF_RARE = range(16, 64), 2
+RARE_SEEDS, FEW_RARE, POINTS_OF_RARE = range(16, 64), 16, 2
 _NEARBY = 2**-6  # of a doubling: a change of 1 %
 _CHECK_SEEDS = (0, 1)
 # The default type and the random state belong to the process.
@@ -236,7 +236,9 @@ class _Search:
         ):
             self._add_passes_in(ProbeMode(keep_branches=False), DRAWN_SEEDS, passes, outside)
         if self._probe.draws_single_numbers:
-            self._add_rare_passes(passes, outside)
+            self._add_rare_passes(passes, outside, RARE_SEEDS)
+        elif self._probe.fixes_draws:  # one number per sample, say: each point has many
+            self._add_rare_passes(passes, outside, RARE_SEEDS[:FEW_RARE])
         if passes.faint(self._thresholds):
             self._probe.nudge = NUDGE
             invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
@@ -268,14 +270,14 @@ class _Search:
         self._add_passes(passes, seed, None)
         self._probe.mode = ProbeMode()
 
-    def _add_rare_passes(self, passes: EpsPasses, outside: dict[int, str]) -> None:
+    def _add_rare_passes(self, passes: EpsPasses, outside: dict[int, str], seeds: range) -> None:
         """Add backward passes under draws at which parameters without a gradient so far get one."""
         mode = ProbeMode(keep_branches=False, every_draw=True)
         invisible = {int(k) for k in np.flatnonzero(~passes.visible(self._thresholds))}
         found = dict.fromkeys(invisible, 0)
         largest = max(float(row.squares.max()) for row in passes.shrunk if row.has_squares)
         last = None
-        for seed in RARE_SEEDS:
+        for seed in seeds:
             wanted = {k for k, count in found.items() if count < POINTS_OF_RARE}
             if not wanted:
                 break

@@ -37,6 +37,7 @@ _WITHOUT_GROWTH = 8  # backward passes without a higher rank, after which the ra
 _COTANGENTS, _FEW_COTANGENTS = 8, 2  # backward passes that share a forward pass
 _LEAST_BATCHED, _MOST_BATCHED = 16, 64  # the same where many are needed and they are batched
 _BATCHED_VALUES = 1 << 26  # batched gradients have at most so many values
+_FAINT_PART = 1e-6  # a part with a smaller share of its parameter's √Σ(wg)² has no visible effect
 _SAME = 1e-6  # sums that are equal up to rounding
 _FIRST_SEED, _FAR_SEED = 16, 1 << 20  # the verdicts use lower seeds
 _MOST_REFUTATIONS = 3  # how often more passes are added because rescaling has refuted a symmetry
@@ -69,8 +70,8 @@ class _Column:
         divisors = np.linalg.norm(np.stack(record.wholes), axis=1).clip(np.finfo(float).tiny)
         squares = record.squares((self.index, self.part.dim), divisors)
         of_part = float(self._of_part(squares).sum())
-        if of_part <= thresholds.silent**2 * float(squares.sum()):
-            return False
+        if of_part <= max(_FAINT_PART, thresholds.silent) ** 2 * float(squares.sum()):
+            return False  # a nearly dead channel, say: its rounding errors would blur all symmetries
         size = np.mean((record.sums_of(self.part) / divisors) ** 2)
         return bool(size > thresholds.invariant**2 * of_part)
 
