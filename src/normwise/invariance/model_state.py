@@ -38,7 +38,6 @@ _MOST_HELPERS = 1000
 # In helper objects, larger containers and tensors are data.
 _LARGEST_CONTAINER = 10_000
 LARGEST_TENSOR = 1 << 20
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class ModelState:
@@ -151,6 +150,8 @@ class ModelState:
             The helper objects, unless the walk goes into them.
         """
         helpers: list[Any] = []
+        # Not at the top of the file: numpy imports numpy.random when it is used.
+        generators = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
         while waiting:
             value = waiting.pop()
             cls = type(value)  # not isinstance: proxies may claim another class, or raise
@@ -167,7 +168,7 @@ class ModelState:
                 container = Container(value)
                 self.containers.append(container)
                 waiting += container.contents
-            elif issubclass(cls, _GENERATORS):
+            elif issubclass(cls, generators):
                 self._seen.add(id(value))
                 self._generators.append((value, _state_of(value)))
             elif len(self.attributes) < _MOST_HELPERS and _is_own(cls) and _attributes(value) is not None:
