@@ -193,30 +193,18 @@ _text(
     num_local_experts=4,
     num_experts_per_tok=2,
 )
-_text(
-    "KimiLinearForCausalLM",
-    **_CAUSAL | _LATENT | {"num_key_value_heads": 4},
-    layer_types=_HYBRID,
-    mlp_layer_types=["dense", "sparse"],
-    linear_head_dim=8,
-    linear_num_heads=4,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=24,
-)
-_text(
-    "BailingHybridForCausalLM",
-    **_CAUSAL | _LATENT | {"num_key_value_heads": 4},
-    layer_types=_HYBRID,
-    mlp_layer_types=["dense", "sparse"],
-    head_dim=8,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=24,
-    n_group=2,
-    topk_group=1,
-    num_mtp_layers=0,
-)
+_LATENT_EXPERTS: dict[str, Any] = {
+    **_CAUSAL,
+    **_LATENT,
+    "num_key_value_heads": 4,
+    "layer_types": _HYBRID,
+    "mlp_layer_types": ["dense", "sparse"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
+_text("KimiLinearForCausalLM", **_LATENT_EXPERTS, linear_head_dim=8, linear_num_heads=4)
+_text("BailingHybridForCausalLM", **_LATENT_EXPERTS, head_dim=8, n_group=2, topk_group=1, num_mtp_layers=0)
 _text("OlmoHybridForCausalLM", **_CAUSAL, layer_types=_HYBRID, linear_key_head_dim=8)
 _text(
     "RwkvForCausalLM",

@@ -161,6 +161,16 @@ def test_random_generators_of_the_model(kind: str) -> None:
     assert state() == before
 
 
+def test_helper_objects_of_models_with_many_modules() -> None:
+    """Their number is limited, that of modules is not."""
+    table = Table()
+    net: Any = Normed(lambda x: x + table(len(x)), table=table)
+    x = torch.randn(8, 4)
+    net.idle = nn.ModuleList(nn.Identity() for _ in range(1100))
+    assert_found(nw.find_invariances(net, [x]))
+    assert table.table is None
+
+
 def test_random_generators_differ_from_one_another() -> None:
     """With equal seeds their difference would be zero, and its weight without effect."""
 

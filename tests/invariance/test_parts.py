@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import normwise as nw
 from normwise.invariance import joint, parameter_of
 from normwise.invariance.parts import Part, UnitRecord
 from normwise.invariance.scale_gradients import ScaleGradients, UnitSums
+from normwise.invariance.verdicts import Thresholds
 
 D, HEADS, SIZE = 8, 2, 4
 
@@ -431,3 +434,16 @@ def test_sums_of_columns_are_those_of_the_record_and_residuals_those_of_their_de
     squares = np.array([[c.squares_of(row) for c in columns] for row in rows])
     expected = np.sqrt(np.mean((sums @ exponents) ** 2) / np.mean(squares @ exponents**2))
     assert joint._residuals([exponents], columns, rows) == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize(("share", "visible"), [(1e-8, False), (1e-5, True)])
+def test_a_nearly_dead_channel_is_no_column_of_its_own(share: float, visible: bool) -> None:
+    """Its sums are next to rounding errors, and blur the exponents of every other symmetry."""
+    rng, part = np.random.default_rng(0), Part(0, 0, 1, 2, period=4, size=4)
+    sums = rng.normal(size=(8, 4)) * np.array([1.0, share, 1.0, 1.0])
+    record: Any = SimpleNamespace(
+        wholes=[np.ones(1)] * 8,
+        squares=lambda place, divisors: (sums**2).mean(0),
+        sums_of=lambda part: sums[:, 1],
+    )
+    assert joint._Column(0, part).has_own_scale(record, Thresholds.of(torch.float64)) is visible

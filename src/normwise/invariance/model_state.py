@@ -57,6 +57,7 @@ class ModelState:
         self.containers: list[Container] = []
         self._generators: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
+        self._helpers = 0
         for module in model.modules():
             self._add_holder(module)
         helpers = self._walk([value for _, attributes in self.attributes for value in attributes.values()])
@@ -97,7 +98,7 @@ class ModelState:
         ]
 
     def uncache(self, convert: Callable[[Tensor], Tensor]) -> None:
-        """Keep what cached functions (``functools.lru_cache``) return from staying in their caches.
+        """Keep the tensors of a probe out of the caches of functions (``functools.lru_cache``).
 
         Args:
             convert: Applied to the tensors that they return.
@@ -171,8 +172,9 @@ class ModelState:
             elif issubclass(cls, generators):
                 self._seen.add(id(value))
                 self._generators.append((value, _state_of(value)))
-            elif len(self.attributes) < _MOST_HELPERS and _is_own(cls) and _attributes(value) is not None:
+            elif self._helpers < _MOST_HELPERS and _is_own(cls) and _attributes(value) is not None:
                 if into_helpers:
+                    self._helpers += 1
                     waiting += self._add_holder(value)
                 else:
                     helpers.append(value)
@@ -290,7 +292,7 @@ def is_module(value: Any) -> bool:
 
 
 def may_hold_tensors(value: Any) -> bool:
-    """Return whether ``value`` is changed in place, or holds what is: a tensor, an array, or a tuple."""
+    """Return whether ``value`` can be changed in place, or holds what can: a tensor, an array, or a tuple."""
     return issubclass(type(value), (Tensor, tuple, np.ndarray, bytearray))
 
 
