@@ -198,4 +198,7 @@ def test_a_dry_run_adds_up_by_claim_and_writes_nothing(
     assert set(found["claims"]) == {"under-fitting", "initialization", "shrink", "what-to-decay", "no-tuning"}
     assert found["claims"]["under-fitting"]["runs"] == 12
     assert found["runs"] < sum(claim["runs"] for claim in found["claims"].values())  # they share runs
+    assert command(monkeypatch, "what-to-decay", "--budget", "large", "--dry-run") == 0
+    of_text = json.loads(capsys.readouterr().out)  # no network of images
+    assert of_text["steps"] > of_text["runs"] > 0
     assert list(tmp_path.iterdir()) == []

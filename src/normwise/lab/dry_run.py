@@ -14,7 +14,7 @@ from normwise.lab.data.catalog import load_images
 from normwise.lab.data.image_folder import ImageFolder
 from normwise.lab.reproduce import check_request
 from normwise.lab.runs.devices import Execution
-from normwise.lab.runs.estimate import estimate, text_seconds
+from normwise.lab.runs.estimate import estimate
 from normwise.lab.runs.network import NetworkRun
 from normwise.lab.runs.text import TextRun
 
@@ -46,8 +46,8 @@ def dry_run(
         announce: See above.
 
     Returns:
-        runs, steps and seconds_per_step of the image networks, hours on one core (or the device) one run
-        after the other, and memory_gib of a run; and claims, the runs and hours of each by itself.
+        runs, steps, the mean seconds_per_step, hours on one core (or the device) one run after the other, and
+        memory_gib of the largest run; and claims, the runs and hours of each by itself.
 
     Raises:
         ValueError: As for ``reproduce``, or the budget is of small networks.
@@ -64,21 +64,17 @@ def dry_run(
     claims = {claim.id: all_runs([claim(spent)]) for claim in named}
     every = list({run.identity: run for runs in claims.values() for run in runs}.values())
     announce(f"measuring a few steps for {len(every)} runs")
-    networks = [run for run in every if isinstance(run, NetworkRun)]
-    texts = [run for run in every if isinstance(run, TextRun)]
+    sized = [run for run in every if isinstance(run, NetworkRun | TextRun)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the runs will have
     try:
-        measured = estimate(networks, Execution(device))
-        text = text_seconds(texts[0], Execution(device)) if texts else 0.0
+        measured = estimate(sized, Execution(device))
     finally:
         torch.set_num_threads(threads)
-    seconds = measured.by_run | dict.fromkeys((run.identity for run in texts), text)
     return measured.as_dict() | {
-        "runs": len(every),
-        "hours": _hours(seconds.values()),
+        "hours": _hours(measured.by_run.values()),
         "claims": {
-            claim: {"runs": len(runs), "hours": _hours(seconds[run.identity] for run in runs)}
+            claim: {"runs": len(runs), "hours": _hours(measured.by_run[run.identity] for run in runs)}
             for claim, runs in claims.items()
         },
     }

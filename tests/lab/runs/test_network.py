@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lab.small import text
 from tests.lab.small_images import put_folder
 
 import normwise as nw
@@ -24,6 +25,7 @@ from normwise.lab.runs.estimate import estimate
 from normwise.lab.runs.feeds import MemoryFeed, feed
 from normwise.lab.runs.memory import footprint
 from normwise.lab.runs.network import NetworkRun
+from normwise.lab.runs.text import TextRun
 
 pytest.importorskip("lightning")
 CPU = Execution(device="cpu")
@@ -382,6 +384,10 @@ def test_the_footprint_counts_what_a_forward_pass_saves() -> None:
     # the input (10 numbers) and the output of the ReLU (20)
     assert found.per_image == pytest.approx(1.3 * 4 * 30)
     assert footprint(layer, (1, 1, 10), precision="bf16").per_image == pytest.approx(1.3 * 2 * 30)
+    with torch.device("meta"):
+        words = torch.nn.Sequential(torch.nn.Embedding(7, 5), torch.nn.ReLU())
+    # the indices (11 of 8 bytes) and the output of the ReLU (55 numbers)
+    assert footprint(words, (11,), dtype=torch.long).per_image == pytest.approx(1.3 * (8 * 11 + 4 * 55))
 
 
 def test_memory_of_linux_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,3 +417,25 @@ def test_an_estimate_adds_up_and_measures_each_kind_once(monkeypatch: pytest.Mon
     assert found.steps == 2 * 3 * (64 // 16) + 2 * (1437 // 16)
     assert found.seconds > found.steps * found.seconds_per_step > 0
     assert set(found.as_dict()) == {"runs", "steps", "seconds_per_step", "hours", "memory_gib"}
+
+
+def test_an_estimate_holds_the_language_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = text(length=50, measured=30)
+    other = replace(run, seed=1, length=70, scaled="stream", decayed="invariant")
+    runs = [run, other, replace(run, width=64)]
+    lengths = list[int]()
+    original = TextRun.run_in
+
+    def spy(self: TextRun, *args: Any) -> Metrics:
+        lengths.append(self.length)
+        return original(self, *args)
+
+    monkeypatch.setattr(TextRun, "run_in", spy)
+    found = estimate([*runs, run], CPU, measured_steps=2)
+    assert lengths == [1, 1, 3] * 2  # once for each kind
+    assert (found.runs, found.steps) == (3, 50 + 70 + 50)
+    assert found.seconds == pytest.approx(sum(found.by_run.values()))
+    assert found.memory > estimate([run], CPU, measured_steps=1).memory > 0  # of the wider network
+
+    both = estimate([run, small(fingerprint="")], CPU, measured_steps=1)
+    assert both.steps == 50 + 2 * (64 // 16)

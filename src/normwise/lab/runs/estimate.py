@@ -15,12 +15,14 @@ from normwise.lab.data.datasets import Dataset
 from normwise.lab.data.image_folder import ImageFolder
 from normwise.lab.runs.devices import DEFAULT, Execution, device_named
 from normwise.lab.runs.feeds import Feed, MemoryFeed
+from normwise.lab.runs.memory import footprint
 from normwise.lab.runs.network import Footing, NetworkRun
 from normwise.lab.runs.text import TextRun
 
-__all__ = ["Estimate", "estimate", "text_seconds"]
+__all__ = ["Estimate", "estimate"]
 
 _METRICS = 1.2  # a step of the language model with its share of metrics, in steps
+_CHARACTERS = 100  # of a text, roughly; the memory hardly depends on it
 
 # channels, height and width, classes, training images, test images
 _SIZES = {
@@ -63,6 +65,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class _Cost:
+    """What one run takes, with ``training`` and ``rest`` (evaluation and metrics) in seconds."""
+
+    steps: int
+    training: float
+    rest: float
+    memory: float
+
+
+@dataclass(frozen=True)
 class _Measured:
     step: float
     evaluation: float  # of one batch
@@ -71,16 +83,22 @@ class _Measured:
     test_size: int
 
 
+@dataclass(frozen=True)
+class _MeasuredText:
+    step: float
+    memory: float
+
+
 def estimate(
-    runs: Iterable[NetworkRun],
+    runs: Iterable[NetworkRun | TextRun],
     execution: Execution = DEFAULT,
     *,
     measured_steps: int = 3,
 ) -> Estimate:
-    """Measure a few steps of each kind of run on random images, and add up.
+    """Measure a few steps of each kind of run, on random images or on the text, and add up.
 
-    Runs that differ in seed, rule, coefficients, rates or length only are of one kind. No data set is needed,
-    except the folder of an "imagefolder"; the time to decode its pictures is not counted.
+    Runs that differ in seed, rule, coefficients, rates or length only are of one kind. No data set of images
+    is needed, except the folder of an "imagefolder"; the time to decode its pictures is not counted.
 
     Args:
         runs: The runs; duplicates count once.
@@ -95,56 +113,98 @@ def estimate(
         >>> estimate([run, replace(run, seed=1)], Execution(device="cpu"), measured_steps=1).steps
         1780
     """
-    measured: dict[NetworkRun, _Measured] = {}
-    steps, training, memory = 0, 0.0, 0.0
-    seconds: dict[str, float] = {}
-    distinct = list({run.identity: run for run in runs}.values())
-    for run in distinct:
-        run.check()
-        kind = replace(
-            run,
-            seed=0,
-            rule="none",
-            lr=0.01,
-            init_scale=1.0,
-            coefficient=0.0,
-            fingerprint="",
-            train_size=0,
-            validation_size=0,
-            epochs=1,
-            evaluate_every=1,
-            drops=(),
-            schedule="cosine",
-        )
-        if kind not in measured:
-            measured[kind] = _measured(kind, execution, measured_steps)
-        found = measured[kind]
-        train_size = run.train_size or found.train_size - run.validation_size
-        own = run.steps(train_size)
-        held_out = run.validation_size or found.test_size
-        evaluated = held_out * -(-run.epochs // run.evaluate_every) + min(train_size, 10_000)
-        evaluated += found.test_size if run.validation_size else 0
-        steps += own
-        seconds[run.identity] = own * found.step + evaluated / run.batch_size * found.evaluation
-        memory = max(memory, found.memory)
-        training += own * found.step
-    every = sum(seconds.values())
-    return Estimate(len(distinct), steps, every, training / max(1, steps), memory, seconds)
+    networks: dict[NetworkRun, _Measured] = {}
+    texts: dict[str, _MeasuredText] = {}
+    costs: dict[str, _Cost] = {}
+    for run in {run.identity: run for run in runs}.values():
+        if isinstance(run, NetworkRun):
+            run.check()
+            kind = _kind_of_network(run)
+            if kind not in networks:
+                networks[kind] = _measured(kind, execution, measured_steps)
+            costs[run.identity] = _network_cost(run, networks[kind])
+        else:
+            text = _kind_of_text(run)
+            if text.identity not in texts:
+                texts[text.identity] = _measured_text(text, execution, measured_steps)
+            costs[run.identity] = _text_cost(run, texts[text.identity])
+    return _sum(costs)
 
 
-def text_seconds(run: TextRun, execution: Execution, measured_steps: int = 3) -> float:
-    """Return the seconds of a run of the language model, from a few steps without decay.
+def _sum(costs: dict[str, _Cost]) -> Estimate:
+    seconds = {identity: cost.training + cost.rest for identity, cost in costs.items()}
+    steps = sum(cost.steps for cost in costs.values())
+    training = sum(cost.training for cost in costs.values())
+    memory = max((cost.memory for cost in costs.values()), default=0.0)
+    return Estimate(len(costs), steps, sum(seconds.values()), training / max(1, steps), memory, seconds)
 
-    To each step comes a share for the metrics, and to the whole the evaluation at the end.
-    """
-    few = replace(run, rule=None, start="as is", decayed="nothing", warmup=1, measured=1)
+
+def _kind_of_network(run: NetworkRun) -> NetworkRun:
+    return replace(
+        run,
+        seed=0,
+        rule="none",
+        lr=0.01,
+        init_scale=1.0,
+        coefficient=0.0,
+        fingerprint="",
+        train_size=0,
+        validation_size=0,
+        epochs=1,
+        evaluate_every=1,
+        drops=(),
+        schedule="cosine",
+    )
+
+
+def _network_cost(run: NetworkRun, found: _Measured) -> _Cost:
+    train_size = run.train_size or found.train_size - run.validation_size
+    steps = run.steps(train_size)
+    held_out = run.validation_size or found.test_size
+    evaluated = held_out * -(-run.epochs // run.evaluate_every) + min(train_size, 10_000)
+    evaluated += found.test_size if run.validation_size else 0
+    rest = evaluated / run.batch_size * found.evaluation
+    return _Cost(steps, steps * found.step, rest, found.memory)
+
+
+def _kind_of_text(run: TextRun) -> TextRun:
+    """Return a run whose steps cost the same: without decay, and with one sequence to evaluate."""
+    return replace(
+        run,
+        seed=0,
+        rule=None,
+        start="as is",
+        decayed="nothing",
+        lr=1e-3,
+        scaled="",
+        init_scale=1.0,
+        frozen="",
+        length=1,
+        warmup=1,
+        measured=1,
+    )
+
+
+def _text_cost(run: TextRun, found: _MeasuredText) -> _Cost:
+    """Return the cost: each step has its share of the metrics, and the run an evaluation at its end."""
+    training = run.steps * found.step
+    rest = (_METRICS - 1.0) * training + 2 * run.measured / run.batch_size / 3 * found.step
+    return _Cost(run.steps, training, rest, found.memory)
+
+
+def _measured_text(run: TextRun, execution: Execution, measured_steps: int) -> _MeasuredText:
     device = device_named(execution.device)
     times = []
     for length in (1, 1, 1 + measured_steps):  # the first loads the text
-        replace(few, length=length).run_in(None, execution, lambda line: None)
+        replace(run, length=length).run_in(None, execution, lambda line: None)
         times.append(_now(device))
-    step = (times[2] - 2 * times[1] + times[0]) / measured_steps
-    return step * (run.length * _METRICS + 2 * run.measured / run.batch_size / 3)
+    step = max(0.0, times[2] - 2 * times[1] + times[0]) / measured_steps
+    if device.type == "cuda":
+        return _MeasuredText(step, float(torch.cuda.max_memory_allocated(device)))
+    with torch.device("meta"):
+        model = run.build(_CHARACTERS)
+    found = footprint(model, (run.context,), buffers=2, dtype=torch.long)
+    return _MeasuredText(step, found.bytes_for(run.batch_size))
 
 
 def _measured(run: NetworkRun, execution: Execution, measured_steps: int) -> _Measured:

@@ -18,7 +18,7 @@ class Footprint:
 
     Attributes:
         fixed: Of weights, gradients and the state of the optimizer.
-        per_image: Of what each image adds.
+        per_image: Of what each image, or sequence, adds.
     """
 
     fixed: float
@@ -41,15 +41,21 @@ class Footprint:
 
 
 def footprint(
-    network: nn.Module, shape: tuple[int, int, int], *, buffers: int = 1, precision: str = "float32"
+    network: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    buffers: int = 1,
+    precision: str = "float32",
+    dtype: torch.dtype = torch.float32,
 ) -> Footprint:
     """Estimate the memory of a training step.
 
     Args:
         network: The network on the device "meta", so that nothing is computed.
-        shape: Channels, height and width of an image.
+        shape: Channels, height and width of an image; or (length,) of a sequence.
         buffers: Tensors that the optimizer keeps for each parameter (SGD with momentum 1, Adam 2).
         precision: "float32" or "bf16".
+        dtype: Of the input: torch.long for a sequence of characters.
     """
     counted: dict[int, int] = {}
     keep: list[Tensor] = []
@@ -65,7 +71,7 @@ def footprint(
     for images in (2, 4):
         counted.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            network(torch.empty(images, *shape, device="meta"))
+            network(torch.empty(images, *shape, dtype=dtype, device="meta"))
         sizes.append(sum(size for key, size in counted.items() if key not in own))
     held = sum(p.nbytes for p in parameters)
     per_image = (sizes[1] - sizes[0]) / 2 * (0.5 if precision == "bf16" else 1.0)
