@@ -72,7 +72,6 @@ def dry_run(
     finally:
         torch.set_num_threads(threads)
     return measured.as_dict() | {
-        "hours": _hours(measured.by_run.values()),
         "claims": {
             claim: {"runs": len(runs), "hours": _hours(measured.by_run[run.identity] for run in runs)}
             for claim, runs in claims.items()
