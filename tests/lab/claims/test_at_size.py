@@ -208,6 +208,15 @@ def test_every_verdict_is_reached(
         assert {"mean", "low", "high"} <= at.keys()
 
 
+def test_the_answer_names_the_network_of_a_cell() -> None:
+    def make(run: NetworkRun) -> Summary:
+        worse = run.member == "weight_standardization" and run.rule != "none"
+        return _noisy(0.5 if worse else 0.8 if run.rule == "none" else 0.9, run)
+
+    answer = claim_of("under-fitting", LARGE).outcome(MadeUpRuns(make)).exhibits.answer
+    assert answer.endswith("least, by -30.0 [-30.0, -30.0] points, with weight standardisation, scale 1.")
+
+
 def test_one_network_decides_nothing_for_the_others() -> None:
     """In the paper's budget AWS must be ahead in every network."""
 

@@ -123,6 +123,7 @@ class UnderFitting(Claim):
     def show(self, runs: FinishedRuns, measured: Measured) -> Exhibits:
         """Show the cells of each member, and the lengths of training."""
         plots, tables = [], []
+        cells = measured.statistics["cells"]
         compared = COMPARED[self.budget.name]
         columns = ["norm", "lr", *(f"loss (nats), {arm}" for arm in compared)]
         columns += [*(f"accuracy, {arm}" for arm in compared)]
@@ -144,7 +145,7 @@ class UnderFitting(Claim):
                 for arm in (NONE, L2)
             ]
             rows: list[list[str | int]] = []
-            for cell in measured.statistics["cells"]:
+            for cell in cells:
                 if cell["member"] == member:
                     at = losses[cell["lr"], cell["norm"]]
                     rows.append(
@@ -167,11 +168,15 @@ class UnderFitting(Claim):
         far = self._cells(self.first)[CENTRE, 10.0]
         traced = {arm: replace(far[arm], seed=self.budget.seeds[0]) for arm in (NONE, L2)}
         return Exhibits(
-            answer(measured.statistics["cells"]),
+            answer(cells, [self._where(cell) for cell in cells]),
             plots,
             tables,
             traces=layer_curves(runs, traced, f"{family(self.first)}, from norm 10"),
         )
+
+    def _where(self, cell: dict[str, Any]) -> str:
+        member = f"with {family(cell['member'])} " if len(self.budget.members) > 1 else ""
+        return f"{member}at initial norm {cell['norm']:g} and learning rate {cell['lr']:g}"
 
     def _by_length(
         self, gains: dict[str, dict[str, Estimate]], lengths: dict[float, dict[tuple[str, int], list[float]]]
@@ -220,17 +225,19 @@ class UnderFitting(Claim):
         }
 
 
-def answer(cells: list[dict[str, Any]]) -> str:
-    """Return what was found in these cells, in a sentence."""
+def answer(cells: list[dict[str, Any]], where: list[str]) -> str:
+    """Return what was found in these cells, in a sentence.
+
+    Args:
+        cells: What was measured in each.
+        where: What tells each cell from the others, with its preposition.
+    """
     counts = Counter(cell["severe"] for cell in cells)
     text = f"Training accuracy is more than {SEVERE:g} points lower without decay than with L2 in "
     text += f"{counts[True]} of {len(cells)} cells (in {counts[None]} undecided)"
-    by_gain = sorted(cells, key=lambda cell: float(cell["L2_minus_none"].mean))
-    for words, cell in (("most", by_gain[-1]), ("least", by_gain[0])):
-        text += (
-            f"; {words}, by {cell['L2_minus_none']:.1f} points, at initial norm {cell['norm']:g} and "
-            f"learning rate {cell['lr']:g}"
-        )
+    by_gain = sorted(zip(cells, where, strict=True), key=lambda pair: float(pair[0]["L2_minus_none"].mean))
+    for words, (cell, place) in (("most", by_gain[-1]), ("least", by_gain[0])):
+        text += f"; {words}, by {cell['L2_minus_none']:.1f} points, {place}"
     return text + "."
 
 

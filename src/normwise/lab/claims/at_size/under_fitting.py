@@ -102,7 +102,9 @@ class UnderFittingAtSize(UnderFitting):
         gains = {name: cell["L2_minus_none"] for name, cell in zip(names, cells, strict=True)}
         title = "Training accuracy, L2 minus no decay"
         return Exhibits(
-            answer(cells), [dot_plot(title, "points", gains)], [Table("Accuracy (%)", columns, rows)]
+            answer(cells, [f"with {name}" for name in names]),
+            [dot_plot(title, "points", gains)],
+            [Table("Accuracy (%)", columns, rows)],
         )
 
     def _named(self) -> list[_Cell]:
