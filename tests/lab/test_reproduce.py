@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from tests.lab.small import budget
 from tests.pages import made_up_results
 
 from normwise.cli import _lines, main
+from normwise.lab.claims import claims_named
 from normwise.lab.claims.budget import Budget, seeds_from
+from normwise.lab.claims.finished_runs import StoredRuns
+from normwise.lab.engine.execution import HERE, Outcome
 from normwise.lab.engine.store import Store
-from normwise.lab.reproduce import rebuild_report, reproduce
+from normwise.lab.reproduce import execute_all, rebuild_report, reproduce
 
 
 @pytest.fixture
@@ -144,6 +149,29 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     resumed = reproduce(["effective-learning-rate"], out=stopped, data="digits")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert resumed["claims"] == reproduce(["effective-learning-rate"], out=whole, data="digits")["claims"]
+
+
+def test_the_time_left_of_a_resumed_job_is_that_of_the_runs_that_are_missing(tmp_path: Path) -> None:
+    claim = claims_named(["no-tuning"], "large")[0](Budget.of("large", "fashion-mnist", ""))
+    store = Store(tmp_path)
+    left: list[float] = []
+    summary = {"status": "finished", "seconds": 1.0, "validation_accuracy": 0.5}
+    workers = replace(HERE, task=lambda *_: Outcome([], dict(summary)))
+
+    def execute() -> None:
+        execute_all([claim], store, workers, lambda line: None, lambda done, total, time: left.append(time))
+
+    first = list({run.identity: run for run in claim.runs()}.values())
+    whole = first[-1]  # nothing is chosen by it
+    execute()
+    assert left[0] == pytest.approx(sum(run.cost for run in first) + claim.second_cost())
+    second = claim.second_runs(StoredRuns(store))
+    for lost in ([], [whole], [whole, second[0]]):
+        for run in lost:
+            shutil.rmtree(store.run_folder(run))
+        left.clear()
+        execute()
+        assert left[0] == pytest.approx(sum(run.cost for run in lost))
 
 
 @pytest.mark.thorough

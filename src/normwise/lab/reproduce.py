@@ -19,7 +19,7 @@ import normwise as nw
 from normwise.lab.claims import claims_named
 from normwise.lab.claims.budget import BUDGETS, SIZED, Budget
 from normwise.lab.claims.claim import Claim
-from normwise.lab.claims.finished_runs import FinishedRuns
+from normwise.lab.claims.finished_runs import FinishedRuns, StoredRuns
 from normwise.lab.data.catalog import CATALOG, is_known, load_images
 from normwise.lab.data.datasets import DATASETS
 from normwise.lab.engine.cluster import connected
@@ -187,7 +187,7 @@ def execute_all(
         classes: Number of classes of the images.
     """
     first: list[Run] = [run for claim in claims for run in claim.runs()]
-    forecast = Forecast(later=sum(claim.second_cost() for claim in claims))
+    forecast = Forecast(later=_later_cost(claims, first, store))
     runs = FinishedRuns(execute(first, store, workers, progress, announce, forecast), store, classes)
     forecast.later = 0.0
     second: list[Run] = [run for claim in claims for run in claim.second_runs(runs)]
@@ -196,6 +196,20 @@ def execute_all(
         summaries = execute([*first, *second], store, workers, progress, announce, forecast)
         runs = FinishedRuns(summaries, store, classes)
     return runs
+
+
+def _later_cost(claims: list[Claim], first: list[Run], store: Store) -> float:
+    """Return the cost of the second runs: where earlier calls have chosen them, of those that are missing."""
+    stored = StoredRuns(store)
+    cost, chosen = 0.0, dict[str, Run]()
+    for claim in claims:
+        try:
+            chosen |= {run.identity: run for run in claim.second_runs(stored)}
+        except KeyError:
+            cost += claim.second_cost()
+    for run in first:
+        chosen.pop(run.identity, None)
+    return cost + sum(run.cost for run in chosen.values() if run not in stored)
 
 
 def rebuild_report(results: Path, out: Path | None = None) -> Path:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from normwise.lab.claims.tuning import Choice, choose
 from normwise.lab.engine.run import Run
-from normwise.lab.engine.store import Store
+from normwise.lab.engine.store import MisfitError, Store
 
-__all__ = ["GUESSING_ACCURACY", "GUESSING_LOSS", "FinishedRuns", "over_seeds"]
+__all__ = ["GUESSING_ACCURACY", "GUESSING_LOSS", "FinishedRuns", "StoredRuns", "over_seeds"]
 
 K = TypeVar("K", bound=Hashable)
 Summary = dict[str, Any]
@@ -126,3 +126,30 @@ def _readable(reason: str) -> str:
     """
     reason = re.sub(r"param_groups\[(\d+)\]\['params'\]\[0\]", r"the weights of layer \1", reason)
     return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", reason)
+
+
+class StoredRuns(FinishedRuns):
+    """The runs that a store holds when they are looked up. A run that it does not hold is a KeyError."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__({}, store)
+
+    def __getitem__(self, settings: Run) -> Summary:
+        try:
+            summary = self._store.summary(settings)
+        except MisfitError:
+            summary = None
+        if summary is None:
+            raise KeyError(settings.identity)
+        return summary
+
+    def __contains__(self, settings: Run) -> bool:
+        try:
+            return bool(self[settings])
+        except KeyError:
+            return False
+
+    def metrics(self, settings: Run) -> list[dict[str, Any]]:
+        """As for finished runs."""
+        self[settings]  # not what is left of a run that did not finish
+        return super().metrics(settings)
