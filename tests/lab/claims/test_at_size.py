@@ -217,6 +217,30 @@ def test_the_answer_names_the_network_of_a_cell() -> None:
     assert answer.endswith("least, by -30.0 [-30.0, -30.0] points, with weight standardisation, scale 1.")
 
 
+def test_what_is_decayed_is_shown_at_the_one_learning_rate() -> None:
+    def make(run: TextRun) -> Summary:
+        loss = (2.0 if run.rule is None else 1.8) + 0.001 * (run.seed % 3)
+        return {"status": "finished", "step": 8, "test_loss": loss, "validation_loss": loss}
+
+    exhibits = claim_of("what-to-decay", LARGE).outcome(MadeUpRuns(make)).exhibits
+    plot = exhibits.plots[0]
+    assert plot.title.startswith("Test loss at the learning rate 0.003")
+    assert plot.categories is not None
+    assert dict(zip(plot.categories, plot.series[0].y, strict=True)) == pytest.approx(
+        {
+            "no decay": 2.001,
+            "L2 on all matrices": 1.801,
+            "AWS on all matrices": 1.801,
+            "L2 on what is invariant": 1.801,
+            "AWS on what is invariant": 1.801,
+        }
+    )
+    assert plot.reference == pytest.approx(2.001)
+    assert exhibits.answer.startswith(
+        "Decay on what is invariant lowers the test loss (nats) under L2 by +0.200"
+    )
+
+
 def test_one_network_decides_nothing_for_the_others() -> None:
     """In the paper's budget AWS must be ahead in every network."""
 

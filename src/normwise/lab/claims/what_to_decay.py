@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import normwise as nw
 from normwise.lab.claims.claim import Claim, Exhibits, Measured
 from normwise.lab.claims.conditions import Verdict, above, all_of, any_of, below, verdict_of
-from normwise.lab.claims.exhibits import Plot, Series, Table
+from normwise.lab.claims.exhibits import Plot, Series, Table, dot_plot
 from normwise.lab.claims.finished_runs import FinishedRuns, over_seeds
 from normwise.lab.claims.layer_curves import layer_curves
 from normwise.lab.claims.statistics import Estimate
@@ -343,6 +343,12 @@ def _scale_table(by_scale: dict[str, dict[str, ByScale]]) -> Table:
 
 
 def _loss_plot(losses: dict[tuple[Arm, float], TunedValues]) -> Plot:
+    y_label = "test loss (nats a character)"
+    rates = {lr for _, lr in losses}
+    if len(rates) == 1:
+        means = {str(arm): mean_of_tuned(values) for (arm, _), values in losses.items()}
+        title = f"Test loss at the learning rate {min(rates):g}: what is decayed, and by which rule"
+        return dot_plot(title, y_label, means, reference=float(means[str(UNDECAYED)].mean))
     curves: dict[Arm, dict[float, tuple[float, ...]]] = {}
     for (arm, lr), values in losses.items():
         curves.setdefault(arm, {})[lr] = values.chosen
@@ -352,7 +358,7 @@ def _loss_plot(losses: dict[tuple[Arm, float], TunedValues]) -> Plot:
         for arm, by_rate in curves.items()
     ]
     title = "Test loss by learning rate: what is decayed, and by which rule"
-    return Plot(title, "learning rate", "test loss (nats a character)", series, log_x=True)
+    return Plot(title, "learning rate", y_label, series, log_x=True)
 
 
 def _scale_plots(by_scale: dict[str, dict[str, ByScale]]) -> list[Plot]:
@@ -392,8 +398,10 @@ def _answer(gains: dict[str, dict[str, Estimate]], costs: dict[str, dict[str, Es
         f"{found['L2 − AWS']:+.3f} behind it) for {PARTS[part]}"
         for part, found in costs.items()
     )
+    one_rate = all(len(by_rate) == 2 for by_rate in gains.values())  # and the mean
+    decay = "Decay" if one_rate else "Averaged over learning rates, decay"
     return (
-        f"Averaged over learning rates, decay on what is invariant lowers the test loss (nats) {gained}. "
+        f"{decay} on what is invariant lowers the test loss (nats) {gained}. "
         f"An initial scale of 10,000 costs AWS {cost}."
     )
 
