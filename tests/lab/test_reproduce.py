@@ -152,26 +152,36 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
 
 
 def test_the_time_left_of_a_resumed_job_is_that_of_the_runs_that_are_missing(tmp_path: Path) -> None:
-    claim = claims_named(["no-tuning"], "large")[0](Budget.of("large", "fashion-mnist", ""))
+    budget = Budget.of("large", "fashion-mnist", "")
+    claims = [claim(budget) for claim in claims_named(["under-fitting", "no-tuning"], "large")]
     store = Store(tmp_path)
     left: list[float] = []
     summary = {"status": "finished", "seconds": 1.0, "validation_accuracy": 0.5}
     workers = replace(HERE, task=lambda *_: Outcome([], dict(summary)))
 
     def execute() -> None:
-        execute_all([claim], store, workers, lambda line: None, lambda done, total, time: left.append(time))
+        execute_all(claims, store, workers, lambda line: None, lambda done, total, time: left.append(time))
 
-    first = list({run.identity: run for run in claim.runs()}.values())
-    whole = first[-1]  # nothing is chosen by it
+    first = {run.identity: run for claim in claims for run in claim.runs()}
     execute()
-    assert left[0] == pytest.approx(sum(run.cost for run in first) + claim.second_cost())
-    second = claim.second_runs(StoredRuns(store))
-    for lost in ([], [whole], [whole, second[0]]):
+    later = sum(claim.second_cost() for claim in claims)
+    assert left[0] == pytest.approx(sum(run.cost for run in first.values()) + later)
+    second = {run.identity: run for claim in claims for run in claim.second_runs(StoredRuns(store))}
+    only_first = next(run for run in claims[0].runs() if run.identity not in second)  # and chooses nothing
+    only_second = next(run for identity, run in second.items() if identity not in first)
+    both = next(run for identity, run in second.items() if identity in first)
+    for lost in ([], [only_first], [only_second], [both], [only_first, only_second, both]):
         for run in lost:
             shutil.rmtree(store.run_folder(run))
         left.clear()
         execute()
         assert left[0] == pytest.approx(sum(run.cost for run in lost))
+
+
+@pytest.mark.parametrize("name", ["generalization", "shrink", "migration", "what-to-decay", "no-tuning"])
+def test_second_runs_need_the_first_ones(name: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        claims_named([name], "quick")[0](budget()).second_runs(StoredRuns(Store(tmp_path)))
 
 
 @pytest.mark.thorough

@@ -199,7 +199,7 @@ def execute_all(
 
 
 def _later_cost(claims: list[Claim], first: list[Run], store: Store) -> float:
-    """Return the cost of the second runs: where earlier calls have chosen them, of those that are missing."""
+    """Return the cost of the second runs; where the stored runs determine them, only missing ones count."""
     stored = StoredRuns(store)
     cost, chosen = 0.0, dict[str, Run]()
     for claim in claims:

@@ -16,6 +16,7 @@ from tests.lab.claims.made_up_runs import (
     outcome,
     rule_name,
 )
+from tests.lab.small import budget
 
 import normwise as nw
 from normwise.lab.claims import all_claims
@@ -240,6 +241,17 @@ def test_a_claim_is_judged_by_its_rule(
     claim: type[Claim], make: Callable[..., Summary], case: tuple[Any, ...], verdict: str
 ) -> None:
     assert outcome(claim, lambda run: make(run, *case)).verdict == verdict
+
+
+def test_the_answer_names_the_member_of_a_cell_where_there_are_several() -> None:
+    def make(run: Any) -> Summary:
+        worse = run.member == "plain" and run.init_scale == 10
+        return under_fitting(run, 0.8, 0.5 if worse else 0.8)
+
+    answer = UnderFitting(budget(("weight_norm", "plain"))).outcome(MadeUpRuns(make)).exhibits.answer
+    assert "; most, by 30.0 [30.0, 30.0] points, with plain at initial norm 10 and learning rate " in answer
+    alone = UnderFitting(budget()).outcome(MadeUpRuns(make)).exhibits.answer
+    assert "; most, by 0.0 [0.0, 0.0] points, at initial norm " in alone
 
 
 def test_the_rules_of_all_claims_are_tested() -> None:

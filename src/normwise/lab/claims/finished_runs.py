@@ -117,19 +117,11 @@ class FinishedRuns:
         return notes
 
 
-def _readable(reason: str) -> str:
-    """Return why a run ended, with layers for groups of parameters and with rounded numbers.
-
-    Example:
-        >>> _readable("param_groups[1]['params'][0]: 0.18691588773600612 is too large")
-        'the weights of layer 1: 0.1869 is too large'
-    """
-    reason = re.sub(r"param_groups\[(\d+)\]\['params'\]\[0\]", r"the weights of layer \1", reason)
-    return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", reason)
-
-
 class StoredRuns(FinishedRuns):
-    """The runs that a store holds when they are looked up. A run that it does not hold is a KeyError."""
+    """Finished runs that are read from a store one at a time, while others are still missing.
+
+    Looking up a run that the store does not hold raises KeyError.
+    """
 
     def __init__(self, store: Store) -> None:
         super().__init__({}, store)
@@ -150,6 +142,17 @@ class StoredRuns(FinishedRuns):
             return False
 
     def metrics(self, settings: Run) -> list[dict[str, Any]]:
-        """As for finished runs."""
-        self[settings]  # not what is left of a run that did not finish
+        """Return what a run logged, a dict for each logged step."""
+        self[settings]  # a KeyError if the run is missing
         return super().metrics(settings)
+
+
+def _readable(reason: str) -> str:
+    """Return why a run ended, with layers for groups of parameters and with rounded numbers.
+
+    Example:
+        >>> _readable("param_groups[1]['params'][0]: 0.18691588773600612 is too large")
+        'the weights of layer 1: 0.1869 is too large'
+    """
+    reason = re.sub(r"param_groups\[(\d+)\]\['params'\]\[0\]", r"the weights of layer \1", reason)
+    return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", reason)

@@ -398,8 +398,8 @@ def _answer(gains: dict[str, dict[str, Estimate]], costs: dict[str, dict[str, Es
         f"{found['L2 − AWS']:+.3f} behind it) for {PARTS[part]}"
         for part, found in costs.items()
     )
-    one_rate = all(len(by_rate) == 2 for by_rate in gains.values())  # and the mean
-    decay = "Decay" if one_rate else "Averaged over learning rates, decay"
+    rates = {rate for by_rate in gains.values() for rate in by_rate if rate != "mean"}
+    decay = "Decay" if len(rates) == 1 else "Averaged over learning rates, decay"
     return (
         f"{decay} on what is invariant lowers the test loss (nats) {gained}. "
         f"An initial scale of 10,000 costs AWS {cost}."
